@@ -1,0 +1,20 @@
+# make train: the main job on any machine. make test: the tests. Both make .venv on first use and keep it
+# as long as the requirements stay the same.
+PYTHON ?= python3
+
+.PHONY: train test
+train: .venv/installed
+	.venv/bin/python train.py configs/iranker.yaml
+
+test: .venv/installed-tests
+	.venv/bin/python -m pytest -q tests
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/installed-tests: .venv/installed tests/requirements.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	touch $@

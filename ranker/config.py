@@ -1,0 +1,246 @@
+"""Configuration: dataclasses <- YAML <- --section.key=value. The dataclass fields are the whole list of settings.
+
+Every value is cast by the type of its field or refused: PyYAML reads `1e-5` as a string and `no` as False, so a YAML
+type is never trusted. An unknown key, a wrong type or a value out of range ends with one line that names where it
+stands and the nearest valid key.
+"""
+
+import dataclasses
+import math
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from ranker.errors import UserError, nearest
+
+
+def setting(default, low=None, high=None, choices=None):
+    """A field with its valid range (inclusive) or its choices."""
+    metadata = {"low": low, "high": high, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Run:
+    dir: str = ""  # where the run lives; empty: runs/<name of the config file>
+    seed: int = 0
+    save_every: int = setting(20, low=1)  # steps between two checkpoints
+    keep: int = setting(2, low=1)  # newest checkpoints kept; `best` always stays
+
+
+@dataclass
+class Model:
+    name: str = "tiny"  # `tiny` (built in), a local folder, or a model hub name
+    quantize: str = setting("nf4", choices=("none", "nf4"))
+    device: str = setting("auto", choices=("auto", "cpu", "cuda"))
+    dtype: str = setting("auto", choices=("auto", "float32", "bfloat16"))  # compute; auto: bfloat16 on CUDA, else float32
+    attention: str = setting("auto", choices=("auto", "sdpa", "flash_attention_2"))  # for sampling; scoring is SDPA
+    max_prompt: int = setting(1400, low=32)  # tokens; longer prompts have their texts cut
+    gradient_checkpointing: bool = False
+
+
+@dataclass
+class Lora:
+    rank: int = setting(16, low=1)
+    alpha: float = setting(32.0, low=1e-6)
+    targets: str = "all-linear"  # as in PEFT: `all-linear`, or module names joined by commas
+
+
+@dataclass
+class Data:
+    train: str = "world"  # `world` (built in), or a JSON lines file
+    validation: str = "world"
+    test: str = "world"
+    tasks: list[str] = setting([])  # empty: all tasks of the data
+    seed: int = 0  # of the built-in world
+
+
+@dataclass
+class Ranker:
+    name: str = "elimination"  # a file in ranker/rankers/
+
+
+@dataclass
+class Rollout:
+    states: str = setting("sampled", choices=("sampled",))  # which pools are asked about in training
+    prompts_per_step: int = setting(16, low=1)
+    completions_per_prompt: int = setting(8, low=2)  # the group
+    temperature: float = setting(1.0, low=0.01, high=10.0)  # of sampling and scoring alike
+    max_new_tokens: int = setting(1024, low=1)
+
+
+@dataclass
+class Train:
+    objective: str = setting("grpo", choices=("grpo",))
+    steps: int = setting(100, low=1)
+    lr: float = setting(1e-5, low=0.0)
+    schedule: str = setting("constant", choices=("constant", "cosine"))
+    warmup: int = setting(0, low=0)  # steps
+    weight_decay: float = setting(0.0, low=0.0)
+    grad_clip: float = setting(1.0, low=0.0)
+    updates_per_rollout: int = setting(1, low=1)  # optimizer steps on one batch of completions
+    tokens_per_batch: int = setting(16384, low=16)  # tokens in one forward pass; groups are split to fit
+    advantage: str = setting("mean", choices=("mean", "std"))
+    min_spread: float = setting(1e-4, low=0.0)  # groups whose task reward spreads less teach nothing
+    clip_low: float = setting(0.2, low=0.0, high=1.0)
+    clip_high: float = setting(0.2, low=0.0)
+    kl: str = setting("k2", choices=("k2", "k3"))
+    beta: float = setting(0.0, low=0.0)  # weight of the KL to the reference; 0 skips the reference pass
+
+
+@dataclass
+class Eval:
+    every: int = setting(20, low=1)  # steps between two validations
+    queries: int = setting(10, low=1)  # validation queries per task
+    test_queries: int = setting(50, low=1)  # per task, in evaluate.py
+    batch: int = setting(512, low=1)  # asks decoded at once
+    relevance_level: float = setting(0.0, low=0.0)  # MRR and Hit count relevance >= this; 0: the query's best grade
+
+
+@dataclass
+class Config:
+    run: Run = field(default_factory=Run)
+    model: Model = field(default_factory=Model)
+    lora: Lora = field(default_factory=Lora)
+    data: Data = field(default_factory=Data)
+    ranker: Ranker = field(default_factory=Ranker)
+    rollout: Rollout = field(default_factory=Rollout)
+    reward: dict = field(default_factory=lambda: {"top1_hit": {"weight": 1.0}})  # file in rewards/ -> weight, options
+    train: Train = field(default_factory=Train)
+    eval: Eval = field(default_factory=Eval)
+
+
+def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
+    """The config of a YAML file with `section.key=value` overrides. Raises UserError."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: {error.strerror}{nearest(path.stem, near) if near else ''}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not YAML: {error}") from None
+    config = build(raw, str(path))
+    for text in overrides:
+        override(config, text)
+    config.run.dir = config.run.dir or f"runs/{path.stem}"
+    check(config, str(path))
+    return config
+
+
+def build(raw: object, where: str) -> Config:
+    """A Config from nested dicts, every value cast. `where` names the source in errors."""
+    if raw is not None and not isinstance(raw, dict):
+        raise UserError(f"{where}: expected sections (run, model, ...), got {type(raw).__name__}")
+    config = Config()
+    for section, values in (raw or {}).items():
+        _section(section, where)
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: section '{section}' must hold keys, got {values!r}")
+        if section == "reward":
+            config.reward = values
+        else:
+            for key, value in values.items():
+                _set(config, section, key, value, where)
+    return config
+
+
+def override(config: Config, text: str) -> None:
+    """Apply one `--section.key=value` (leading dashes optional) to `config`."""
+    name, equals, value = text.lstrip("-").partition("=")
+    parts = name.split(".")
+    if not equals or len(parts) < 2:
+        raise UserError(f"'{text}' is no setting: write --section.key=value, for example --train.lr=1e-4")
+    _section(parts[0], "command line")
+    try:
+        value = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        raise UserError(f"command line: cannot read the value of '{text}'") from None
+    if parts[0] != "reward":
+        return _set(config, parts[0], ".".join(parts[1:]), value, "command line")
+    if len(parts) == 2:
+        config.reward[parts[1]] = value
+    elif len(parts) == 3:
+        entry = config.reward.get(parts[1])
+        config.reward[parts[1]] = (entry if isinstance(entry, dict) else {}) | {parts[2]: value}
+    else:
+        raise UserError(f"command line: '{name}' has too many parts: write --reward.NAME.option=value")
+
+
+def _section(name: str, where: str) -> None:
+    sections = [f.name for f in dataclasses.fields(Config)]
+    if name not in sections:
+        raise UserError(f"{where}: unknown section '{name}'{nearest(str(name), sections)}")
+
+
+def _set(config: Config, section: str, key: str, value: object, where: str) -> None:
+    target = getattr(config, section)
+    known = {f.name: f for f in dataclasses.fields(target)}
+    if key not in known:
+        raise UserError(f"{where}: unknown key '{section}.{key}'{nearest(str(key), known)}")
+    hint = typing.get_type_hints(type(target))[key]
+    setattr(target, key, cast(value, hint, known[key].metadata, f"{where}: {section}.{key}"))
+
+
+def cast(value: object, hint: type, limits: typing.Mapping, where: str):
+    """`value` as type `hint` within `limits` (low, high, choices), or UserError."""
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{where} must be true or false, got {value!r}")
+    elif hint is str:
+        if not isinstance(value, str):
+            raise UserError(f"{where} must be text, got {value!r} (quote it)")
+    elif typing.get_origin(hint) is list:
+        value = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise UserError(f"{where} must be a list of names, got {value!r}")
+    else:  # int or float
+        number = value
+        if isinstance(value, str):  # PyYAML leaves `1e-5` a string
+            try:
+                number = float(value)
+            except ValueError:
+                number = None
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise UserError(f"{where} must be a number, got {value!r}")
+        if hint is int and number != int(number):
+            raise UserError(f"{where} must be a whole number, got {value!r}")
+        value = hint(number)
+        low, high = limits.get("low"), limits.get("high")
+        if (low is not None and value < low) or (high is not None and value > high):
+            bounds = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise UserError(f"{where} must be {bounds}, got {value}")
+    choices = limits.get("choices")
+    if choices and value not in choices:
+        raise UserError(f"{where} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
+    return value
+
+
+def check(config: Config, where: str) -> None:
+    """What no single field can know. Rewards check their own names and options when they are loaded."""
+    if config.train.warmup >= config.train.steps and config.train.warmup:
+        raise UserError(f"{where}: train.warmup ({config.train.warmup}) must be below train.steps ({config.train.steps})")
+    folder = Path(__file__).parent / "rankers"
+    known = [p.stem for p in folder.glob("*.py") if p.stem != "__init__"]
+    if config.ranker.name not in known:
+        raise UserError(f"{where}: unknown ranker.name '{config.ranker.name}'{nearest(config.ranker.name, known)}")
+
+
+def as_dict(config: Config) -> dict:
+    return dataclasses.asdict(config)
+
+
+def as_yaml(config: Config) -> str:
+    return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def differences(a: dict, b: dict) -> list[str]:
+    """`section.key` names on which two resolved configs differ."""
+    flat = lambda d, prefix="": {k: v for key, value in d.items() for k, v in (  # noqa: E731
+        flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}).items()}
+    x, y = flat(a), flat(b)
+    return sorted(key for key in x.keys() | y.keys() if x.get(key) != y.get(key))

@@ -1,0 +1,199 @@
+"""The nouns (Query, Candidate, Ask, Answer, Completion, Group), and queries as JSON lines.
+
+One line of a data file is one query:
+
+    {"id": "q1", "task": "rank", "context": "warm and waterproof",
+     "candidates": [{"id": "a", "text": "wool hat"}, {"id": "b", "text": "rain coat"}], "relevance": [0, 1]}
+
+`context` is a string, or a list of strings for a history (oldest first). `relevance` runs parallel to `candidates`;
+it may be graded or real-valued, and negative values are refused because nDCG has no meaning for them.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ranker.errors import UserError, nearest
+from ranker.files import write_text
+
+FIELDS = ("id", "task", "context", "candidates", "relevance")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to rank for. `relevance[i]` belongs to `candidates[i]`; ids are the keys everywhere, texts never are."""
+
+    id: str
+    task: str
+    context: str | tuple[str, ...]
+    candidates: tuple[Candidate, ...]
+    relevance: tuple[float, ...]
+
+    @cached_property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(candidate.id for candidate in self.candidates)
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        return {candidate.id: candidate.text for candidate in self.candidates}
+
+    @cached_property
+    def rel(self) -> dict[str, float]:
+        return dict(zip(self.ids, self.relevance))
+
+    @cached_property
+    def positives(self) -> tuple[str, ...]:
+        """The candidates of the highest relevance; ties are all positives."""
+        best = max(self.relevance)
+        return tuple(c for c in self.ids if self.rel[c] == best)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One call of the language model: a decision about the pool of candidate ids, in the order shown.
+
+    The identifier `[k]` in the prompt and in the answer is the candidate `pool[k - 1]`.
+    """
+
+    query: Query
+    pool: tuple[str, ...]
+    decision: str
+
+
+STATUSES = ("ok", "missing_answer", "not_a_candidate", "repetition", "missing_ids", "truncated")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a completion decided. `value` holds candidate ids (for `score`, one whole number), best first.
+
+    Only an `ok` answer may be acted on; in a failed one `value` is what could be read.
+    """
+
+    status: str
+    value: tuple = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+
+@dataclass
+class Completion:
+    """One sampled completion. `ids` end with the stop token where there is one; `logprobs` are the sampler's."""
+
+    ids: list[int]
+    logprobs: list[float]
+    text: str
+    finished: bool  # stopped by itself rather than by the token limit
+    answer: Answer
+
+
+@dataclass
+class Group:
+    """The completions of one ask."""
+
+    ask: Ask
+    prompt: list[int]
+    completions: list[Completion]
+
+
+def parse_query(record: object, where: str) -> Query:
+    """A Query from one decoded JSON line. Raises UserError naming `where` for every defect."""
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected a JSON object, got {type(record).__name__}")
+    for field in FIELDS:
+        if field not in record:
+            raise UserError(f"{where}: missing field '{field}'")
+    for field in record:
+        if field not in FIELDS:
+            raise UserError(f"{where}: unknown field '{field}'{nearest(field, FIELDS)}")
+    for field in ("id", "task"):
+        if not isinstance(record[field], str) or not record[field].strip():
+            raise UserError(f"{where}: '{field}' must be a non-empty string")
+    context = record["context"]
+    if isinstance(context, list) and all(isinstance(item, str) for item in context):
+        context = tuple(context)
+    elif not isinstance(context, str):
+        raise UserError(f"{where}: 'context' must be a string or a list of strings")
+    candidates = _parse_candidates(record["candidates"], where)
+    return Query(record["id"], record["task"], context, candidates,
+                 _parse_relevance(record["relevance"], len(candidates), where))
+
+
+def _parse_candidates(raw: object, where: str) -> tuple[Candidate, ...]:
+    if not isinstance(raw, list):
+        raise UserError(f"{where}: 'candidates' must be a list")
+    if len(raw) < 2:
+        raise UserError(f"{where}: {len(raw)} candidate(s), ranking needs at least two")
+    seen: set[str] = set()
+    for i, item in enumerate(raw):
+        if not (isinstance(item, dict) and isinstance(item.get("id"), str) and isinstance(item.get("text"), str)):
+            raise UserError(f"{where}: candidate {i + 1} must be {{\"id\": string, \"text\": string}}")
+        if not item["id"] or item["id"].split() != [item["id"]]:
+            raise UserError(f"{where}: candidate {i + 1} has the id {item['id']!r}; ids are non-empty without spaces")
+        if item["id"] in seen:
+            raise UserError(f"{where}: candidate id '{item['id']}' stands twice")
+        seen.add(item["id"])
+    return tuple(Candidate(item["id"], item["text"]) for item in raw)
+
+
+def _parse_relevance(raw: object, count: int, where: str) -> tuple[float, ...]:
+    if not isinstance(raw, list) or not all(type(value) in (int, float) for value in raw):
+        raise UserError(f"{where}: 'relevance' must be a list of numbers")
+    if len(raw) != count:
+        raise UserError(f"{where}: {len(raw)} relevance values for {count} candidates")
+    if any(not math.isfinite(value) or value < 0 for value in raw):
+        raise UserError(f"{where}: relevance must be finite and not negative")
+    if max(raw) <= 0:
+        raise UserError(f"{where}: no positive candidate (all relevance is 0)")
+    return tuple(float(value) for value in raw)
+
+
+def read_queries(path: str | Path) -> list[Query]:
+    """All queries of a JSON lines file. Raises UserError with file and line for the first defect."""
+    path = Path(path)
+    queries, first_line = [], {}
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
+        query = parse_query(record, where)
+        if query.id in first_line:
+            raise UserError(f"{where}: query id '{query.id}' stood in line {first_line[query.id]} already")
+        first_line[query.id] = number
+        queries.append(query)
+    if not queries:
+        raise UserError(f"{path}: no queries in the file")
+    return queries
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+
+
+def write_queries(path: str | Path, queries: Iterable[Query]) -> None:
+    """Write queries as JSON lines, whole or not at all."""
+    write_text(path, "".join(json.dumps({
+        "id": q.id, "task": q.task, "context": q.context if isinstance(q.context, str) else list(q.context),
+        "candidates": [{"id": c.id, "text": c.text} for c in q.candidates], "relevance": list(q.relevance),
+    }, ensure_ascii=False) + "\n" for q in queries))

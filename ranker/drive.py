@@ -1,0 +1,90 @@
+"""The driver: steps the rankers of all queries in lockstep and answers every outstanding ask in one batch.
+
+A ranker is a generator: it yields an ask or a list of asks, receives an answer or a list of them, and returns the
+ranking. What stands behind the driver is any function from a list of asks to a list of completions: the policy, or
+a scripted one (`llms.py`).
+"""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+
+from ranker.data import Ask, Completion, Query
+
+
+@dataclass
+class Ranking:
+    """A query's final order (candidate ids, best first) and what it cost."""
+
+    query: Query
+    order: list[str] = field(default_factory=list)
+    calls: int = 0
+    failed: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0  # its share of the batches it took part in
+    statuses: Counter = field(default_factory=Counter)
+
+    @property
+    def gains(self) -> list[float]:
+        return [self.query.rel[c] for c in self.order]
+
+
+Model = Callable[[Sequence[Ask]], Sequence[tuple[int, Completion]]]
+"""Asks -> (number of prompt tokens, completion) for each."""
+
+
+def load_ranker(name: str) -> ModuleType:
+    return import_module(f"ranker.rankers.{name}")
+
+
+def run(ranker: ModuleType, queries: Sequence[Query], model: Model, seed: int = 0,
+        on_ask: Callable[[Ask, int, Completion], None] | None = None,
+        progress: Callable[[int], None] | None = None) -> list[Ranking]:
+    """Rank every query. `on_ask` sees each finished ask (with its round), `progress` the number of finished asks.
+
+    Random choices of a ranker depend on (seed, query id) alone, not on the order or number of queries.
+    """
+    rankings = [Ranking(query) for query in queries]
+    generators = [ranker.rank(q, random.Random(f"{seed}/{q.id}")) for q in queries]
+    pending: dict[int, Ask | list[Ask]] = {}
+
+    def step(i: int, answers) -> None:
+        try:
+            pending[i] = generators[i].send(answers)
+        except StopIteration as stop:
+            pending.pop(i, None)
+            rankings[i].order = list(stop.value)
+            if sorted(stop.value) != sorted(rankings[i].query.ids):
+                raise AssertionError(f"{ranker.__name__} did not return a permutation for query {rankings[i].query.id}")
+
+    for i in range(len(queries)):
+        step(i, None)
+    rounds = 0
+    while pending:
+        owners = [(i, ask) for i, asks in pending.items() for ask in (asks if isinstance(asks, list) else [asks])]
+        start = time.perf_counter()
+        results = model([ask for _, ask in owners])
+        share = (time.perf_counter() - start) / len(owners)
+        answers: dict[int, list] = {}
+        for (i, ask), (prompt_tokens, completion) in zip(owners, results, strict=True):
+            ranking, status = rankings[i], completion.answer.status
+            ranking.calls += 1
+            ranking.failed += status != "ok"
+            ranking.statuses[status] += 1
+            ranking.prompt_tokens += prompt_tokens
+            ranking.completion_tokens += len(completion.ids)
+            ranking.seconds += share
+            answers.setdefault(i, []).append(completion.answer)
+            if on_ask:
+                on_ask(ask, rounds, completion)
+        for i, given in answers.items():
+            step(i, given if isinstance(pending[i], list) else given[0])
+        rounds += 1
+        if progress:
+            progress(len(owners))
+    return rankings

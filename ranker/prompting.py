@@ -1,0 +1,150 @@
+"""Query + pool + decision -> prompt token ids. The one place where untrusted text meets a prompt.
+
+Contexts and candidates come from users and the web. Before they are set into a template they lose every power to
+speak for the system: control and invisible characters go, white space (line breaks too) becomes one space, `[3]`
+becomes `(3)`, think and answer tags and the tokenizer's control strings are broken. The finished prompt is then
+tokenized as a whole, as the chat template wants it.
+
+Constant text comes first and the pool last, so that asks about one query share a long prefix. A prompt over budget
+is never cut as a whole: the longest texts are shortened (middle first, since questions often end a context) until it
+fits, and the history drops its oldest items only if that is not enough.
+"""
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+from ranker.data import Ask, Query
+from ranker.errors import UserError, nearest
+
+FOLDER = Path(__file__).resolve().parent.parent / "prompts"
+DECISIONS = ("eliminate", "order", "pick", "score", "narrow")
+WORDING = ("scenario", "heading", "noun", "nouns", "criterion")
+
+_IDENTIFIER = re.compile(r"[\[［【]\s*(\d+|[A-Za-z])\s*[\]］】]")
+_TAG = re.compile(r"[<＜](?=\s*[/／]?\s*(?:think|answer)\b)", re.IGNORECASE)
+
+
+@cache
+def wordings() -> dict[str, dict[str, str]]:
+    """Task name -> its wording, from prompts/tasks.yaml. Raises UserError for a task without all fields."""
+    path = FOLDER / "tasks.yaml"
+    tasks = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, wording in tasks.items():
+        for key in WORDING:
+            if not isinstance(wording, dict) or not isinstance(wording.get(key), str):
+                raise UserError(f"{path}: task '{name}' has no text for '{key}'")
+    return tasks
+
+
+def wording(task: str) -> dict[str, str]:
+    if task not in wordings():
+        raise UserError(f"no wording for task '{task}' in prompts/tasks.yaml{nearest(task, wordings())};"
+                        " add an entry, or use the task name 'rank'")
+    return wordings()[task]
+
+
+@cache
+def template(name: str) -> str:
+    return (FOLDER / f"{name}.txt").read_text(encoding="utf-8").strip()
+
+
+def prompt_hash() -> str:
+    """A short hash over all prompt files: it stands in every checkpoint and is compared when one is evaluated."""
+    digest = hashlib.sha256()
+    for path in sorted(FOLDER.glob("*.*")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def harmless(text: str, control_strings: tuple[str, ...] = ()) -> str:
+    """`text` with nothing left in it that could pass for an identifier, a tag, a control token or a new line."""
+    text = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+    text = _IDENTIFIER.sub(r"(\1)", text)
+    text = _TAG.sub("(", text)
+    text = text.replace("<|", "(|").replace("|>", "|)")
+    for control in control_strings:  # longest first; a space after the first character keeps it from matching
+        while control in text:
+            text = text.replace(control, f"{control[0]} {control[1:]}" if len(control) > 1 else " ")
+    return " ".join(text.split())
+
+
+@dataclass
+class Prompter:
+    """Builds prompts for one tokenizer. `max_tokens` is the longest prompt it will make, chat template included."""
+
+    tokenizer: object
+    max_tokens: int = 1400
+    shortened: int = 0  # prompts whose texts had to be cut
+    control_strings: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self):
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        added |= set(self.tokenizer.all_special_tokens)
+        self.control_strings = tuple(sorted((t for t in added if t.strip()), key=len, reverse=True))
+
+    def messages(self, ask: Ask, text_tokens: int | None = None, history: int | None = None) -> list[dict[str, str]]:
+        """Chat messages for an ask, texts cut to `text_tokens` tokens and a history to its newest `history` items."""
+        if ask.decision not in DECISIONS:
+            raise ValueError(f"unknown decision {ask.decision!r}")
+        clean = lambda text: self._cut(harmless(text, self.control_strings), text_tokens)  # noqa: E731
+        query = ask.query
+        context = query.context
+        if isinstance(context, str):
+            context = clean(context)
+        else:
+            kept = context if history is None else context[len(context) - history:]
+            context = "\n".join(f"- {clean(item)}" for item in kept)
+        pool = "\n".join(f"[{k}] {clean(query.texts[c])}" for k, c in enumerate(ask.pool, 1))
+        fields = wording(query.task) | {"context": context, "pool": pool, "count": len(ask.pool),
+                                        "half": (len(ask.pool) + 1) // 2}
+        try:
+            user = template(ask.decision).format_map(fields)
+        except (KeyError, ValueError, IndexError) as error:
+            raise UserError(f"prompts/{ask.decision}.txt: unknown or broken field {error}"
+                            f" (known: {', '.join(sorted(fields))})") from None
+        return [{"role": "system", "content": template("system")}, {"role": "user", "content": user}]
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def encode(self, ask: Ask) -> list[int]:
+        """Token ids of the prompt, at most `max_tokens`. Raises UserError when the bare template does not fit."""
+        ids = self._ids(ask)
+        if len(ids) <= self.max_tokens:
+            return ids
+        self.shortened += 1
+        low, high = 4, len(ids)  # the largest cut per text that fits, by bisection
+        if len(self._ids(ask, low)) <= self.max_tokens:
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if len(self._ids(ask, middle)) <= self.max_tokens else (low, middle)
+            return self._ids(ask, low)
+        history = 0 if isinstance(ask.query.context, str) else len(ask.query.context)
+        while history > 0:
+            history -= 1
+            ids = self._ids(ask, low, history)
+            if len(ids) <= self.max_tokens:
+                return ids
+        raise UserError(f"query '{ask.query.id}': a prompt of {len(ask.pool)} candidates needs more than"
+                        f" model.max_prompt={self.max_tokens} tokens even with every text cut; raise it")
+
+    def _ids(self, ask: Ask, text_tokens: int | None = None, history: int | None = None) -> list[int]:
+        text = self.render(self.messages(ask, text_tokens, history))
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _cut(self, text: str, tokens: int | None) -> str:
+        if tokens is None:
+            return text
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) <= tokens:
+            return text
+        head, tail = ids[:tokens - tokens // 2], ids[len(ids) - tokens // 2:]
+        decode = self.tokenizer.decode
+        # Decoding half a token can bring control characters or identifiers back together: clean once more.
+        return harmless(f"{decode(head)} ... {decode(tail)}", self.control_strings)

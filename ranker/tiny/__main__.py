@@ -1,0 +1,132 @@
+"""Build the built-in policy from scratch: `python -m ranker.tiny [--out DIR] [--steps N] [--seed S] [--compile]`.
+
+A Qwen2 of about a million parameters learns the teacher's completions (`teacher.py`) on the built-in world's training
+split, all nine tasks and all five decisions mixed, with some examples of unworldly text (`plain.py`). Pools grow with
+training: copying and comparing are learned on short pools first, where a step costs a third. Prompt tokens carry no
+loss. Deterministic for one seed, machine and thread count; every example is made from its own seed.
+"""
+
+import argparse
+import logging
+import math
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from ranker import world
+from ranker.data import Ask
+from ranker.prompting import Prompter
+from ranker.tiny import plain, teacher, tokenizer as tiny_tokenizer
+
+VOCAB, HIDDEN, LAYERS, HEADS = 1536, 128, 4, 4
+TOKENS_PER_BATCH, BUCKET = 6144, 200  # tokens with padding; examples sorted by length before they are cut into batches
+PEAK_LR, WARMUP = 3e-3, 100
+PLAIN_SHARE = 0.05  # of the examples; their prompts are long, so it is about a tenth of the tokens
+FOLDER = Path(__file__).parent / "model"
+log = logging.getLogger(__name__)
+
+
+def draw_example(index: int, seed: int, size: int) -> tuple[Ask, str]:
+    """The `index`-th training example with a pool of at most `size`: (ask, completion)."""
+    rng = random.Random(f"{seed}/tiny/{index}")
+    decision = rng.choices(list(teacher.SHARES), weights=list(teacher.SHARES.values()))[0]
+    if rng.random() < PLAIN_SHARE:
+        query, reading = plain.draw(rng, size)
+    else:
+        query, reading = world.draw(rng.choice(list(world.TASKS)), "train", rng.randrange(10**9), seed)
+    return teacher.example(query, reading, decision, min(size, len(query.ids)), rng)
+
+
+def pool_size(progress: float, rng: random.Random) -> int:
+    """Pools of 2 to 5 in the first tenth of training, up to 10 until a quarter, then up to 20."""
+    return rng.randint(2, 5 if progress < 0.1 else 10 if progress < 0.25 else 20)
+
+
+def build_tokenizer(seed: int):
+    class NoControl:  # a stand-in for the tokenizer that does not exist yet
+        added_tokens_decoder, all_special_tokens = {}, []
+
+    prompter = Prompter(NoControl())
+    texts = []
+    for index in range(4000):
+        ask, completion = draw_example(index, seed, 2 + index % 19)
+        texts.append("\n".join(f"{m['role']}\n{m['content']}" for m in prompter.messages(ask)) + f"\nassistant\n{completion}")
+    return tiny_tokenizer.build(texts, VOCAB)
+
+
+def batches(prompter: Prompter, steps: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`steps` batches of examples of like length: ids and labels, [B, T] each, -100 where there is no loss."""
+    tokenizer, rng, index, made = prompter.tokenizer, random.Random(seed), 0, 0
+    while made < steps:
+        rows = []
+        for index in range(index, index + BUCKET):
+            ask, completion = draw_example(index, seed, pool_size(made / steps, rng))
+            target = tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+            rows.append((prompter.encode(ask), target))
+        index += 1
+        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+        cut = [[]]
+        for row in rows:
+            if (len(cut[-1]) + 1) * (len(row[0]) + len(row[1])) > TOKENS_PER_BATCH:
+                cut.append([])
+            cut[-1].append(row)
+        rng.shuffle(cut)
+        for batch in cut[:steps - made]:
+            width = max(len(p) + len(t) for p, t in batch)
+            ids = torch.zeros(len(batch), width, dtype=torch.long)
+            labels = torch.full_like(ids, -100)
+            for i, (p, t) in enumerate(batch):
+                ids[i, :len(p) + len(t)] = torch.tensor(p + t)
+                labels[i, len(p):len(p) + len(t)] = torch.tensor(t)
+            made += 1
+            yield ids, labels
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m ranker.tiny", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compile", action="store_true", help="a quarter faster; needs a C++ compiler")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.manual_seed(args.seed)
+    tokenizer = build_tokenizer(args.seed)
+    prompter = Prompter(tokenizer, max_tokens=4096)
+    model = Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=VOCAB, hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, tie_word_embeddings=True, max_position_embeddings=4096,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    log.info("%.2f million parameters", sum(p.numel() for p in model.parameters()) / 1e6)
+    trunk = torch.compile(model.model, dynamic=True) if args.compile else model.model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / WARMUP) * (
+        0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * s / args.steps))))
+    answer_token = tokenizer.convert_tokens_to_ids("<answer>")
+    bar = tqdm(batches(prompter, args.steps, args.seed), total=args.steps, unit="step", mininterval=5)
+    right = torch.zeros(4)  # tokens right, tokens, first answer tokens right, first answer tokens; since the last report
+    for step, (ids, labels) in enumerate(bar):
+        hidden = trunk(input_ids=ids).last_hidden_state[:, :-1]  # [B, T-1, H]
+        target = labels[:, 1:]
+        kept = target != -100
+        logits = model.lm_head(hidden[kept])  # [completion tokens, V]
+        loss = F.cross_entropy(logits, target[kept])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step(), schedule.step(), optimizer.zero_grad(set_to_none=True)
+        hit, first = logits.argmax(-1) == target[kept], (ids[:, :-1] == answer_token)[kept]
+        right += torch.tensor([hit.sum(), hit.numel(), hit[first].sum(), first.sum()])
+        if step % 50 == 49:
+            bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{right[0] / right[1]:.3f}", answer=f"{right[2] / right[3]:.3f}")
+            right.zero_()
+    model.half().save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+
+
+if __name__ == "__main__":
+    main()

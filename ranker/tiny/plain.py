@@ -1,0 +1,48 @@
+"""Texts the built-in world does not have: made-up words, long histories, years, any task's wording.
+
+A policy trained on the world's few hundred words alone falls silent on a user's data. These examples teach it the form
+on any text: name every candidate shown, then answer. What they call fitting is crude: words shared with the context.
+"""
+
+import random
+
+from ranker.data import Candidate, Query
+from ranker.prompting import wordings
+from ranker.world import Reading
+
+ONSETS = "b c d f g h j k l m n p r s t v w br ch cl cr dr fl fr gr ph pl pr qu sh sl sp st str th tr wh".split()
+VOWELS = "a e i o u ai ea ee ie oo ou y".split()
+CODAS = [""] * 12 + [*"n r s t l d m ck ng nd nt rd rn rs ss st tion ing er ed al ly ment".split()]
+FILLERS = "the of and a in to for with on is at from by it as how what which who".split()
+
+
+def word(rng: random.Random) -> str:
+    made = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.choice((1, 1, 2))))
+    return made.capitalize() if rng.random() < 0.4 else made
+
+
+def text(rng: random.Random, length: int, shared: list[str]) -> str:
+    """About `length` words with `shared` among them, at times a number in brackets at the end."""
+    words = [word(rng) if rng.random() < 0.75 else rng.choice(FILLERS) for _ in range(max(length - len(shared), 1))]
+    for item in shared:
+        words.insert(rng.randint(0, len(words)), item)
+    tail = rng.choice(("", "", "", "?", ".", f" ({rng.randint(1930, 2025)})", f": {word(rng)}", f", {rng.choice(FILLERS)}"))
+    return " ".join(words) + tail
+
+
+def draw(rng: random.Random, size: int) -> tuple[Query, Reading]:
+    """A query of `size` candidates in any task's wording; relevance is the number of words shared with the context."""
+    task = rng.choice(list(wordings()))
+    wanted = [word(rng) for _ in range(4)]
+    length = rng.choice((2, 3, 4, 5)) if size > 8 else rng.choice((2, 4, 8, 16))
+    if task.startswith("rec"):
+        context = tuple(text(rng, length, rng.sample(wanted, rng.choice((0, 1, 1)))) for _ in range(rng.randint(3, 20)))
+    else:
+        context = text(rng, rng.choice((6, 10, 20)), wanted)
+    shared = [2, *rng.choices((0, 1, 2), weights=(6, 3, 1), k=size - 1)]
+    rng.shuffle(shared)
+    texts = [text(rng, length, rng.sample(wanted, count)) for count in shared]
+    candidates = tuple(Candidate(f"c{i}", t) for i, t in enumerate(texts))
+    reading = Reading("shared words", ("text",) * size, tuple("-+"[s > 0] + "-+"[s > 1] for s in shared),
+                      tuple(map(float, shared)), tuple(float(s > 0) for s in shared))
+    return Query("plain", task, context, candidates, tuple(map(float, shared))), reading

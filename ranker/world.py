@@ -1,0 +1,199 @@
+"""The built-in world: nine small made-up tasks with the paper's names and pool sizes (arXiv 2506.21638, section 4).
+
+It exists so that training, evaluation and tests run with nothing to download. It is no benchmark. Every query wants
+two things, a primary and a secondary one, and every candidate offers something for both:
+
+    recommendation   the genre (primary) and mood (secondary) that dominate the history; one positive among 20
+    routing          skill at the query's topic and a low price, weighed by the objective; 10 models, graded utility
+    passages         what is asked (primary) about which place (secondary); one positive among 5, 7 or 9
+
+What is wanted is written in other words than what is offered (several surface words for each meaning), so matching
+words is not enough. A query depends only on (seed, task, split, index): train, validation and test never meet,
+and training queries never run out.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ranker.data import Candidate, Query
+
+TASKS = {  # name -> pool size
+    "rec-movie": 20, "rec-music": 20, "rec-game": 20,
+    "router-performance": 10, "router-balance": 10, "router-cost": 10,
+    "passage-5": 5, "passage-7": 7, "passage-9": 9,
+}
+SPLITS = ("train", "validation", "test")
+
+MOODS = {  # meaning -> surface words, the meaning itself among them
+    "gloomy": "gloomy bleak somber", "cheerful": "cheerful sunny merry", "tense": "tense gripping nervous",
+    "gentle": "gentle tender soft", "odd": "odd quirky strange", "epic": "epic grand sweeping",
+}
+GENRES = {
+    "rec-movie": {
+        "noir": "noir detective mobster", "western": "western cowboy frontier", "romance": "romance courtship wedding",
+        "horror": "horror haunted vampire", "space": "space rocket alien", "war": "war battlefield soldier",
+    },
+    "rec-music": {
+        "jazz": "jazz saxophone swing", "metal": "metal distortion thrash", "folk": "folk banjo ballad",
+        "techno": "techno synthesizer rave", "opera": "opera soprano aria", "reggae": "reggae dub ska",
+    },
+    "rec-game": {
+        "puzzle": "puzzle riddle tile", "racing": "racing kart rally", "farming": "farming harvest barn",
+        "fantasy": "fantasy dragon wizard", "shooter": "shooter sniper arena", "strategy": "strategy empire tactics",
+    },
+}
+TITLES = ("Silent Golden Broken Hidden Distant Burning Frozen Second Paper Crystal Scarlet Hollow".split(),
+          "Harbor Garden Mirror River Lantern Station Winter Letter Crown Island Window Road".split())
+TOPICS = {
+    "law": ("draft a lease for a small shop", "explain this clause of a contract", "may a tenant sublet a flat"),
+    "math": ("prove that this series converges", "solve the equation for x", "find the area under the curve"),
+    "code": ("fix the bug in this loop", "write a function that sorts a list", "why does my program crash"),
+    "poetry": ("compose a sonnet about rain", "find a rhyme for silver", "write a verse for a birthday"),
+    "medicine": ("what causes a dry cough", "compare two drugs for pain", "read this blood test"),
+    "history": ("who ruled after the great fire", "date the treaty of the two kings", "retell the siege"),
+}
+MODELS = "Atlas Borea Comet Delta Ember Falcon Gamma Helix Iris Juno Krill Lumen Mango Nova Orbit Pixel".split()
+UTILITY = {  # task -> (what full skill is worth, what the highest price costs)
+    "router-performance": (1.0, 0.0), "router-balance": (0.6, 0.4), "router-cost": (0.2, 0.8),
+}
+OBJECTIVE = {"router-performance": "quality", "router-balance": "value", "router-cost": "price"}
+PLACES = "Velm Orda Tarn Miro Quell Sandre Bruk Halden Ister Novar Pelt Rusk".split()
+ASPECTS = {  # meaning -> (how a question asks, how a passage says it)
+    "age": (("how old is the tower of", "in which year did they build"),
+            ("masons raised the keep long ago", "stones were laid seven centuries back", "its walls date from early times")),
+    "ruler": (("who governs", "which family is in power in"),
+              ("a duke holds the throne", "the council obeys a queen", "a prince wears the crown")),
+    "food": (("what do people eat in", "which dish is typical of"),
+             ("cooks serve smoked eel", "bakers sell plum bread", "kitchens boil barley soup")),
+    "weather": (("how warm is it in", "does it rain much in"),
+                ("storms arrive every autumn", "summers stay dry", "fog covers the hills")),
+    "trade": (("what is sold in the market of", "which goods leave"),
+              ("merchants ship wool", "caravans carry salt", "carts bring copper")),
+    "people": (("how many live in", "what is the population of"),
+               ("nine thousand souls dwell here", "few families remain", "settlers doubled in number")),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a careful reader knows of a world query; the built-in policy's teacher writes its traces from it.
+
+    `offers[i]` says what candidate i offers; `signs[i]` is one character for the secondary and one for the primary
+    wish (`-`, `=` or `+`); `fit[i]` orders candidates rightly; `half[i]` orders them by the secondary wish alone.
+    """
+
+    want: str
+    offers: tuple[str, ...]
+    signs: tuple[str, ...]
+    fit: tuple[float, ...]
+    half: tuple[float, ...]
+
+
+def query(task: str, split: str, index: int, seed: int = 0) -> Query:
+    """The `index`-th query of a split, always the same one for the same arguments."""
+    return draw(task, split, index, seed)[0]
+
+
+def queries(task: str, split: str, count: int, seed: int = 0) -> list[Query]:
+    return [query(task, split, index, seed) for index in range(count)]
+
+
+def stream(task: str, split: str, seed: int = 0, start: int = 0) -> Iterator[Query]:
+    """Queries without end, from index `start` on."""
+    while True:
+        yield query(task, split, start, seed)
+        start += 1
+
+
+def draw(task: str, split: str, index: int, seed: int = 0) -> tuple[Query, Reading]:
+    """A query together with its reading. Raises ValueError for an unknown task or split."""
+    if task not in TASKS or split not in SPLITS:
+        raise ValueError(f"no built-in task {task!r} with split {split!r}")
+    rng = random.Random(f"{seed}/{task}/{split}/{index}")
+    family = {"rec": _recommendation, "router": _routing, "passage": _passages}[task.split("-")[0]]
+    context, texts, relevance, reading = family(task, rng)
+    candidates = tuple(Candidate(f"c{i}", text) for i, text in enumerate(texts))
+    return Query(f"{task}.{split}.{index}", task, context, candidates, tuple(relevance)), reading
+
+
+def _word(meanings: dict[str, str], meaning: str, rng: random.Random) -> str:
+    return rng.choice(meanings[meaning].split())
+
+
+def _other(rng: random.Random, options, not_this):
+    return rng.choice([option for option in options if option != not_this])
+
+
+def _negatives(rng: random.Random, count: int, shares: dict[str, int]) -> list[str]:
+    return rng.choices(list(shares), weights=list(shares.values()), k=count)
+
+
+def _recommendation(task: str, rng: random.Random):
+    genres = GENRES[task]
+    genre, mood = rng.choice(list(genres)), rng.choice(list(MOODS))
+
+    def item(title: str, match: str) -> tuple[str, str]:
+        """(text, offer) of an item that matches the wanted (mood, genre) where `match` has a plus."""
+        m = mood if match[0] == "+" else _other(rng, MOODS, mood)
+        g = genre if match[1] == "+" else _other(rng, genres, genre)
+        return f"{_word(MOODS, m, rng)} {_word(genres, g, rng)}: {title}", f"{m} {g}"
+
+    size = TASKS[task]
+    titles = [f"{a} {b}" for a in TITLES[0] for b in TITLES[1]]
+    titles = rng.sample(titles, size + 5)
+    history = ["++", "++", "++", "-+", "+-"]
+    rng.shuffle(history)
+    # Half of the positives miss the mood: whoever looks at the mood alone throws them out.
+    positive = rng.choice(["++", "-+"])
+    shares = {"--": 5, "+-": 4, "-+": 1} if positive == "++" else {"--": 6, "+-": 4}
+    signs = [positive, *_negatives(rng, size - 1, shares)]
+    rng.shuffle(signs)
+    items = [item(title, match) for title, match in zip(titles, signs)]
+    relevance = [float(s == positive) for s in signs]
+    fit = [2.0 * (s[1] == "+") + (s[0] == "+") for s in signs]
+    reading = Reading(f"{mood} {genre}", tuple(offer for _, offer in items), tuple(signs), tuple(fit),
+                      tuple(float(s[0] == "+") for s in signs))
+    context = tuple(item(title, match)[0] for title, match in zip(titles[size:], history))
+    return context, [text for text, _ in items], relevance, reading
+
+
+def _routing(task: str, rng: random.Random):
+    topic = rng.choice(list(TOPICS))
+    skill_worth, price_worth = UTILITY[task]
+    texts, offers, signs, relevance, half = [], [], [], [], []
+    names = rng.sample(MODELS, TASKS[task])
+    levels = ["+", "="] + rng.choices("+=-", weights=(2, 3, 5), k=TASKS[task] - 2)
+    rng.shuffle(levels)
+    for name, level in zip(names, levels):
+        first, second = rng.sample([t for t in TOPICS if t != topic], 2)
+        first, second = (topic, second) if level == "+" else (first, topic) if level == "=" else (first, second)
+        price = rng.choice((1, 2, 3))
+        skill, thrift = {"+": 1.0, "=": 0.5, "-": 0.0}[level], (3 - price) / 2
+        texts.append(f"{first} first, then {second}, ${price}: {name}")
+        offers.append(f"{first} {second} ${price}")
+        relevance.append(round(skill_worth * skill + price_worth * thrift, 3))
+        # The objective says what is primary. A flat `price_worth` keeps every utility at or above zero.
+        by_price = {1: "+", 2: "=", 3: "-"}[price]
+        signs.append(level + by_price if task == "router-cost" else by_price + level)
+        half.append(skill if task == "router-cost" else thrift)
+    reading = Reading(f"{topic} {OBJECTIVE[task]}", tuple(offers), tuple(signs), tuple(relevance), tuple(half))
+    return rng.choice(TOPICS[topic]), texts, relevance, reading
+
+
+def _passages(task: str, rng: random.Random):
+    aspect, place = rng.choice(list(ASPECTS)), rng.choice(PLACES)
+    size = TASKS[task]
+    signs = ["++", *_negatives(rng, size - 1, {"+-": 6, "-+": 2, "--": 2})]
+    rng.shuffle(signs)
+    texts, offers = [], []
+    for match in signs:
+        p = place if match[0] == "+" else _other(rng, PLACES, place)
+        a = aspect if match[1] == "+" else _other(rng, ASPECTS, aspect)
+        texts.append(f"{p}: {rng.choice(ASPECTS[a][1])}")
+        offers.append(f"{p} {a}")
+    relevance = [float(s == "++") for s in signs]
+    fit = [2.0 * (s[1] == "+") + (s[0] == "+") for s in signs]
+    reading = Reading(f"{place} {aspect}", tuple(offers), tuple(signs), tuple(fit),
+                      tuple(float(s[0] == "+") for s in signs))
+    return f"{rng.choice(ASPECTS[aspect][0])} {place}", texts, relevance, reading
