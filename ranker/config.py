@@ -53,8 +53,8 @@ class Lora:
 @dataclass
 class Data:
     train: str = "world"  # `world` (built in), or a JSON lines file
-    validation: str = "world"
-    test: str = "world"
+    validation: str = ""  # a file; empty: held out from `train` by query
+    test: str = ""
     tasks: list[str] = setting([])  # empty: all tasks of the data
     seed: int = 0  # of the built-in world
 

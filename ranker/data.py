@@ -120,6 +120,8 @@ def parse_query(record: object, where: str) -> Query:
     for field in ("id", "task"):
         if not isinstance(record[field], str) or not record[field].strip():
             raise UserError(f"{where}: '{field}' must be a non-empty string")
+    if record["id"].split() != [record["id"]]:
+        raise UserError(f"{where}: the query id {record['id']!r} holds spaces, which TREC files cannot")
     context = record["context"]
     if isinstance(context, list) and all(isinstance(item, str) for item in context):
         context = tuple(context)

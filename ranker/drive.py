@@ -43,9 +43,8 @@ def load_ranker(name: str) -> ModuleType:
 
 
 def run(ranker: ModuleType, queries: Sequence[Query], model: Model, seed: int = 0,
-        on_ask: Callable[[Ask, int, Completion], None] | None = None,
-        progress: Callable[[int], None] | None = None) -> list[Ranking]:
-    """Rank every query. `on_ask` sees each finished ask (with its round), `progress` the number of finished asks.
+        on_ask: Callable[[Ask, int, Completion], None] | None = None) -> list[Ranking]:
+    """Rank every query. `on_ask` sees each finished ask with its round.
 
     Random choices of a ranker depend on (seed, query id) alone, not on the order or number of queries.
     """
@@ -85,6 +84,4 @@ def run(ranker: ModuleType, queries: Sequence[Query], model: Model, seed: int = 
         for i, given in answers.items():
             step(i, given if isinstance(pending[i], list) else given[0])
         rounds += 1
-        if progress:
-            progress(len(owners))
     return rankings

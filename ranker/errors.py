@@ -1,5 +1,6 @@
 """The two ways to end badly: a user's mistake (one line, exit 2) and a bug (a traceback, exit 1)."""
 
+import argparse
 import difflib
 import sys
 from collections.abc import Callable, Iterable
@@ -16,14 +17,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else f" (known: {', '.join(known)})"
 
 
-def exit_status(main: Callable[[], None]) -> int:
-    """Run `main`; 0, or 2 with one line on stderr for a UserError, or 130 for an interrupt. Bugs keep their traceback."""
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is a UserError, one line."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message):
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def exit_status(main: Callable[[], int | None]) -> int:
+    """Run `main`; what it returns, or 2 with one line on stderr for a UserError. Bugs keep their traceback."""
     try:
-        main()
+        return main() or 0
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    return 0

@@ -1,22 +1,27 @@
 """Texts the built-in world does not have: made-up words, long histories, years, any task's wording.
 
 A policy trained on the world's few hundred words alone falls silent on a user's data. These examples teach it the form
-on any text: name every candidate shown, then answer. What they call fitting is crude: words shared with the context.
+on any text: quote the first two words of every candidate shown, then answer. What they call fitting is crude: words
+shared with the context. Quoting also teaches copying, which the world's examples need, much sooner than they do.
 """
 
 import random
+import re
 
 from ranker.data import Candidate, Query
 from ranker.prompting import wordings
-from ranker.world import Reading
+from ranker.world import GENRES, MOODS, TITLES, Reading
 
 ONSETS = "b c d f g h j k l m n p r s t v w br ch cl cr dr fl fr gr ph pl pr qu sh sl sp st str th tr wh".split()
 VOWELS = "a e i o u ai ea ee ie oo ou y".split()
 CODAS = [""] * 12 + [*"n r s t l d m ck ng nd nt rd rn rs ss st tion ing er ed al ly ment".split()]
+KNOWN = [w for table in (MOODS, *GENRES.values()) for words in table.values() for w in words.split()] + [w for t in TITLES for w in t]
 FILLERS = "the of and a in to for with on is at from by it as how what which who".split()
 
 
 def word(rng: random.Random) -> str:
+    if rng.random() < 0.3:
+        return rng.choice(KNOWN)
     made = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.choice((1, 1, 2))))
     return made.capitalize() if rng.random() < 0.4 else made
 
@@ -43,6 +48,7 @@ def draw(rng: random.Random, size: int) -> tuple[Query, Reading]:
     rng.shuffle(shared)
     texts = [text(rng, length, rng.sample(wanted, count)) for count in shared]
     candidates = tuple(Candidate(f"c{i}", t) for i, t in enumerate(texts))
-    reading = Reading("shared words", ("text",) * size, tuple("-+"[s > 0] + "-+"[s > 1] for s in shared),
+    offers = tuple(" ".join(re.findall(r"\w+", t)[:2]) for t in texts)
+    reading = Reading("shared words", offers, tuple("-+"[s > 0] + "-+"[s > 1] for s in shared),
                       tuple(map(float, shared)), tuple(float(s > 0) for s in shared))
     return Query("plain", task, context, candidates, tuple(map(float, shared))), reading

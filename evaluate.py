@@ -1,0 +1,153 @@
+"""Rank held-out queries with a checkpoint, the untrained base and baselines; print and save the comparison.
+
+    python evaluate.py --ckpt runs/iranker/best
+    python evaluate.py --ckpt A --ckpt B --data test.jsonl      several checkpoints of one base on your own data
+    python evaluate.py --config configs/iranker.yaml            the untrained base alone
+
+All tasks of the checkpoint's data are ranked by default. Settings of the checkpoint can be changed for the evaluation,
+such as --model.name=/path/to/base or --eval.batch=64.
+"""
+
+import importlib.metadata
+import json
+import logging
+import platform
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ranker import checkpoint, config as settings, report, sources
+from ranker.data import Query
+from ranker.drive import load_ranker, run as rank
+from ranker.errors import Parser, UserError, exit_status
+from ranker.files import write_text
+from ranker.policy import Policy, load as load_policy
+from ranker.prompting import prompt_hash
+from ranker.rollout import Sampler, greedy_model
+
+BASE = "untrained base"
+
+
+def main() -> None:
+    parser = Parser(prog="evaluate.py", description=__doc__, usage="python evaluate.py (--ckpt PATH ... | --config CONFIG) [options]")
+    parser.add_argument("--ckpt", action="append", default=[], help="a checkpoint folder or a run folder; may be repeated")
+    parser.add_argument("--config", help="evaluate the untrained base of this config instead")
+    parser.add_argument("--data", nargs="+", default=[], help="JSON lines files instead of the config's test data")
+    parser.add_argument("--tasks", nargs="+", default=[], help="only these tasks")
+    parser.add_argument("--ranker", help="another ranker than the config's")
+    parser.add_argument("--limit", type=int, help="at most this many queries per task")
+    parser.add_argument("--orders", type=int, default=1, help="rank this many shuffles of each query's candidates")
+    parser.add_argument("--out", type=Path, help="where to write (default: eval/ in the run folder)")
+    args, overrides = parser.parse_known_args()
+    if bool(args.ckpt) == bool(args.config):
+        raise UserError("name either checkpoints (--ckpt PATH) or a config (--config CONFIG)")
+    for name, value in (("--limit", args.limit), ("--orders", args.orders)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+
+    folders = [checkpoint.find(path) for path in args.ckpt]
+    config = read_config(folders, args.config, overrides)
+    config.data.tasks = [t for text in args.tasks for t in text.split(",") if t] or config.data.tasks
+    config.ranker.name = args.ranker or config.ranker.name
+    settings.check(config, "command line")
+    ranker = load_ranker(config.ranker.name)
+    queries = test_queries(config, args.data, args.limit)
+    out = args.out or default_out(folders, args.config, args.data)
+    orders = [shuffled(queries, o, config.run.seed) for o in range(args.orders)]
+
+    rows = report.baseline_rows(queries, config.eval.relevance_level)
+    models = [(BASE, None), *zip(args.ckpt, folders)]
+    total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
+    traces = out / "traces.jsonl"
+    write_text(traces, "")
+    with tqdm(total=total, unit="ask", dynamic_ncols=True) as bar, traces.open("a", encoding="utf-8") as file:
+        for name, folder in models:
+            bar.set_description(name)
+            policy = load_policy(config.model, adapter=folder)
+            model = greedy_model(Sampler(policy), config.rollout.max_new_tokens, config.eval.batch, bar.update)
+            ranked = []
+            for number, order in enumerate(orders):
+                def trace(ask, round_number, completion):
+                    file.write(json.dumps({"row": name, "order": number, "query": ask.query.id, "decision": ask.decision, "round": round_number,
+                                           "pool": ask.pool, "text": completion.text, "tokens": len(completion.ids),
+                                           "status": completion.answer.status, "answer": completion.answer.value}, ensure_ascii=False) + "\n")
+                ranked.append(rank(ranker, order, model, config.run.seed, trace))
+            rows.append(report.model_row(name, ranked, config.eval.relevance_level))
+
+    source = ", ".join(args.data) or config.data.test or f"{config.data.train}, the test split"
+    head = (f"{len(queries)} queries of {source}; {config.ranker.name}, greedy decoding, {args.orders} candidate order(s), seed {config.run.seed}.\n"
+            "MRR and Hit count the best grade of a query as relevant; nDCG has linear gain, its ideal over the query's candidates.\n"
+            "Strict: a query with an answer that could not be read counts 0.")
+    base = next(row for row in rows if row.name == BASE)
+    report.write(out, rows, base, head, provenance(config, policy, args.ckpt, args.data, args.orders, len(queries)))
+    print(f"\n{head}\n\n{report.tables(rows, base)}\nwritten to {out}: table.md, results.json, per_query.csv, traces.jsonl, TREC run and qrels files")
+
+
+def read_config(folders: list[Path], path: str | None, overrides: list[str]) -> settings.Config:
+    """The config of the checkpoints (the first one's, but for the base model, which all must share) or of a file."""
+    if path:
+        return settings.load(path, overrides)
+    records = [checkpoint.describe(folder) for folder in folders]
+    for folder, record in zip(folders, records):
+        if record["prompt_hash"] != prompt_hash():
+            raise UserError(f"{folder} was trained with other prompts ({record['prompt_hash']}, now {prompt_hash()});"
+                            " restore prompts/ as it was, or train again")
+        if record["config"]["model"]["name"] != records[0]["config"]["model"]["name"]:
+            raise UserError(f"{folder} has another base model than {folders[0]}; evaluate them one by one")
+    config = settings.build(records[0]["config"], str(folders[0] / "checkpoint.json"))
+    for text in overrides:
+        settings.override(config, text)
+    return config
+
+
+def test_queries(config: settings.Config, files: list[str], limit: int | None) -> list[Query]:
+    if files:
+        return sources.first_of_each_task(sources.read_files(files, config.data.tasks), limit)
+    world = (config.data.test or config.data.train) == "world"
+    return sources.held_out(config.data, "test", limit or (config.eval.test_queries if world else None))
+
+
+def shuffled(queries: list[Query], order: int, seed: int) -> list[Query]:
+    """The queries with their candidates in another order; order 0 is the one given."""
+    if order == 0:
+        return queries
+    result = []
+    for query in queries:
+        pairs = list(zip(query.candidates, query.relevance))
+        random.Random(f"{seed}/{order}/{query.id}").shuffle(pairs)
+        candidates, relevance = zip(*pairs)
+        result.append(replace(query, candidates=candidates, relevance=relevance))
+    return result
+
+
+def default_out(folders: list[Path], config: str | None, data: list[str]) -> Path:
+    """`eval/` of the (first) run, with a folder of its own for each data file."""
+    name = Path(data[0]).stem if data else "test"
+    if config:
+        return Path("runs") / f"eval-{Path(config).stem}" / name
+    run = folders[0].resolve().parent
+    return (run.parent if run.name == "checkpoints" else run) / "eval" / name
+
+
+def provenance(config: settings.Config, policy: Policy, ckpts: list[str], files: list[str], orders: int, queries: int) -> dict:
+    """What it takes to recompute the numbers."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
+    data = files or [config.data.test or config.data.train]
+    return {
+        "command": " ".join(sys.argv), "git": git.stdout.strip() or None, "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else platform.processor() or "cpu",
+        "dtype": str(policy.head.weight.dtype), "checkpoints": ckpts, "prompt_hash": prompt_hash(),
+        "data": {name: sources.checksum(name) for name in data}, "queries": queries, "orders": orders, "seed": config.run.seed,
+        "decoding": {"temperature": 0, "max_new_tokens": config.rollout.max_new_tokens}, "config": settings.as_dict(config)}
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    sys.exit(exit_status(main))

@@ -1,0 +1,100 @@
+"""What a run leaves to read: metrics.jsonl, completions.jsonl, curves.png."""
+
+import io
+import json
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+
+from ranker.data import Group
+from ranker.errors import UserError
+from ranker.files import write_bytes, write_text
+
+
+def append(path: Path, records: Sequence[dict]) -> None:
+    """Append JSON lines and flush them."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def read(path: Path) -> list[dict]:
+    """The records of a log; a last line that a crash cut short is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Keep the records up to `step`: what a resumed run is about to write again goes."""
+    if path.exists():
+        kept = [r for r in read(path) if r.get("step", step + 1) <= step]
+        write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+
+
+PANELS = (  # title, keys of metrics.jsonl
+    ("reward, weighted", ("reward", "reward/task")),
+    ("validation MRR", ()),  # one line per scenario, filled in below
+    ("share of completions", ("parse_rate", "truncated")),
+    ("share of groups without signal", ("dead_groups",)),
+    ("completion tokens", ("length",)),
+    ("gradient norm", ("grad_norm",)),
+)
+
+
+def curves(folder: Path) -> None:
+    """Draw `curves.png` from `metrics.jsonl`: every step faint, the mean of the last ten in full."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt  # a second to import, and only needed here
+
+    records = read(folder / "metrics.jsonl")
+    steps = [r for r in records if "reward" in r]
+    evaluations = [r for r in records if "validation" in r]
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
+    for axis, (title, keys) in zip(axes.flat, PANELS):
+        axis.set_title(title, fontsize=11)
+        axis.grid(alpha=0.3)
+        axis.set_xlabel("step")
+        for color, key in zip(("tab:blue", "tab:orange"), keys):
+            x = [r["step"] for r in steps if key in r]
+            y = [r[key] for r in steps if key in r]
+            smooth = [sum(y[max(0, i - 9):i + 1]) / len(y[max(0, i - 9):i + 1]) for i in range(len(y))]
+            axis.plot(x, y, color=color, alpha=0.25, linewidth=1)
+            axis.plot(x, smooth, color=color, label=key)
+        if not keys:
+            x = [r["step"] for r in evaluations]
+            for name in evaluations[0]["validation"] if evaluations else ():
+                style = {"color": "black", "linewidth": 2.5} if name == "mean" else {}
+                axis.plot(x, [r["validation"][name] for r in evaluations], marker="o", markersize=4, label=name, **style)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    write_bytes(folder / "curves.png", buffer.getvalue())
+
+
+def completion_records(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], advantages) -> list[dict]:
+    """One record a sampled completion. advantages [groups, G] are those the loss saw (0 in a dropped group)."""
+    return [{"step": step, "query": group.ask.query.id, "decision": group.ask.decision, "pool": list(group.ask.pool), "text": c.text,
+             "tokens": len(c.ids), "finished": c.finished, "status": c.answer.status, "answer": list(c.answer.value),
+             "reward": rewards[g][i], "advantage": round(float(advantages[g][i]), 6)}
+            for g, group in enumerate(groups) for i, c in enumerate(group.completions)]
+
+
+def peak_gb(device: torch.device) -> float:
+    """The largest memory so far: of the device on CUDA, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # bytes on macOS, kilobytes on Linux

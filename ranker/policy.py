@@ -1,0 +1,205 @@
+"""The policy: a causal LM, quantised or not, with a LoRA adapter; the reference is the same model, adapter off.
+
+Decisions a reader could doubt:
+- Adapters are fp32 whatever the base computes in: in bf16 most entries of A never move at RL learning rates.
+- Dropout is 0 and the model stays in eval mode, so that sampling and scoring see one function. Gradient checkpointing
+  works in train mode only, so scoring switches it on (`training_graph`) and off again.
+- Scoring slices hidden states before the LM head. Models that change their logits behind the head (soft-capping,
+  logit scales) are found by comparing both ways on a few tokens, and refused.
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as transformers_logging
+
+from ranker import config as settings
+from ranker.errors import UserError, nearest
+from ranker.prompting import Prompter
+
+TINY = Path(__file__).parent / "tiny" / "model"
+
+
+@dataclass
+class Policy:
+    """A loaded model and what belongs to it. `model` is a PeftModel, or the bare causal LM when there is no adapter."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    prompter: Prompter
+    device: torch.device
+    stop_ids: frozenset[int]  # every end token of the generation config
+    attention: str  # while sampling; scoring needs a free mask and uses SDPA
+    checkpointing: bool = False  # recompute activations in the backward pass
+
+    @property
+    def causal_lm(self) -> torch.nn.Module:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def trunk(self) -> torch.nn.Module:
+        """Token ids -> hidden states."""
+        return self.causal_lm.base_model
+
+    @property
+    def head(self) -> torch.nn.Module:
+        """Hidden states -> logits."""
+        return self.causal_lm.get_output_embeddings()
+
+    def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model is the base without its adapter."""
+        with self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext():
+            yield
+
+    @contextmanager
+    def training_graph(self) -> Iterator[None]:
+        """Inside, gradient checkpointing (if configured) and an attention that takes any mask are on."""
+        if self.attention != "sdpa":
+            self.causal_lm.set_attn_implementation("sdpa")
+        self.model.train(self.checkpointing)
+        try:
+            yield
+        finally:
+            self.model.eval()
+            if self.attention != "sdpa":
+                self.causal_lm.set_attn_implementation(self.attention)
+
+
+def pick_device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("model.device is 'cuda', but no CUDA device is usable here; use 'auto' or 'cpu'")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_attention(wanted: str, device: torch.device) -> str:
+    installed = importlib.util.find_spec("flash_attn") is not None
+    if wanted == "flash_attention_2" and not (installed and device.type == "cuda"):
+        raise UserError("model.attention is 'flash_attention_2', but flash-attn is not installed or there is no CUDA device;"
+                        " use 'auto' or 'sdpa'")
+    return "flash_attention_2" if wanted != "sdpa" and installed and device.type == "cuda" else "sdpa"
+
+
+def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path | None = None) -> Policy:
+    """The policy of a config: with a fresh adapter (`lora`), a saved one (`adapter`), or none.
+
+    A fresh adapter draws A from torch's global generator and has B = 0, so it starts as the base model.
+    """
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # PEFT's own call
+    device = pick_device(model.device)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
+        model.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    attention = pick_attention(model.attention, device)
+    tokenizer, causal_lm = _load_base(model, device, dtype, attention)
+    causal_lm.requires_grad_(False)
+    if adapter is not None:
+        loaded = _load_adapter(causal_lm, adapter)
+    elif lora is not None:
+        loaded = _new_adapter(causal_lm, lora)
+        loaded.peft_config["default"].base_model_name_or_path = model.name
+    else:
+        loaded = causal_lm
+    if model.gradient_checkpointing:
+        causal_lm.activation_checkpointing_enable({"use_reentrant": False})
+    loaded.eval()
+    context = getattr(causal_lm.config, "max_position_embeddings", None)
+    if context and model.max_prompt >= context:
+        raise UserError(f"model.max_prompt is {model.max_prompt}, but {model.name} reads at most {context} tokens")
+    policy = Policy(loaded, tokenizer, Prompter(tokenizer, model.max_prompt), device,
+                    _stop_ids(causal_lm, tokenizer, model.name), attention, model.gradient_checkpointing)
+    _check_head(policy, model.name)
+    return policy
+
+
+def _load_base(model: settings.Model, device: torch.device, dtype: torch.dtype, attention: str):
+    source = TINY if model.name == "tiny" else Path(model.name)
+    if source.is_dir():
+        if not (source / "config.json").is_file():
+            raise UserError(f"model.name: the folder {source} holds no config.json, so it is no model")
+    elif model.name.startswith((".", "/", "~")):
+        raise UserError(f"model.name: there is no folder {model.name}{_near_folder(source)}")
+    else:
+        source = model.name
+    show = transformers_logging.enable_progress_bar if source != TINY else transformers_logging.disable_progress_bar
+    show()  # loading takes long enough for a bar unless the model is the built-in one
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+    ) if model.quantize == "nf4" else None
+    try:
+        AutoConfig.from_pretrained(source)  # fails before gigabytes of weights are looked for
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, quantization_config=quantization, attn_implementation=attention,
+            device_map={"": device}, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        hint = ("" if isinstance(source, Path) else "; without access to a model hub, point model.name at a local folder:"
+                f" --model.name=/path/to/{model.name.split('/')[-1]}")
+        raise UserError(f"cannot load model '{model.name}': {reason}{hint}") from None
+    if tokenizer.chat_template is None:
+        raise UserError(f"model '{model.name}' has no chat template; use an instruction-tuned model")
+    return tokenizer, causal_lm
+
+
+def _near_folder(path: Path) -> str:
+    siblings = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    return nearest(str(path), siblings) if siblings else ""
+
+
+def _new_adapter(causal_lm, lora: settings.Lora) -> PeftModel:
+    targets = lora.targets if lora.targets == "all-linear" else [t.strip() for t in lora.targets.split(",")]
+    if "lm_head" in targets:
+        raise UserError("lora.targets: an adapter on lm_head would be ignored, since scoring slices the head; leave it out")
+    try:
+        adapted = get_peft_model(causal_lm, LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"))
+    except ValueError as error:
+        raise UserError(f"lora.targets '{lora.targets}': {str(error).splitlines()[0]}") from None
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def _load_adapter(causal_lm, folder: Path) -> PeftModel:
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds no adapter_config.json, so it is no adapter")
+    try:
+        adapted = PeftModel.from_pretrained(causal_lm, folder, is_trainable=True)
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(f"cannot load the adapter {folder}: {' '.join(str(error).split())[:160]};"
+                        " was it trained on another base model?") from None
+    return adapted
+
+
+def _stop_ids(causal_lm, tokenizer, name: str) -> frozenset[int]:
+    ends = causal_lm.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, (list, tuple)) else [ends])} - {None}
+    if not ends:
+        raise UserError(f"model '{name}' has no end-of-sequence token")
+    return frozenset(ends)
+
+
+@torch.no_grad()
+def _check_head(policy: Policy, name: str) -> None:
+    ids = torch.tensor([policy.prompter.tokenizer("rank these", add_special_tokens=False)["input_ids"]], device=policy.device)
+    whole = policy.causal_lm(input_ids=ids, use_cache=False).logits.float()
+    sliced = policy.head(policy.trunk(input_ids=ids, use_cache=False).last_hidden_state).float()
+    if not torch.allclose(whole, sliced, rtol=1e-2, atol=1e-2 * whole.abs().max().item()):
+        raise UserError(f"model '{name}' changes its logits behind the LM head (soft-capping or a scale); it is not supported")
+
+
+def save_adapter(policy: Policy, folder: Path) -> None:
+    """A PEFT adapter folder: `peft.PeftModel.from_pretrained(base, folder)` gives the same logits."""
+    policy.model.save_pretrained(folder, safe_serialization=True)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

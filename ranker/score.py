@@ -1,0 +1,125 @@
+"""Log-probabilities of completions: one packed row per group, [prompt, completion 1, ..., completion G].
+
+Every token sees the prompt and its own completion; positions continue from the prompt in each of them. So the prompt
+is computed once per group, and loss and gradients equal those of separate rows. The first token of each completion is
+predicted by the prompt's last position. Only hidden states that predict completion tokens go through the LM head, in
+chunks that are recomputed in the backward pass, so the full logits never exist. Masks come from lengths; the end
+token is part of the completion.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from ranker.policy import Policy
+
+CHUNK = 1024  # tokens that go through the LM head at once
+
+
+@dataclass
+class Row:
+    """A prompt with some completions of its group; `keys[i]` says which completion `completions[i]` is."""
+
+    prompt: list[int]
+    completions: list[list[int]]
+    keys: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.completions))
+
+
+def pack(prompts: Sequence[list[int]], completions: Sequence[list[list[int]]], budget: int) -> list[Row]:
+    """One row per group; a group over `budget` tokens is split, its prompt repeated. Keys count through all groups.
+
+    A single completion over the budget still makes a row: nothing is cut.
+    """
+    rows, key = [], 0
+    for prompt, group in zip(prompts, completions, strict=True):
+        row = Row(prompt, [], [])
+        for completion in group:
+            if row.keys and len(row) + len(completion) > budget:
+                rows.append(row)
+                row = Row(prompt, [], [])
+            row.completions.append(completion)
+            row.keys.append(key)
+            key += 1
+        rows.append(row)
+    return rows
+
+
+def batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
+    """Rows of like length together, at most `budget` tokens with padding."""
+    batch: list[Row] = []
+    for row in sorted(rows, key=len, reverse=True):
+        if batch and len(batch[0]) * (len(batch) + 1) > budget:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def score(policy: Policy, rows: Sequence[Row], temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp32 log-probabilities at `temperature` and their mask, both [N, T], N = completions of the rows in order."""
+    device, length = policy.device, max(map(len, rows))
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    positions = torch.zeros(len(rows), length, dtype=torch.long)
+    segment = torch.full((len(rows), length), -1)  # 0: prompt, k: completion k, -1: padding
+    predicting, targets, sizes = [], [], []  # index into [rows * length] of the state that predicts each target
+    for r, row in enumerate(rows):
+        p = len(row.prompt)
+        ids[r, :len(row)] = torch.tensor([*row.prompt, *(i for c in row.completions for i in c)])
+        positions[r, :p], segment[r, :p] = torch.arange(p), 0
+        start = p
+        for k, completion in enumerate(row.completions, 1):
+            end = start + len(completion)
+            positions[r, start:end] = torch.arange(p, p + len(completion))
+            segment[r, start:end] = k
+            predicting += [r * length + p - 1, *range(r * length + start, r * length + end - 1)]
+            targets += completion
+            sizes.append(len(completion))
+            start = end
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    visible = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])  # [B, query, key]
+    mask = (causal & visible)[:, None].to(device)  # [B, 1, L, L]; padding sees padding, so no row is without a key
+    hidden = policy.trunk(input_ids=ids.to(device), attention_mask=mask, position_ids=positions.to(device),
+                          use_cache=False).last_hidden_state  # [B, L, H]
+    states = hidden.flatten(0, 1)[torch.tensor(predicting, device=device)]  # [tokens, H]
+    flat = head_logprobs(policy.head, states, torch.tensor(targets, device=device), temperature)  # [tokens]
+    lengths = torch.tensor(sizes, device=device)
+    token_mask = torch.arange(max(sizes), device=device) < lengths[:, None]  # [N, T]
+    logprobs = flat.new_zeros(token_mask.shape).masked_scatter(token_mask, flat)
+    return logprobs, token_mask
+
+
+@torch.no_grad()
+def score_all(policy: Policy, rows: Sequence[Row], temperature: float, budget: int) -> dict[int, torch.Tensor]:
+    """Completion key -> its log-probabilities [its tokens], without gradients."""
+    found = {}
+    for batch in batches(rows, budget):
+        logprobs, mask = score(policy, batch, temperature)
+        found.update(zip((k for row in batch for k in row.keys), (line[kept] for line, kept in zip(logprobs, mask))))
+    return found
+
+
+def stack(values: dict[int, torch.Tensor], keys: Sequence[int], mask: torch.Tensor) -> torch.Tensor:
+    """The values of `keys` laid out as `mask`, [N, T], zero elsewhere."""
+    flat = torch.cat([values[k] for k in keys])
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
+
+
+def head_logprobs(head, states: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
+    """log softmax(head(states) / temperature) at `targets`, fp32. states [tokens, H] -> [tokens]."""
+
+    def chunk(states, targets):
+        logits = head(states).float() / temperature
+        return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+    parts = []
+    for start in range(0, len(targets), CHUNK):
+        piece = states[start:start + CHUNK], targets[start:start + CHUNK]
+        recompute = torch.is_grad_enabled() and states.requires_grad and len(targets) > CHUNK
+        parts.append(checkpoint(chunk, *piece, use_reentrant=False) if recompute else chunk(*piece))
+    return torch.cat(parts)

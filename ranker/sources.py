@@ -1,0 +1,98 @@
+"""Which queries a run trains on, validates on and is tested on: the built-in world, or JSON lines files.
+
+Splits are by query, before any ask is drawn. A file that serves for training alone also gives the other two: a query
+goes to test or validation by a hash of its id, a tenth each, so that it stays there when the file grows.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from ranker import world
+from ranker.config import Data
+from ranker.data import Query, read_queries
+from ranker.errors import UserError, nearest
+from ranker.files import sha256
+from ranker.prompting import wording
+
+HELD_OUT = 0.1
+
+
+def training(data: Data, seed: int) -> Callable[[int], Query]:
+    """Position -> query, without end: tasks take turns in the world, files are shuffled anew each epoch."""
+    if data.train == "world":
+        tasks = world_tasks(data.tasks)
+        return lambda i: world.query(tasks[i % len(tasks)], "train", i // len(tasks), data.seed)
+    queries = held_out(data, "train")
+
+    @lru_cache(maxsize=1)
+    def epoch(number: int) -> list[Query]:
+        return random.Random(f"{seed}/{number}").sample(queries, len(queries))
+
+    return lambda i: epoch(i // len(queries))[i % len(queries)]
+
+
+def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]:
+    """The queries of `split` (train, validation or test), the first `per_task` of each task. Raises UserError."""
+    source = getattr(data, split) or data.train
+    if source == "world":
+        if split == "train":
+            raise ValueError("the world's training queries have no end")
+        return [q for task in world_tasks(data.tasks) for q in world.queries(task, split, per_task or 50, data.seed)]
+    queries = read_files([source], data.tasks)
+    if source == data.train and not (data.validation and data.test):
+        queries = [q for q in queries if split_of(q.id, data.seed, bool(data.validation), bool(data.test)) == split]
+        if not queries:
+            raise UserError(f"{source} is too small to hold out queries for {split}; name a file in data.{split}")
+    return first_of_each_task(queries, per_task)
+
+
+def split_of(query_id: str, seed: int, has_validation: bool = False, has_test: bool = False) -> str:
+    """The split that a query of a training file belongs to; what has a file of its own takes nothing from it."""
+    digest = hashlib.sha256(f"{seed}/{query_id}".encode()).digest()
+    share = int.from_bytes(digest[:8], "big") / 2**64
+    if share < HELD_OUT and not has_test:
+        return "test"
+    return "validation" if HELD_OUT <= share < 2 * HELD_OUT and not has_validation else "train"
+
+
+def read_files(paths: Sequence[str], tasks: Sequence[str] = ()) -> list[Query]:
+    """The queries of JSON lines files, of `tasks` only where any are named."""
+    queries = [q for path in paths for q in read_queries(path)]
+    known, ids = {q.task for q in queries}, set()
+    for task in known:
+        wording(task)
+    for task in tasks:
+        if task not in known:
+            raise UserError(f"no query of task '{task}' in {', '.join(map(str, paths))}{nearest(task, known)}")
+    for query in queries:
+        if query.id in ids:
+            raise UserError(f"query id '{query.id}' stands in more than one of {', '.join(map(str, paths))}")
+        ids.add(query.id)
+    return [q for q in queries if not tasks or q.task in tasks]
+
+
+def first_of_each_task(queries: Sequence[Query], per_task: int | None) -> list[Query]:
+    if per_task is None:
+        return list(queries)
+    count: dict[str, int] = {}
+    kept = []
+    for query in queries:
+        count[query.task] = count.get(query.task, 0) + 1
+        if count[query.task] <= per_task:
+            kept.append(query)
+    return kept
+
+
+def world_tasks(names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in world.TASKS:
+            raise UserError(f"data.tasks: the built-in world has no task '{name}'{nearest(name, world.TASKS)}")
+    return list(names) or list(world.TASKS)
+
+
+def checksum(source: str) -> str:
+    """What tells two data sources apart: the hash of a file, or of the world's code."""
+    return sha256(Path(world.__file__) if source == "world" else source)[:16]

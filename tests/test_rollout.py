@@ -1,0 +1,134 @@
+"""Sampling: a prompt computed once for its group gives what separate decoding gives; stops, log-probabilities, seeds."""
+
+import pytest
+import torch
+
+from ranker import rollout
+from ranker.rollout import GrowingLayer, Sampler, greedy_model, sample_groups
+from ranker.score import pack, score_all
+
+
+def prompts_of(policy, asks, count=4):
+    return [policy.prompter.encode(ask) for ask in asks[:count]]
+
+
+def greedy_from_scratch(policy, prompt, limit):
+    """Token by token, the whole row through the model each time, no cache."""
+    ids, stop = list(prompt), policy.stop_ids
+    for _ in range(limit):
+        with torch.no_grad():
+            ids.append(policy.causal_lm(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax().item())
+        text = policy.tokenizer.decode(ids[len(prompt):])
+        if ids[-1] in stop or "</answer>" in text:
+            break
+    return ids[len(prompt):]
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_prompts_of_unlike_length_computed_once_decode_like_separate_rows(make_policy, asks, quantize):
+    policy = make_policy(quantize)
+    prompts = prompts_of(policy, asks)
+    assert len(set(map(len, prompts))) > 1
+    results = Sampler(policy)(prompts, group=3, temperature=0.0, max_new_tokens=24)
+    for prompt, group in zip(prompts, results):
+        expected = greedy_from_scratch(policy, prompt, 24)
+        assert [ids for ids, _, _ in group] == [expected] * 3
+
+
+def test_the_prompt_goes_through_the_model_once_for_its_group(make_policy, asks, monkeypatch):
+    policy = make_policy()
+    sampler, shapes = Sampler(policy), []
+    forward = sampler._forward
+    monkeypatch.setattr(sampler, "_forward", lambda ids, *rest: shapes.append(tuple(ids.shape)) or forward(ids, *rest))
+    prompts = prompts_of(policy, asks)
+    sampler(prompts, group=8, temperature=1.0, max_new_tokens=5)
+    assert shapes[0] == (4, max(map(len, prompts)))
+    assert all(length == 1 and rows <= 32 for rows, length in shapes[1:])
+
+
+def stop_early(policy):
+    """Make a third of the vocabulary end tokens, so that rows of a batch end at many different lengths."""
+    policy.stop_ids = frozenset(range(0, len(policy.tokenizer), 3))
+
+
+def test_finished_rows_leave_the_batch_and_change_no_other_row(make_policy, asks, monkeypatch):
+    policy = make_policy()
+    stop_early(policy)
+    prompts = prompts_of(policy, asks, 12)
+    compacted = Sampler(policy)(prompts, group=1, temperature=0.0, max_new_tokens=20)
+    monkeypatch.setattr(rollout, "COMPACT_AT", 2.0)  # never
+    whole = Sampler(policy)(prompts, group=1, temperature=0.0, max_new_tokens=20)
+    assert [g[0][0] for g in compacted] == [g[0][0] for g in whole]
+    assert len({len(g[0][0]) for g in whole}) > 1
+    for (ids, logprobs, finished), in whole:
+        assert len(ids) == len(logprobs) and finished == (ids[-1] in policy.stop_ids)
+        assert not any(i in policy.stop_ids for i in ids[:-1])
+
+
+def test_an_answer_tag_ends_the_completion_whatever_tokens_it_is_made_of(make_policy, asks):
+    policy = make_policy()
+    sampler = Sampler(policy)
+    for text in ("<think> a</think>\n<answer>[1]</answer>", "x</answer>\n"):
+        ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ends = [k for k in range(1, len(ids) + 1) if ids[k - 1] in sampler.closing and sampler._ends(ids[:k])]
+        first = min(ends)
+        assert "</answer>" in policy.tokenizer.decode(ids[:first]) and "</answer>" not in policy.tokenizer.decode(ids[:first - 1])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampler_and_scorer_give_the_same_log_probabilities(make_policy, asks, temperature):
+    policy = make_policy()
+    stop_early(policy)
+    results = Sampler(policy)(prompts_of(policy, asks), group=4, temperature=temperature, max_new_tokens=16, seed=3)
+    rows = pack(prompts_of(policy, asks), [[ids for ids, _, _ in group] for group in results], 4000)
+    scored = score_all(policy, rows, temperature, 4000)
+    for k, (ids, logprobs, _) in enumerate(r for group in results for r in group):
+        torch.testing.assert_close(scored[k], torch.tensor(logprobs), atol=2e-5, rtol=1e-5)
+
+
+def test_samples_follow_the_distribution_at_their_temperature(make_policy, asks):
+    policy = make_policy()
+    prompt = prompts_of(policy, asks, 1)
+    results = Sampler(policy)(prompt, group=20_000, temperature=0.8, max_new_tokens=1)[0]
+    counts = torch.bincount(torch.tensor([ids[0] for ids, _, _ in results]), minlength=policy.head.weight.shape[0]) / 20_000
+    with torch.no_grad():
+        expected = (policy.causal_lm(input_ids=torch.tensor(prompt)).logits[0, -1] / 0.8).softmax(-1)
+    assert (counts - expected).abs().max() < 0.015 and (counts - expected).abs().sum() < 0.15
+
+
+def test_the_same_seed_gives_the_same_completions_and_another_seed_others(make_policy, asks):
+    sampler = Sampler(make_policy())
+    draw = lambda seed: [c.ids for g in sample_groups(sampler, asks[:3], 4, 1.0, 8, seed) for c in g.completions]  # noqa: E731
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_groups_come_back_in_the_order_of_their_asks_whatever_the_batches(make_policy, asks):
+    policy = make_policy()
+    heard = []
+    groups = sample_groups(Sampler(policy), asks, 1, 0.0, 6, batch=5, progress=heard.append)
+    assert [g.ask for g in groups] == list(asks) and sum(heard) == len(asks) and len(heard) == 3
+    assert [g.prompt for g in groups] == [policy.prompter.encode(ask) for ask in asks]
+    one = greedy_model(Sampler(policy), 6, 64)(asks)
+    assert [c.ids for _, c in one] == [g.completions[0].ids for g in groups]
+
+
+def test_a_completion_cut_by_the_limit_is_truncated_not_finished(make_policy, asks):
+    policy = make_policy()
+    policy.stop_ids = frozenset()
+    group = sample_groups(Sampler(policy), asks[:1], 2, 1.0, 3, seed=1)[0]
+    assert all(not c.finished and c.answer.status == "truncated" and len(c.ids) == 3 for c in group.completions)
+
+
+def test_the_growing_cache_holds_what_a_concatenation_would():
+    torch.manual_seed(0)
+    layer, states = GrowingLayer(room=3), torch.randn(2, 4, 5, 8)
+    layer.update(states, states)
+    layer.batch_repeat_interleave(3)
+    expected = states.repeat_interleave(3, 0)
+    for _ in range(3):
+        new = torch.randn(6, 4, 1, 8)
+        expected = torch.cat([expected, new], 2)
+        keys, values = layer.update(new, new)
+        assert torch.equal(keys, expected) and torch.equal(values, expected)
+    layer.batch_select_indices(torch.tensor([4, 1]))
+    assert torch.equal(layer.keys[:, :, :layer.length], expected[[4, 1]])
