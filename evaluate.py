@@ -5,32 +5,31 @@
     python evaluate.py --config configs/iranker.yaml            the untrained base alone
 
 All tasks of the checkpoint's data are ranked by default. Settings of the checkpoint can be changed for the evaluation,
-such as --model.name=/path/to/base or --eval.batch=64.
+such as --model.name=/path/to/base or --rollout.tokens_per_batch=65536.
 """
 
-import importlib.metadata
 import json
 import logging
-import platform
 import random
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from ranker import checkpoint, config as settings, report, sources
 from ranker.data import Query
 from ranker.drive import load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
-from ranker.files import write_text
-from ranker.policy import Policy, load as load_policy
-from ranker.prompting import prompt_hash
+from ranker.files import open_whole
+from ranker.policy import load as load_policy, pick_device
+from ranker.prompting import changed_prompts
+from ranker.provenance import provenance
 from ranker.rollout import Sampler, greedy_model
 
 BASE = "untrained base"
+MUST_AGREE = {"model.name", "model.quantize", "model.dtype", "model.max_prompt", "ranker.name", "rollout.max_new_tokens",
+              "eval.relevance_level", "run.seed"}
 
 
 def main() -> None:
@@ -51,25 +50,29 @@ def main() -> None:
             raise UserError(f"{name} must be at least 1, got {value}")
 
     folders = [checkpoint.find(path) for path in args.ckpt]
-    config = read_config(folders, args.config, overrides)
+    config = read_config(folders, args, overrides)
+    if args.data:
+        config.data.tasks = []  # those of the training run say nothing about another file
     config.data.tasks = [t for text in args.tasks for t in text.split(",") if t] or config.data.tasks
     config.ranker.name = args.ranker or config.ranker.name
     settings.check(config, "command line")
     ranker = load_ranker(config.ranker.name)
-    queries = test_queries(config, args.data, args.limit)
+    queries = test_queries(config, args, folders)
     out = args.out or default_out(folders, args.config, args.data)
     orders = [shuffled(queries, o, config.run.seed) for o in range(args.orders)]
+    record = provenance(config, pick_device(config.model.device), args.data or [config.data.test or config.data.train]) | {
+        "checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders}
 
-    rows = report.baseline_rows(queries, config.eval.relevance_level)
+    level = config.eval.relevance_level
+    rows = report.baseline_rows(orders, level)
     models = [(BASE, None), *zip(args.ckpt, folders)]
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
-    traces = out / "traces.jsonl"
-    write_text(traces, "")
-    with tqdm(total=total, unit="ask", dynamic_ncols=True) as bar, traces.open("a", encoding="utf-8") as file:
+    with tqdm(total=total, unit="ask", dynamic_ncols=True) as bar, open_whole(out / "traces.jsonl") as file:
         for name, folder in models:
             bar.set_description(name)
-            policy = load_policy(config.model, adapter=folder)
-            model = greedy_model(Sampler(policy), config.rollout.max_new_tokens, config.eval.batch, bar.update)
+            policy = model = None  # let go of the model before the next one is loaded
+            policy = load_policy(config.model, adapter=folder, max_new_tokens=config.rollout.max_new_tokens)
+            model = greedy_model(Sampler(policy, config.rollout), bar.update)
             ranked = []
             for number, order in enumerate(orders):
                 def trace(ask, round_number, completion):
@@ -77,39 +80,46 @@ def main() -> None:
                                            "pool": ask.pool, "text": completion.text, "tokens": len(completion.ids),
                                            "status": completion.answer.status, "answer": completion.answer.value}, ensure_ascii=False) + "\n")
                 ranked.append(rank(ranker, order, model, config.run.seed, trace))
-            rows.append(report.model_row(name, ranked, config.eval.relevance_level))
+            rows.append(report.model_row(name, ranked, level, policy.prompter.shortened))
 
     source = ", ".join(args.data) or config.data.test or f"{config.data.train}, the test split"
     head = (f"{len(queries)} queries of {source}; {config.ranker.name}, greedy decoding, {args.orders} candidate order(s), seed {config.run.seed}.\n"
-            "MRR and Hit count the best grade of a query as relevant; nDCG has linear gain, its ideal over the query's candidates.\n"
+            f"MRR and Hit count {f'relevance from {level:g} on' if level else 'the best grade of a query'} as relevant;"
+            " nDCG has linear gain, its ideal over the query's candidates.\n"
             "Strict: a query with an answer that could not be read counts 0.")
     base = next(row for row in rows if row.name == BASE)
-    report.write(out, rows, base, head, provenance(config, policy, args.ckpt, args.data, args.orders, len(queries)))
+    report.write(out, rows, base, head, record)
     print(f"\n{head}\n\n{report.tables(rows, base)}\nwritten to {out}: table.md, results.json, per_query.csv, traces.jsonl, TREC run and qrels files")
 
 
-def read_config(folders: list[Path], path: str | None, overrides: list[str]) -> settings.Config:
-    """The config of the checkpoints (the first one's, but for the base model, which all must share) or of a file."""
-    if path:
-        return settings.load(path, overrides)
+def read_config(folders: list[Path], args, overrides: list[str]) -> settings.Config:
+    """The config of a file, or of the checkpoints, which must agree on all that an evaluation depends on."""
+    if args.config:
+        return settings.load(args.config, overrides)
     records = [checkpoint.describe(folder) for folder in folders]
     for folder, record in zip(folders, records):
-        if record["prompt_hash"] != prompt_hash():
-            raise UserError(f"{folder} was trained with other prompts ({record['prompt_hash']}, now {prompt_hash()});"
-                            " restore prompts/ as it was, or train again")
-        if record["config"]["model"]["name"] != records[0]["config"]["model"]["name"]:
-            raise UserError(f"{folder} has another base model than {folders[0]}; evaluate them one by one")
+        changed = changed_prompts(record["prompts"])
+        if changed:
+            raise UserError(f"{folder} was trained with other prompts ({', '.join(changed)} changed); restore them, or train again")
+        differing = [key for key in settings.differences(records[0]["config"], record["config"])
+                     if key in MUST_AGREE or key.startswith("data.") and not (args.data or args.tasks)]
+        if differing:
+            raise UserError(f"{folder} and {folders[0]} differ in {', '.join(differing)}; evaluate them one by one")
     config = settings.build(records[0]["config"], str(folders[0] / "checkpoint.json"))
     for text in overrides:
         settings.override(config, text)
     return config
 
 
-def test_queries(config: settings.Config, files: list[str], limit: int | None) -> list[Query]:
-    if files:
-        return sources.first_of_each_task(sources.read_files(files, config.data.tasks), limit)
+def test_queries(config: settings.Config, args, folders: list[Path]) -> list[Query]:
+    """What to rank: the files named, or the test data of the config. Never what a checkpoint was trained on."""
+    if args.data:
+        queries = sources.first_of_each_task(sources.read_files(args.data, config.data.tasks), args.limit)
+        if folders:
+            sources.refuse_shared(queries, replace(config.data, tasks=[]), ", ".join(args.data))
+        return queries
     world = (config.data.test or config.data.train) == "world"
-    return sources.held_out(config.data, "test", limit or (config.eval.test_queries if world else None))
+    return sources.held_out(config.data, "test", args.limit or (config.eval.test_queries if world else None))
 
 
 def shuffled(queries: list[Query], order: int, seed: int) -> list[Query]:
@@ -132,20 +142,6 @@ def default_out(folders: list[Path], config: str | None, data: list[str]) -> Pat
         return Path("runs") / f"eval-{Path(config).stem}" / name
     run = folders[0].resolve().parent
     return (run.parent if run.name == "checkpoints" else run) / "eval" / name
-
-
-def provenance(config: settings.Config, policy: Policy, ckpts: list[str], files: list[str], orders: int, queries: int) -> dict:
-    """What it takes to recompute the numbers."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-    packages = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
-    data = files or [config.data.test or config.data.train]
-    return {
-        "command": " ".join(sys.argv), "git": git.stdout.strip() or None, "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-        "device": torch.cuda.get_device_name() if policy.device.type == "cuda" else platform.processor() or "cpu",
-        "dtype": str(policy.head.weight.dtype), "checkpoints": ckpts, "prompt_hash": prompt_hash(),
-        "data": {name: sources.checksum(name) for name in data}, "queries": queries, "orders": orders, "seed": config.run.seed,
-        "decoding": {"temperature": 0, "max_new_tokens": config.rollout.max_new_tokens}, "config": settings.as_dict(config)}
 
 
 if __name__ == "__main__":

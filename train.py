@@ -25,9 +25,12 @@ from ranker.answers import parse
 from ranker.data import Completion, Group
 from ranker.drive import load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
+from ranker.provenance import interpreter, provenance
 from ranker.policy import Policy, load as load_policy
 from ranker.rollout import Sampler, greedy_model, sample_groups
 from ranker.score import batches, pack, score, score_all, stack
+
+MAX_BROKEN_STEPS = 5  # steps in a row without a finite gradient
 
 
 def main() -> int | None:
@@ -42,33 +45,36 @@ def main() -> int | None:
     validation = sources.held_out(config.data, "validation", config.eval.queries)
     ranker = load_ranker(config.ranker.name)
     run_dir = Path(config.run.dir)
-    done = 0 if args.dry_run else checkpoint.open_run(config, args.fresh)
+    done = 0 if args.dry_run else checkpoint.inspect_run(config, args.fresh)
     if done is None:
-        print(f"{run_dir} is finished. Evaluate it: python evaluate.py --ckpt {run_dir}/best   Train anew: add --fresh")
+        print(f"{run_dir} is finished. Evaluate it: {interpreter()} evaluate.py --ckpt {run_dir}/best   Train anew: add --fresh")
         return 0
 
     torch.manual_seed(config.run.seed)  # for the fresh adapter; everything later is drawn from (seed, step)
-    policy = load_policy(config.model, config.lora, adapter=run_dir / "last" if done else None)
-    sampler = Sampler(policy)
+    policy = load_policy(config.model, config.lora, run_dir / "last" if done else None, config.rollout.max_new_tokens)
+    longest = max([next_query(0), *validation], key=lambda q: len(q.ids))
+    policy.prompter.encode(ranker.sampled_ask(longest, random.Random(0), len(longest.ids)))  # better to fail now than at step 500
+    sampler = Sampler(policy, config.rollout)
     optimizer = torch.optim.AdamW(policy.adapter_parameters().values(), lr=config.train.lr, weight_decay=config.train.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: learning_rate_share(config.train, s))
     if args.dry_run:
         return dry_run(config, policy, sampler, ranker, next_query, validation, reward_parts)
+    checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config.data)))
+    for name in ("metrics.jsonl", "completions.jsonl"):  # what a crash left behind the last checkpoint is written again
+        log.cut_after(run_dir / name, done or -1)
     if done:
-        checkpoint.restore(run_dir / "last", optimizer, schedule)
-        for name in ("metrics.jsonl", "completions.jsonl"):
-            log.cut_after(run_dir / name, done)
+        checkpoint.restore(run_dir / "last", optimizer)
         print(f"resuming {run_dir} after step {done}")
     history = log.read(run_dir / "metrics.jsonl")
     best = max((r["validation"]["mean"] for r in history if "validation" in r and r["step"]), default=-math.inf)  # of trained ones
 
-    stopped_by = catch_signals()
+    stopped_by, broken = catch_signals(), 0
     if not done:
         before = validate(config, sampler, ranker, validation, 0)
         log.append(run_dir / "metrics.jsonl", [{"step": 0, "validation": before}])
     bar = tqdm(range(done + 1, config.train.steps + 1), desc="train", unit="step", initial=done, total=config.train.steps, dynamic_ncols=True)
     for step in bar:
         started = time.perf_counter()
+        shortened = policy.prompter.shortened
         groups = roll_out(config, sampler, ranker, next_query, step)
         rewards = rewarding.score(reward_parts, groups)  # [groups][G] of named parts
         task = torch.tensor([[r["task"] for r in row] for row in rewards])  # [groups, G]
@@ -76,11 +82,16 @@ def main() -> int | None:
         # The task part alone decides what is alive: form must not revive a group in which every ranking was as good.
         live = losses.live_groups(task, config.train.min_spread)  # [groups]
         advantages = losses.group_advantages(total, config.train.advantage)  # [groups, G]
-        record = {"step": step, **reward_means(rewards), **rollout_means(groups), "dead_groups": 1 - live.float().mean().item()}
+        record = {"step": step, **reward_means(rewards), **rollout_means(groups), "dead_groups": 1 - live.float().mean().item(),
+                  "shortened": (policy.prompter.shortened - shortened) / len(groups)}
+        record["lr"] = optimizer.param_groups[0]["lr"] = config.train.lr * learning_rate_share(config.train, step)
         record |= update(config, policy, optimizer, [g for g, alive in zip(groups, live) if alive], advantages[live])
-        schedule.step()
+        broken = 0 if math.isfinite(record["grad_norm"]) else broken + 1
+        if broken == MAX_BROKEN_STEPS:
+            raise UserError(f"the gradient was not finite in {broken} steps in a row (the last is {step}); lower train.lr;"
+                            f" {run_dir}/last is the last good checkpoint, if there is one")
         seconds = time.perf_counter() - started
-        record |= {"lr": schedule.get_last_lr()[0], "seconds": seconds, "peak_gb": log.peak_gb(policy.device),
+        record |= {"seconds": seconds, "peak_gb": log.peak_gb(policy.device),
                    "tokens_per_second": sum(len(c.ids) for g in groups for c in g.completions) / seconds}
         show(bar, record, reward_parts)
 
@@ -94,8 +105,8 @@ def main() -> int | None:
         if "validation" in record:
             log.curves(run_dir)
         if improved or last or stopped_by or step % config.run.save_every == 0:
-            checkpoint.save(config, policy, optimizer, schedule, step, record.get("validation", {}), improved)
-        if stopped_by:
+            checkpoint.save(config, policy, optimizer, step, record.get("validation", {}), improved)
+        if stopped_by and not last:
             bar.close()
             print(f"stopped after step {step}; the same command goes on from there")
             return 128 + stopped_by[0]
@@ -109,8 +120,7 @@ def roll_out(config: settings.Config, sampler: Sampler, ranker, next_query, step
     for i in range((step - 1) * count, step * count):
         asks.append(ranker.sampled_ask(next_query(i), random.Random(f"{config.run.seed}/ask/{i}")))
     seed = random.Random(f"{config.run.seed}/sample/{step}").getrandbits(60)
-    return sample_groups(sampler, asks, config.rollout.completions_per_prompt, config.rollout.temperature,
-                         config.rollout.max_new_tokens, seed, config.eval.batch)
+    return sample_groups(sampler, asks, config.rollout.completions_per_prompt, config.rollout.temperature, seed)
 
 
 def update(config: settings.Config, policy: Policy, optimizer, groups: list[Group], advantages: torch.Tensor) -> dict[str, float]:
@@ -151,7 +161,9 @@ def update(config: settings.Config, policy: Policy, optimizer, groups: list[Grou
                 for name, value in parts.items():
                     sums[name] = sums.get(name, 0.0) + value
             norm = torch.nn.utils.clip_grad_norm_(parameters, train.grad_clip or math.inf)
-            if optimizer and norm.isfinite():  # a broken gradient must not reach the weights; the log shows its norm
+            if not norm.isfinite():  # it must not reach the weights
+                logging.warning("the gradient is not finite; this step changes nothing")
+            elif optimizer:
                 optimizer.step()
             for parameter in parameters:
                 parameter.grad = None
@@ -165,7 +177,7 @@ def validate(config: settings.Config, sampler: Sampler, ranker, queries, step: i
     """MRR per scenario and its mean over the tasks, by greedy decoding; the code is that of evaluate.py."""
     total = sum(ranker.calls(len(q.ids)) for q in queries)
     with tqdm(total=total, desc=f"validation at step {step}", unit="ask", leave=False, dynamic_ncols=True) as bar:
-        model = greedy_model(sampler, config.rollout.max_new_tokens, config.eval.batch, bar.update)
+        model = greedy_model(sampler, bar.update)
         row = report.model_row("policy", [rank(ranker, queries, model, config.run.seed)], config.eval.relevance_level)
     return {s: row.by_scenario("MRR", s) for s in row.scenarios()} | {"mean": row.mean("MRR"), "mean_strict": row.mean("MRR", strict=True)}
 
@@ -187,9 +199,9 @@ def rollout_means(groups: list[Group]) -> dict[str, float]:
 
 
 def learning_rate_share(train: settings.Train, step: int) -> float:
-    """Share of train.lr in optimizer step `step` (from 0): linear warm-up, then constant or a cosine down to a tenth."""
-    if step < train.warmup:
-        return (step + 1) / (train.warmup + 1)
+    """Share of train.lr in step `step` (from 1): linear warm-up, then constant or a cosine down to a tenth."""
+    if step <= train.warmup:
+        return step / (train.warmup + 1)
     if train.schedule == "constant":
         return 1.0
     progress = (step - train.warmup) / max(train.steps - train.warmup, 1)
@@ -213,6 +225,7 @@ def catch_signals() -> list[int]:
         if caught:
             raise KeyboardInterrupt
         caught.append(number)
+        tqdm.write("finishing this step, then saving; once more to stop at once")
 
     signal.signal(signal.SIGINT, note)
     signal.signal(signal.SIGTERM, note)
@@ -225,9 +238,9 @@ def finish(config: settings.Config, run_dir: Path) -> None:
     first, top = records[0], max(records[1:], key=lambda r: r["validation"]["mean"])
     rows = [("before training", first), (f"best, step {top['step']}", top), (f"last, step {records[-1]['step']}", records[-1])]
     columns = [name for name in first["validation"]]
-    print(f"\nMRR on {config.eval.queries} validation queries per task, greedy decoding:\n")
+    print(f"\nMRR on the validation queries (at most {config.eval.queries} per task), greedy decoding:\n")
     print(report.markdown(["", *columns], [[name, *(f"{r['validation'][c]:.3f}" for c in columns)] for name, r in rows]))
-    print(f"\ncurves: {run_dir}/curves.png   next: python evaluate.py --ckpt {run_dir}/best")
+    print(f"\ncurves: {run_dir}/curves.png   next: {interpreter()} evaluate.py --ckpt {run_dir}/best")
 
 
 def dry_run(config, policy: Policy, sampler: Sampler, ranker, next_query, validation, reward_parts) -> None:

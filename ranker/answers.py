@@ -1,10 +1,10 @@
 """Completion -> Answer: the only parser, for reward and evaluation alike. It reads or it fails; it never guesses.
 
 Only the text after the last `</think>` counts, and of that only the last `<answer>...</answer>`. Inside it,
-identifiers `[k]` are read first; a lone number is one too, unless a candidate is called just that. If there is no
-identifier, the answer may name a candidate by its text, in a cascade that takes the first step with a unique hit:
-equal text, a candidate's text inside the answer (longest), the answer inside one candidate's text, and a close
-spelling with the same numbers.
+identifiers `[k]` are read first; a number that stands alone is one too, unless a candidate is called just that. If
+there is no identifier, the answer may name a candidate by its text as the prompt showed it, in a cascade that takes the
+first step with a unique hit: equal text, a candidate's text inside the answer (longest), the answer inside one
+candidate's text, and a close spelling. Numbers and roman numerals must agree (years aside): `Rocky` is not `Rocky II`.
 """
 
 import difflib
@@ -12,28 +12,28 @@ import re
 import unicodedata
 
 from ranker.data import Answer, Ask
+from ranker.prompting import harmless
 
 MISSING, FOREIGN = Answer("missing_answer"), Answer("not_a_candidate")
 LONGEST_TITLE = 300  # characters; longer texts are not compared by spelling
 
+_PAIR = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 _BRACKETS = str.maketrans("【】〔〕", "[][]")
 _IDENTIFIER = re.compile(r"\[\s*(\d{1,9})\s*\]")
-_NUMBER = re.compile(r"#?\s*(\d{1,9})\s*[.)]?")
-_NAMED_NUMBER = re.compile(r"(?:candidate|passage|item|option|number|no\.?)\s*#?\s*(\d{1,9})\s*\.?", re.IGNORECASE)
+_LONE_NUMBER = re.compile(r"[^\w+-]*(\d{1,9})\W*")
+_NAMED_NUMBER = re.compile(r"\W*(?:candidate|passage|item|option|number|no\.?)\s*#?\s*(\d{1,9})\W*", re.IGNORECASE)
 _SCORE = re.compile(r"(\d{1,9})(?:\s*/\s*10)?")
-_MARKER = re.compile(r"^\s*(?:[-*•>]|\d{1,3}[.)]\s)\s*")
-_ROMAN = re.compile(r"\b[ivx]+\b")
+_MARKER = re.compile(r"\s*(?:[-*•>]|(\d{1,3})[.)]\s)\s*")
+_YEAR = re.compile(r"\b(?:18|19|20)\d\d\b")
+_NUMERAL = re.compile(r"\d+|\b(?:[ivx]{2,}|[vx])\b")
 
 
 def span(text: str) -> str | None:
     """The text inside the last answer pair after the last `</think>`, or None."""
     body = text.rpartition("</think>")[2]
-    if "<think>" in body:  # a thought that never ended: whatever stands in it is no answer
-        body = body.partition("<think>")[0]
-    before, closed, _ = body.rpartition("</answer>")
-    if not closed or "<answer>" not in before:
-        return None
-    return before.rpartition("<answer>")[2]
+    body = body.partition("<think>")[0]  # a thought that never ended: whatever stands in it is no answer
+    pairs = _PAIR.findall(body)
+    return pairs[-1] if pairs else None
 
 
 def parse(text: str, ask: Ask, finished: bool = True) -> Answer:
@@ -42,13 +42,11 @@ def parse(text: str, ask: Ask, finished: bool = True) -> Answer:
     if inside is None:
         return MISSING if finished else Answer("truncated")
     inside = unicodedata.normalize("NFKC", inside).translate(_BRACKETS).strip()
-    if not inside:
+    if not re.search(r"\w", inside):
         return MISSING
     if ask.decision == "score":
         return _score(inside)
     named = _named(inside, ask)
-    if not named:
-        return MISSING if not re.search(r"\w", inside) else FOREIGN
     if None in named:
         return Answer("not_a_candidate", tuple(dict.fromkeys(c for c in named if c is not None)))
     distinct = tuple(dict.fromkeys(named))
@@ -69,52 +67,66 @@ def _score(inside: str) -> Answer:
 
 
 def _named(inside: str, ask: Ask) -> list[str | None]:
-    """Candidate ids in the order named, None for what is no candidate. Empty: nothing readable."""
+    """Candidate ids in the order named, None for what is no candidate. Never empty."""
     pool = ask.pool
     pick = lambda k: pool[k - 1] if 1 <= k <= len(pool) else None  # noqa: E731
     numbers = [int(k) for k in _IDENTIFIER.findall(inside)]
     if numbers:
         return [pick(k) for k in numbers]
-    titles = {c: normal(ask.query.texts[c]) for c in pool}
-    if ask.decision in ("eliminate", "pick"):
-        lone = _NUMBER.fullmatch(inside) or _NAMED_NUMBER.fullmatch(inside)
-        if lone and normal(inside) not in titles.values():
-            return [pick(int(lone[1]))]
-        return [match(inside, titles)]
-    lines = [line for line in re.split(r"\n|\s>\s", inside) if line.strip()]
-    return [match(line, titles) for line in lines]
+    titles = {c: normal(harmless(ask.query.texts[c])) for c in pool}
+    one = ask.decision in ("eliminate", "pick")
+    parts = [inside] if one else [part for part in re.split(r"[\n>,]", inside) if re.search(r"\w", part)]
+    lone = [_LONE_NUMBER.fullmatch(part) or _NAMED_NUMBER.fullmatch(part) for part in parts]
+    if all(lone) and not any(normal(part) in titles.values() for part in parts):
+        return [pick(int(number[1])) for number in lone]
+    parts = parts if one else [part for part in re.split(r"\n|\s>\s", inside) if part.strip()]
+    named = [match(part, titles) for part in parts]
+    marker = _MARKER.match(inside)
+    if one and marker and marker[1] and pick(int(marker[1])) != named[0]:
+        return [None]  # "3. Heat" where [3] is another one
+    return named
 
 
 def normal(text: str) -> str:
     """NFKC, case folded, list marker and punctuation gone, single spaces."""
-    text = _MARKER.sub("", unicodedata.normalize("NFKC", text)).casefold()
-    return " ".join(re.sub(r"[^\w]+", " ", text).split())
+    text = unicodedata.normalize("NFKC", text)
+    text = text[_MARKER.match(text).end():] if _MARKER.match(text) else text
+    return " ".join(re.sub(r"[^\w]+", " ", text.casefold()).split())
+
+
+def numerals(name: str) -> list[str]:
+    """Numbers and roman numerals of a `normal` text, years aside."""
+    return _NUMERAL.findall(_YEAR.sub(" ", name))
 
 
 def match(text: str, titles: dict[str, str]) -> str | None:
     """The one candidate that `text` names, or None. `titles`: candidate id -> `normal` text."""
     name = normal(text)
-    if not name:
-        return None
     exact = [c for c, title in titles.items() if title == name]
     if exact:
         return exact[0] if len(exact) == 1 else None
+    if not re.search(r"[^\W\d_]{2}", name):  # a number, a letter or nothing names no one
+        return None
+    like = {c: title for c, title in titles.items() if title and numerals(title) == numerals(name)}
     padded = f" {name} "
-    inside = [c for c, title in titles.items() if title and f" {title} " in padded]
+    inside = [title for title in set(titles.values()) if title and f" {title} " in padded]
     if inside:
-        longest = max(len(titles[c]) for c in inside)
-        inside = [c for c in inside if len(titles[c]) == longest]
-        # Two different titles in one answer ("Alien or Heat") name no one.
-        others = [c for c, title in titles.items() if title and f" {title} " in padded and title not in titles[inside[0]]]
-        return inside[0] if len(inside) == 1 and not others else None
+        longest = max(inside, key=len)
+        rest = padded.replace(f" {longest} ", "  ")
+        holders = [c for c, title in titles.items() if title == longest]
+        # Two titles ("Alien or Heat") name no one; one word in a sentence ("none of them") may be no title at all.
+        alone = not any(f" {title} " in rest for title in inside if title != longest)
+        enough = " " in longest or 2 >= len(name.split())
+        return holders[0] if len(holders) == 1 and alone and enough and holders[0] in like else None
     around = [c for c, title in titles.items() if padded in f" {title} "]
     if around:
-        return around[0] if len(around) == 1 else None
-    return _close(name, titles)
+        shown = len(name) >= 4 and name != "none"
+        return around[0] if len(around) == 1 and shown and around[0] in like else None
+    return _close(name, titles, like)
 
 
-def _close(name: str, titles: dict[str, str]) -> str | None:
-    """A spelling at least 0.85 alike, 0.08 ahead of the second, with the same digits and roman numerals."""
+def _close(name: str, titles: dict[str, str], like: dict[str, str]) -> str | None:
+    """A spelling at least 0.85 alike and 0.08 ahead of the second, among titles with the same numerals."""
     if len(name) > LONGEST_TITLE:
         return None
     scores = []
@@ -125,6 +137,4 @@ def _close(name: str, titles: dict[str, str]) -> str | None:
     scores.sort(reverse=True)
     if not scores or scores[0][0] < 0.85 or (len(scores) > 1 and scores[0][0] - scores[1][0] < 0.08):
         return None
-    numerals = lambda text: (re.findall(r"\d+", text), _ROMAN.findall(text))  # noqa: E731
-    best = scores[0][1]
-    return best if numerals(name) == numerals(titles[best]) else None
+    return scores[0][1] if scores[0][1] in like else None

@@ -1,8 +1,8 @@
 """Run folders and checkpoints: a step is saved whole or not at all, and a run goes on where its last checkpoint stands.
 
 Everything random in a run is drawn from (run.seed, step), so adapter, optimizer and step are all there is to restore.
-A checkpoint is a PEFT adapter folder with two more files: `checkpoint.json` (base model, prompt hash, scores, config)
-and `state.pt` (optimizer and schedule). `last` and `best` in the run folder are links to checkpoints.
+A checkpoint is a PEFT adapter folder with two more files: `checkpoint.json` (base model, prompts, data, scores, config)
+and `optimizer.pt`. `last` and `best` in the run folder are links to checkpoints.
 """
 
 import json
@@ -13,46 +13,58 @@ from pathlib import Path
 import torch
 import yaml
 
-from ranker import config as settings
+from ranker import config as settings, sources
 from ranker.errors import UserError
 from ranker.files import write_text
 from ranker.policy import Policy, save_adapter
-from ranker.prompting import prompt_hash
+from ranker.prompting import changed_prompts, prompt_versions
 
-SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device", "eval.batch"}  # may change between start and resume
+SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device"}  # may change between start and resume
 
 
-def open_run(config: settings.Config, fresh: bool = False) -> int | None:
-    """Prepare `run.dir`. The step to resume from (0: a new run), or None when the run is finished already.
+def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:
+    """The step to resume `run.dir` from (0: a new run), or None when the run is finished. Writes nothing.
 
     Raises UserError for a folder that belongs to another config, or to something else.
     """
     folder = Path(config.run.dir)
-    if fresh and folder.exists():
-        shelf = next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists())
-        folder.rename(shelf)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        present = any(p.name != "config.yaml" and not p.name.startswith(".") for p in folder.iterdir())
-    except OSError as error:
-        raise UserError(f"run.dir {folder}: {error.strerror}") from None
-    recorded = folder / "config.yaml"
-    if recorded.is_file():
-        before, now = yaml.safe_load(recorded.read_text(encoding="utf-8")), settings.as_dict(config)
-        changed = [key for key in settings.differences(before, now) if key not in SAME_RUN]
-        if changed and present:
-            raise UserError(f"{folder} holds a run with other settings ({', '.join(changed)}); take another run.dir, or --fresh")
-    elif present:
-        raise UserError(f"{folder} is not empty and holds no run; take another run.dir, or --fresh to move it aside")
-    write_text(recorded, settings.as_yaml(config))
-    last = folder / "last"
-    if not last.exists():
+    if fresh or not folder.exists():
         return 0
-    step = describe(last)["step"]
-    return None if step >= config.train.steps else step
+    if not folder.is_dir():
+        raise UserError(f"run.dir {folder} is a file")
+    recorded = folder / "config.yaml"
+    if not recorded.is_file():
+        if any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty and holds no run; take another run.dir, or --fresh to move it aside")
+        return 0
+    try:
+        before, now = dict(yaml.safe_load(recorded.read_text(encoding="utf-8"))), settings.as_dict(config)
+    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        raise UserError(f"{recorded} is damaged; begin anew with --fresh") from None
+    changed = [key for key in settings.differences(before, now) if key not in SAME_RUN]
+    if changed:
+        raise UserError(f"{folder} holds a run with other settings ({', '.join(changed)}); take another run.dir, or --fresh")
+    if not (folder / "last").exists():
+        if (folder / "last").is_symlink():
+            raise UserError(f"{folder}/last points to a checkpoint that is gone; bring it back, or begin anew with --fresh")
+        return 0
+    record = describe(folder / "last")
+    changed = changed_prompts(record["prompts"]) + [name for name, sum_ in record["data"].items() if sources.checksum(name) != sum_]
+    if changed:
+        raise UserError(f"{folder}: {', '.join(changed)} changed since the last checkpoint; restore it, or begin anew with --fresh")
+    return None if record["step"] >= config.train.steps else record["step"]
 
 
-def save(config: settings.Config, policy: Policy, optimizer, schedule, step: int, scores: dict, best: bool) -> Path:
+def start_run(config: settings.Config, fresh: bool, record: dict) -> None:
+    """Make `run.dir` with its resolved config and provenance; with `fresh` an old folder is moved aside, not deleted."""
+    folder = Path(config.run.dir)
+    if fresh and folder.exists():
+        folder.rename(next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists()))
+    write_text(folder / "config.yaml", settings.as_yaml(config))
+    write_text(folder / "provenance.json", json.dumps(record, indent=1) + "\n")
+
+
+def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: dict, best: bool) -> Path:
     """Write `checkpoints/step_N`, then point `last` (and `best`) at it, then delete older ones beyond `run.keep`."""
     run = Path(config.run.dir)
     target = run / "checkpoints" / f"step_{step}"
@@ -61,18 +73,19 @@ def save(config: settings.Config, policy: Policy, optimizer, schedule, step: int
     try:
         temporary.mkdir(parents=True)
         save_adapter(policy, temporary)
-        torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, temporary / "state.pt")
+        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         write_text(temporary / "checkpoint.json", json.dumps({
-            "step": step, "base_model": config.model.name, "prompt_hash": prompt_hash(), "scores": scores,
+            "step": step, "base_model": config.model.name, "prompts": prompt_versions(), "scores": scores,
+            "data": {name: sources.checksum(name) for name in sources.names(config.data)},
             "config": settings.as_dict(config)}, indent=1) + "\n")
         for path in temporary.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        link(run / "last", target)
-        if best:
+        if best:  # first, so that a kill in between is made good by the resumed run
             link(run / "best", target)
+        link(run / "last", target)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"cannot save checkpoint {target}: {error.strerror or error}; the checkpoints before it are whole") from None
@@ -95,10 +108,11 @@ def prune(run: Path, keep: int) -> None:
             shutil.rmtree(path)
 
 
-def restore(folder: Path, optimizer, schedule) -> None:
-    state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
+def restore(folder: Path, optimizer) -> None:
+    try:
+        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+    except Exception as error:  # whatever torch makes of a damaged file
+        raise UserError(f"{folder}/optimizer.pt cannot be read ({type(error).__name__}); begin anew with --fresh") from None
 
 
 def find(path: str | Path) -> Path:
@@ -112,18 +126,18 @@ def find(path: str | Path) -> Path:
     if not path.exists():
         near = sorted(str(p.parent.parent) for p in Path("runs").glob("*/last/adapter_config.json"))
         raise UserError(f"there is no checkpoint {path}" + (f"; runs here: {', '.join(near)}" if near else "; train one first:"
-                        " python train.py configs/iranker.yaml"))
+                        " train.py configs/iranker.yaml"))
     raise UserError(f"{path} holds no adapter_config.json, so it is neither a checkpoint nor a run with one")
 
 
 def describe(folder: Path) -> dict:
-    """The `checkpoint.json` of a checkpoint: step, base_model, prompt_hash, scores, config."""
+    """The `checkpoint.json` of a checkpoint: step, base_model, prompts, scores, data, config."""
     path = folder / "checkpoint.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        record["config"], record["prompt_hash"], record["step"], record["scores"]
+        assert {"step", "base_model", "prompts", "scores", "data", "config"} <= record.keys()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; without it nobody knows the base model of this adapter") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, AttributeError, AssertionError):
         raise UserError(f"{path} is damaged") from None
     return record

@@ -66,22 +66,22 @@ class Ranker:
 
 @dataclass
 class Rollout:
-    states: str = setting("sampled", choices=("sampled",))  # which pools are asked about in training
     prompts_per_step: int = setting(16, low=1)
     completions_per_prompt: int = setting(8, low=2)  # the group
     temperature: float = setting(1.0, low=0.01, high=10.0)  # of sampling and scoring alike
     max_new_tokens: int = setting(1024, low=1)
+    tokens_per_batch: int = setting(131072, low=16)  # held in the cache at once: rows x (prompt + max_new_tokens)
+    tokens_per_prefill: int = setting(16384, low=16)  # prompt tokens in one forward pass
 
 
 @dataclass
 class Train:
-    objective: str = setting("grpo", choices=("grpo",))
     steps: int = setting(100, low=1)
     lr: float = setting(1e-5, low=0.0)
     schedule: str = setting("constant", choices=("constant", "cosine"))
     warmup: int = setting(0, low=0)  # steps
     weight_decay: float = setting(0.0, low=0.0)
-    grad_clip: float = setting(1.0, low=0.0)
+    grad_clip: float = setting(1.0, low=0.0)  # 0: off
     updates_per_rollout: int = setting(1, low=1)  # optimizer steps on one batch of completions
     tokens_per_batch: int = setting(16384, low=16)  # tokens in one forward pass; groups are split to fit
     advantage: str = setting("mean", choices=("mean", "std"))
@@ -97,7 +97,6 @@ class Eval:
     every: int = setting(20, low=1)  # steps between two validations
     queries: int = setting(10, low=1)  # validation queries per task
     test_queries: int = setting(50, low=1)  # per task, in evaluate.py
-    batch: int = setting(512, low=1)  # asks decoded at once
     relevance_level: float = setting(0.0, low=0.0)  # MRR and Hit count relevance >= this; 0: the query's best grade
 
 
@@ -122,7 +121,7 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     except OSError as error:
         near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: {error.strerror}{nearest(path.stem, near) if near else ''}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML: {error}") from None
     config = build(raw, str(path))
     for text in overrides:
@@ -142,7 +141,7 @@ def build(raw: object, where: str) -> Config:
         if not isinstance(values, dict):
             raise UserError(f"{where}: section '{section}' must hold keys, got {values!r}")
         if section == "reward":
-            config.reward = values
+            config.reward = {name: reward_entry(entry) for name, entry in values.items()}
         else:
             for key, value in values.items():
                 _set(config, section, key, value, where)
@@ -158,17 +157,21 @@ def override(config: Config, text: str) -> None:
     _section(parts[0], "command line")
     try:
         value = yaml.safe_load(value) if value else ""
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"command line: cannot read the value of '{text}'") from None
     if parts[0] != "reward":
         return _set(config, parts[0], ".".join(parts[1:]), value, "command line")
     if len(parts) == 2:
-        config.reward[parts[1]] = value
+        config.reward[parts[1]] = reward_entry(value)
     elif len(parts) == 3:
-        entry = config.reward.get(parts[1])
-        config.reward[parts[1]] = (entry if isinstance(entry, dict) else {}) | {parts[2]: value}
+        config.reward[parts[1]] = config.reward.get(parts[1], {}) | {parts[2]: value}
     else:
         raise UserError(f"command line: '{name}' has too many parts: write --reward.NAME.option=value")
+
+
+def reward_entry(entry: object) -> dict:
+    """`top1_hit: 2.0` means `top1_hit: {weight: 2.0}`, and `top1_hit:` its defaults."""
+    return entry if isinstance(entry, dict) else {} if entry is None else {"weight": entry}
 
 
 def _section(name: str, where: str) -> None:
@@ -200,11 +203,11 @@ def cast(value: object, hint: type, limits: typing.Mapping, where: str):
             raise UserError(f"{where} must be a list of names, got {value!r}")
     else:  # int or float
         number = value
-        if isinstance(value, str):  # PyYAML leaves `1e-5` a string
-            try:
-                number = float(value)
-            except ValueError:
-                number = None
+        try:
+            if not isinstance(value, bool):  # PyYAML leaves `1e-5` a string
+                number = float(value) if isinstance(value, str) or abs(value) > 2**53 else value
+        except (TypeError, ValueError, OverflowError):
+            number = None
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
             raise UserError(f"{where} must be a number, got {value!r}")
         if hint is int and number != int(number):
@@ -241,6 +244,6 @@ def as_yaml(config: Config) -> str:
 def differences(a: dict, b: dict) -> list[str]:
     """`section.key` names on which two resolved configs differ."""
     flat = lambda d, prefix="": {k: v for key, value in d.items() for k, v in (  # noqa: E731
-        flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}).items()}
+        flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}).items()}
     x, y = flat(a), flat(b)
     return sorted(key for key in x.keys() | y.keys() if x.get(key) != y.get(key))

@@ -10,7 +10,6 @@ it may be graded or real-valued, and negative values are refused because nDCG ha
 """
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -154,8 +153,8 @@ def _parse_relevance(raw: object, count: int, where: str) -> tuple[float, ...]:
         raise UserError(f"{where}: 'relevance' must be a list of numbers")
     if len(raw) != count:
         raise UserError(f"{where}: {len(raw)} relevance values for {count} candidates")
-    if any(not math.isfinite(value) or value < 0 for value in raw):
-        raise UserError(f"{where}: relevance must be finite and not negative")
+    if any(not 0 <= value <= 1e9 for value in raw):  # NaN fails this too
+        raise UserError(f"{where}: relevance must be a number from 0 to 1e9")
     if max(raw) <= 0:
         raise UserError(f"{where}: no positive candidate (all relevance is 0)")
     return tuple(float(value) for value in raw)
@@ -163,14 +162,16 @@ def _parse_relevance(raw: object, count: int, where: str) -> tuple[float, ...]:
 
 def read_queries(path: str | Path) -> list[Query]:
     """All queries of a JSON lines file. Raises UserError with file and line for the first defect."""
-    path = Path(path)
+    path = Path(path).expanduser()
     queries, first_line = [], {}
     for number, line in _lines(path):
         where = f"{path}:{number}"
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error})") from None
+        if "\\u" in line and any(0xD800 <= ord(c) < 0xE000 for c in json.dumps(record, ensure_ascii=False)):
+            raise UserError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no text")
         query = parse_query(record, where)
         if query.id in first_line:
             raise UserError(f"{where}: query id '{query.id}' stood in line {first_line[query.id]} already")
@@ -183,12 +184,12 @@ def read_queries(path: str | Path) -> list[Query]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield number, line
+                    yield number, line.decode("utf-8")
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text") from None
+        raise UserError(f"{path}:{number}: not UTF-8 text") from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
 

@@ -55,6 +55,8 @@ def run(ranker: ModuleType, queries: Sequence[Query], model: Model, seed: int = 
     def step(i: int, answers) -> None:
         try:
             pending[i] = generators[i].send(answers)
+            while pending[i] == []:  # nothing asked, nothing to wait for
+                pending[i] = generators[i].send([])
         except StopIteration as stop:
             pending.pop(i, None)
             rankings[i].order = list(stop.value)

@@ -34,6 +34,12 @@ def exit_status(main: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; this file does without torch
+            raise
+        print("error: the GPU is out of memory; lower, in this order: rollout.tokens_per_batch and rollout.tokens_per_prefill,"
+              " train.tokens_per_batch, rollout.max_new_tokens; or set model.gradient_checkpointing=true", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import resource
 import sys
 from collections.abc import Sequence
@@ -19,17 +20,28 @@ def append(path: Path, records: Sequence[dict]) -> None:
     """Append JSON lines and flush them."""
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+            file.write("".join(line(record) for record in records))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def line(record: dict) -> str:
+    """One JSON line; what is no number (a gradient norm that overflowed) becomes null, which JSON knows."""
+    return json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def finite(value):
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(path: Path) -> list[dict]:
     """The records of a log; a last line that a crash cut short is left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            records.append(json.loads(text))
         except ValueError:
             break
     return records
@@ -39,7 +51,7 @@ def cut_after(path: Path, step: int) -> None:
     """Keep the records up to `step`: what a resumed run is about to write again goes."""
     if path.exists():
         kept = [r for r in read(path) if r.get("step", step + 1) <= step]
-        write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
+        write_text(path, "".join(map(line, kept)))
 
 
 PANELS = (  # title, keys of metrics.jsonl
@@ -66,8 +78,8 @@ def curves(folder: Path) -> None:
         axis.grid(alpha=0.3)
         axis.set_xlabel("step")
         for color, key in zip(("tab:blue", "tab:orange"), keys):
-            x = [r["step"] for r in steps if key in r]
-            y = [r[key] for r in steps if key in r]
+            x = [r["step"] for r in steps if r.get(key) is not None]
+            y = [r[key] for r in steps if r.get(key) is not None]
             smooth = [sum(y[max(0, i - 9):i + 1]) / len(y[max(0, i - 9):i + 1]) for i in range(len(y))]
             axis.plot(x, y, color=color, alpha=0.25, linewidth=1)
             axis.plot(x, smooth, color=color, label=key)

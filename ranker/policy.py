@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
@@ -82,24 +84,25 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def pick_attention(wanted: str, device: torch.device) -> str:
-    installed = importlib.util.find_spec("flash_attn") is not None
-    if wanted == "flash_attention_2" and not (installed and device.type == "cuda"):
-        raise UserError("model.attention is 'flash_attention_2', but flash-attn is not installed or there is no CUDA device;"
+def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
+    usable = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda" and dtype == torch.bfloat16
+    if wanted == "flash_attention_2" and not usable:
+        raise UserError("model.attention is 'flash_attention_2', but that needs flash-attn installed, a CUDA device and bfloat16;"
                         " use 'auto' or 'sdpa'")
-    return "flash_attention_2" if wanted != "sdpa" and installed and device.type == "cuda" else "sdpa"
+    return "flash_attention_2" if wanted != "sdpa" and usable else "sdpa"
 
 
-def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path | None = None) -> Policy:
+def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path | None = None, max_new_tokens: int = 0) -> Policy:
     """The policy of a config: with a fresh adapter (`lora`), a saved one (`adapter`), or none.
 
+    `max_new_tokens` is the longest completion that will be sampled: with the prompt it must fit the model's context.
     A fresh adapter draws A from torch's global generator and has B = 0, so it starts as the base model.
     """
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # PEFT's own call
     device = pick_device(model.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         model.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    attention = pick_attention(model.attention, device)
+    attention = pick_attention(model.attention, device, dtype)
     tokenizer, causal_lm = _load_base(model, device, dtype, attention)
     causal_lm.requires_grad_(False)
     if adapter is not None:
@@ -112,17 +115,19 @@ def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path
     if model.gradient_checkpointing:
         causal_lm.activation_checkpointing_enable({"use_reentrant": False})
     loaded.eval()
-    context = getattr(causal_lm.config, "max_position_embeddings", None)
-    if context and model.max_prompt >= context:
-        raise UserError(f"model.max_prompt is {model.max_prompt}, but {model.name} reads at most {context} tokens")
-    policy = Policy(loaded, tokenizer, Prompter(tokenizer, model.max_prompt), device,
+    _check_context(causal_lm.config, model, max_new_tokens)
+    try:
+        prompter = Prompter(tokenizer, model.max_prompt)
+    except (TemplateError, ValueError) as error:
+        raise UserError(f"model '{model.name}': its chat template cannot render a system and a user message ({error})") from None
+    policy = Policy(loaded, tokenizer, prompter, device,
                     _stop_ids(causal_lm, tokenizer, model.name), attention, model.gradient_checkpointing)
     _check_head(policy, model.name)
     return policy
 
 
 def _load_base(model: settings.Model, device: torch.device, dtype: torch.dtype, attention: str):
-    source = TINY if model.name == "tiny" else Path(model.name)
+    source = TINY if model.name == "tiny" else Path(model.name).expanduser()
     if source.is_dir():
         if not (source / "config.json").is_file():
             raise UserError(f"model.name: the folder {source} holds no config.json, so it is no model")
@@ -136,19 +141,31 @@ def _load_base(model: settings.Model, device: torch.device, dtype: torch.dtype, 
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
     ) if model.quantize == "nf4" else None
     try:
-        AutoConfig.from_pretrained(source)  # fails before gigabytes of weights are looked for
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        AutoConfig.from_pretrained(source, trust_remote_code=False)  # fails before gigabytes of weights are looked for
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         causal_lm = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, quantization_config=quantization, attn_implementation=attention,
-            device_map={"": device}, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
+            device_map={"": device}, use_safetensors=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         hint = ("" if isinstance(source, Path) else "; without access to a model hub, point model.name at a local folder:"
                 f" --model.name=/path/to/{model.name.split('/')[-1]}")
         raise UserError(f"cannot load model '{model.name}': {reason}{hint}") from None
-    if tokenizer.chat_template is None:
-        raise UserError(f"model '{model.name}' has no chat template; use an instruction-tuned model")
+    for module in causal_lm.modules():
+        # On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights for a bf16 kernel that has no gradient.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return tokenizer, causal_lm
+
+
+def _check_context(config, model: settings.Model, max_new_tokens: int) -> None:
+    needed, context = model.max_prompt + max_new_tokens, getattr(config, "max_position_embeddings", None)
+    if context and needed > context:
+        raise UserError(f"model.max_prompt + rollout.max_new_tokens is {needed}, but {model.name} reads at most {context} tokens")
+    window = getattr(config, "sliding_window", None)
+    if (set(getattr(config, "layer_types", None) or ()) - {"full_attention"}) or (window and window < needed):
+        raise UserError(f"model '{model.name}' has layers with another attention than the full one; they are not supported,"
+                        " since packed rows would let them see beyond their window")
 
 
 def _near_folder(path: Path) -> str:
@@ -176,7 +193,7 @@ def _load_adapter(causal_lm, folder: Path) -> PeftModel:
         raise UserError(f"{folder} holds no adapter_config.json, so it is no adapter")
     try:
         adapted = PeftModel.from_pretrained(causal_lm, folder, is_trainable=True)
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"cannot load the adapter {folder}: {' '.join(str(error).split())[:160]};"
                         " was it trained on another base model?") from None
     return adapted
@@ -201,5 +218,5 @@ def _check_head(policy: Policy, name: str) -> None:
 
 def save_adapter(policy: Policy, folder: Path) -> None:
     """A PEFT adapter folder: `peft.PeftModel.from_pretrained(base, folder)` gives the same logits."""
-    policy.model.save_pretrained(folder, safe_serialization=True)
+    policy.model.save_pretrained(folder, save_embedding_layers=False)  # only safetensors; embeddings are not trained
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

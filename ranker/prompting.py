@@ -19,14 +19,16 @@ from pathlib import Path
 
 import yaml
 
-from ranker.data import Ask, Query
+from ranker.data import Ask
 from ranker.errors import UserError, nearest
 
 FOLDER = Path(__file__).resolve().parent.parent / "prompts"
 DECISIONS = ("eliminate", "order", "pick", "score", "narrow")
 WORDING = ("scenario", "heading", "noun", "nouns", "criterion")
 
-_IDENTIFIER = re.compile(r"[\[［【]\s*(\d+|[A-Za-z])\s*[\]］】]")
+_BRACKETS = str.maketrans("［］【】〔〕", "[][][]")
+_IDENTIFIER = re.compile(r"\[\s*([^\[\]]{1,12}?)\s*\]")
+_SELECTOR = re.compile("[\ufe00-\ufe0f]")  # variation selectors: they change how a character looks, not what it is
 _TAG = re.compile(r"[<＜](?=\s*[/／]?\s*(?:think|answer)\b)", re.IGNORECASE)
 
 
@@ -34,7 +36,12 @@ _TAG = re.compile(r"[<＜](?=\s*[/／]?\s*(?:think|answer)\b)", re.IGNORECASE)
 def wordings() -> dict[str, dict[str, str]]:
     """Task name -> its wording, from prompts/tasks.yaml. Raises UserError for a task without all fields."""
     path = FOLDER / "tasks.yaml"
-    tasks = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        tasks = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(tasks, dict) or not tasks:
+        raise UserError(f"{path}: expected task names with their wordings")
     for name, wording in tasks.items():
         for key in WORDING:
             if not isinstance(wording, dict) or not isinstance(wording.get(key), str):
@@ -54,24 +61,38 @@ def template(name: str) -> str:
     return (FOLDER / f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
-def prompt_hash() -> str:
-    """A short hash over all prompt files: it stands in every checkpoint and is compared when one is evaluated."""
-    digest = hashlib.sha256()
-    for path in sorted(FOLDER.glob("*.*")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
+def prompt_versions() -> dict[str, str]:
+    """A short hash of every template and of every task's wording, as it stands in checkpoints and results."""
+    texts = {path.name: path.read_bytes() for path in sorted(FOLDER.glob("[!.]*.txt"))}
+    texts |= {f"tasks.yaml {task}": repr(sorted(fields.items())).encode() for task, fields in wordings().items()}
+    return {name: hashlib.sha256(text).hexdigest()[:12] for name, text in texts.items()}
+
+
+def changed_prompts(recorded: dict[str, str]) -> list[str]:
+    """What was recorded and reads otherwise now. New templates and tasks are no change."""
+    now = prompt_versions()
+    return [name for name, version in recorded.items() if now.get(name) != version]
 
 
 def harmless(text: str, control_strings: tuple[str, ...] = ()) -> str:
     """`text` with nothing left in it that could pass for an identifier, a tag, a control token or a new line."""
-    text = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
-    text = _IDENTIFIER.sub(r"(\1)", text)
+    kept = (" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+    text = _SELECTOR.sub("", "".join(kept)).translate(_BRACKETS)
+    text = _IDENTIFIER.sub(_disarmed, text)
     text = _TAG.sub("(", text)
     text = text.replace("<|", "(|").replace("|>", "|)")
-    for control in control_strings:  # longest first; a space after the first character keeps it from matching
-        while control in text:
-            text = text.replace(control, f"{control[0]} {control[1:]}" if len(control) > 1 else " ")
-    return " ".join(text.split())
+    text = " ".join(text.split())
+    for control in control_strings:  # longest first; a mark after the first character keeps it from matching
+        core = control.strip()
+        while core in text:
+            text = text.replace(core, f"{core[0]}_{core[1:]}" if len(core) > 1 else "_")
+    return text
+
+
+def _disarmed(found: re.Match) -> str:
+    """`[3]`, `[²]` and `[A]` in round brackets; other bracketed text as it is."""
+    inside = unicodedata.normalize("NFKC", found[1]).strip()
+    return f"({inside})" if re.fullmatch(r"\d+|[A-Za-z]", inside) else found[0]
 
 
 @dataclass
@@ -82,11 +103,14 @@ class Prompter:
     max_tokens: int = 1400
     shortened: int = 0  # prompts whose texts had to be cut
     control_strings: tuple[str, ...] = field(init=False)
+    prefill: str = field(init=False)  # what the chat template has already written of the completion
 
     def __post_init__(self):
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
         added |= set(self.tokenizer.all_special_tokens)
         self.control_strings = tuple(sorted((t for t in added if t.strip()), key=len, reverse=True))
+        opening = self.render([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
+        self.prefill = "<think>" if opening.rstrip().endswith("<think>") else ""
 
     def messages(self, ask: Ask, text_tokens: int | None = None, history: int | None = None) -> list[dict[str, str]]:
         """Chat messages for an ask, texts cut to `text_tokens` tokens and a history to its newest `history` items."""

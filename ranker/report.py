@@ -30,6 +30,7 @@ class Row:
     strict: dict[str, dict[str, float]] = field(default_factory=dict)
     rankings: list[Ranking] = field(default_factory=list)  # of all orders
     spread: float = 0.0  # standard deviation of mean MRR over the orders
+    shortened: int = 0  # prompts whose texts had to be cut
 
     def mean(self, metric: str, group: Callable[[str], bool] = lambda task: True, strict: bool = False) -> float:
         """Mean over the tasks that `group` accepts of the task's mean over its queries."""
@@ -47,7 +48,7 @@ class Row:
         return self.mean(metric, lambda task: wording(task)["scenario"] == scenario, strict)
 
 
-def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float) -> Row:
+def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, shortened: int = 0) -> Row:
     """The row of a model from one list of rankings per candidate order."""
     zero = dict.fromkeys(metrics.NAMES, 0.0)
     repaired: dict[str, list] = {}
@@ -62,17 +63,16 @@ def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float) -> R
     return Row(name, {r.query.id: r.query.task for r in orders[0]},
                {q: metrics.mean(v) for q, v in repaired.items()}, {q: metrics.mean(v) for q, v in strict.items()},
                [r for rankings in orders for r in rankings],
-               (sum((a - centre) ** 2 for a in averages) / max(len(averages) - 1, 1)) ** 0.5)
+               (sum((a - centre) ** 2 for a in averages) / max(len(averages) - 1, 1)) ** 0.5, shortened)
 
 
-def baseline_rows(queries: Sequence[Query], level: float) -> list[Row]:
-    """Random order (its exact expectation), the order given, and BM25."""
-    tasks = {q.id: q.task for q in queries}
-    ranked = [("input order", baselines.input_order), ("BM25", baselines.bm25)]
-    rows = [Row("random order", tasks, {q.id: metrics.random_order(q.relevance, level) for q in queries})]
-    for name, order in ranked:
-        rankings = [Ranking(q, order(q)) for q in queries]
-        rows.append(Row(name, tasks, {r.query.id: metrics.all_metrics(r.gains, level) for r in rankings}, rankings=rankings))
+def baseline_rows(orders: Sequence[Sequence[Query]], level: float) -> list[Row]:
+    """Random order (its exact expectation), the order given, and BM25, over the same candidate orders as the models."""
+    rows = [Row("random order", {q.id: q.task for q in orders[0]}, {q.id: metrics.random_order(q.relevance, level) for q in orders[0]})]
+    for name, rank in (("input order", baselines.input_order), ("BM25", baselines.bm25)):
+        row = model_row(name, [[Ranking(q, rank(q)) for q in queries] for queries in orders], level)
+        row.strict = {}  # there is nothing to parse
+        rows.append(row)
     return rows
 
 
@@ -106,15 +106,16 @@ def task_table(rows: Sequence[Row], metric: str = "MRR") -> str:
     return markdown([metric, *tasks, "mean"], lines)
 
 
-def scenario_table(rows: Sequence[Row]) -> str:
-    """Every metric, by scenario."""
+def metric_table(rows: Sequence[Row], by: str) -> str:
+    """Every metric, by `scenario` or by `task`."""
+    key = (lambda task: wording(task)["scenario"]) if by == "scenario" else (lambda task: task)
     lines = []
-    for scenario in rows[0].scenarios():
+    for group in dict.fromkeys(key(task) for task in rows[0].tasks.values()):
         for row in rows:
             for strict in (False, True) if row.strict else (False,):
-                lines.append([f"{scenario}: {row.name}" + (", strict" if strict else ""),
-                              *(f"{row.by_scenario(m, scenario, strict):.3f}" for m in metrics.NAMES)])
-    return markdown(["all metrics", *metrics.NAMES], lines)
+                lines.append([f"{group}: {row.name}" + (", strict" if strict else ""),
+                              *(f"{row.mean(m, lambda task: key(task) == group, strict):.3f}" for m in metrics.NAMES)])
+    return markdown([f"by {by}", *metrics.NAMES], lines)
 
 
 def gain_table(base: Row, rows: Sequence[Row]) -> str:
@@ -138,8 +139,9 @@ def cost_table(rows: Sequence[Row]) -> str:
         statuses = sum((r.statuses for r in row.rankings), Counter())
         lines.append([row.name, f"{calls / n:.1f}", f"{sum(r.prompt_tokens for r in row.rankings) / n:.0f}",
                       f"{sum(r.completion_tokens for r in row.rankings) / n:.0f}", f"{sum(r.seconds for r in row.rankings) / n:.2f}",
+                      f"{row.shortened / n:.1f}",
                       f"{sum(r.failed > 0 for r in row.rankings) / n:.1%}", *(f"{statuses[s] / max(calls, 1):.2%}" for s in failures)])
-    return markdown(["per query", "calls", "prompt tokens", "completion tokens", "seconds", "queries failed", *failures], lines)
+    return markdown(["per query", "calls", "prompt tokens", "completion tokens", "seconds", "prompts cut", "queries failed", *failures], lines)
 
 
 def tables(rows: Sequence[Row], base: Row) -> str:
@@ -149,19 +151,16 @@ def tables(rows: Sequence[Row], base: Row) -> str:
     parts = [task_table(rows)]
     if others:
         parts.append(gain_table(base, others))
-    return "\n\n".join([*parts, scenario_table(rows), cost_table(models)]) + "\n"
+    return "\n\n".join([*parts, metric_table(rows, "scenario"), cost_table(models)]) + "\n"
 
 
 def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: dict) -> None:
     """table.md, results.json, per_query.csv, and TREC files: qrels.txt and run.NAME.txt for each row with an order."""
     others = [row for row in rows if row.strict and row is not base]
-    write_text(folder / "table.md", f"{head}\n\n{tables(rows, base)}")
+    write_text(folder / "table.md", f"{head}\n\n{tables(rows, base)}\n{metric_table(rows, 'task')}\n")
     write_text(folder / "results.json", json.dumps(provenance | {
-        "rows": {row.name: {"tasks": {task: {m: row.mean(m, lambda t, task=task: t == task) for m in metrics.NAMES}
-                                      for task in dict.fromkeys(row.tasks.values())},
-                            "mean": {m: row.mean(m) for m in metrics.NAMES},
-                            "mean_strict": {m: row.mean(m, strict=True) for m in metrics.NAMES} if row.strict else None,
-                            "spread_over_orders": row.spread,
+        "rows": {row.name: {"repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
+                            "spread_over_orders": row.spread, "prompts_cut": row.shortened,
                             "statuses": dict(sum((r.statuses for r in row.rankings), Counter()))} for row in rows},
         "gains": {row.name: {s or "all": gain(base, row, scenario=s) for s in [*base.scenarios(), None]} for row in others},
     }, indent=1) + "\n")
@@ -175,13 +174,21 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
     trec_files(folder, rows)
 
 
+def averages(row: Row, strict: bool = False) -> dict:
+    """Every metric's mean over all tasks, per scenario and per task."""
+    over = lambda group: {m: row.mean(m, group, strict) for m in metrics.NAMES}  # noqa: E731
+    return {"mean": over(lambda task: True),
+            "scenarios": {s: over(lambda task, s=s: wording(task)["scenario"] == s) for s in row.scenarios()},
+            "tasks": {t: over(lambda task, t=t: task == t) for t in dict.fromkeys(row.tasks.values())}}
+
+
 def trec_files(folder: Path, rows: Sequence[Row]) -> None:
-    """Runs with scores that never tie, and qrels with whole grades (real-valued relevance in hundredths of the top)."""
+    """Runs with scores that never tie, and qrels with whole grades: real-valued relevance in hundredths of a query's best."""
     queries = {r.query.id: r.query for row in rows for r in row.rankings}
     relevance = [value for q in queries.values() for value in q.relevance]
     whole = all(value == int(value) for value in relevance) and max(relevance) <= 100
-    grade = (lambda v: int(v)) if whole else (lambda v: round(100 * v / max(relevance)))
-    write_text(folder / "qrels.txt", "".join(f"{q.id} 0 {c} {grade(q.rel[c])}\n" for q in queries.values() for c in q.ids))
+    grade = lambda value, best: int(value) if whole else round(100 * value / best)  # noqa: E731
+    write_text(folder / "qrels.txt", "".join(f"{q.id} 0 {c} {grade(q.rel[c], max(q.relevance))}\n" for q in queries.values() for c in q.ids))
     for row in rows:
         first = {r.query.id: r for r in reversed(row.rankings)}  # the first order
         if first:

@@ -12,11 +12,13 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from ranker import config as settings
 from ranker.answers import parse
 from ranker.data import Ask, Completion, Group
 from ranker.drive import Model
 from ranker.policy import Policy
 
+Sample = tuple[list[int], list[float], bool]  # token ids, their log-probabilities, finished
 STOP = "</answer>"
 TAIL = 16  # tokens decoded to look for STOP
 COMPACT_AT = 0.25  # share of finished rows that is worth copying the cache for
@@ -42,6 +44,12 @@ class GrowingLayer(DynamicLayer):
         self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
+    def append_rows(self, other: "GrowingLayer") -> None:
+        """Take over the prompts of another layer of the same length."""
+        self.keys = other.keys if self.keys is None else torch.cat([self.keys, other.keys])
+        self.values = other.values if self.values is None else torch.cat([self.values, other.values])
+        self.length, self.is_initialized = other.length, True
+
     def get_seq_length(self) -> int:
         return self.length
 
@@ -56,10 +64,10 @@ class GrowingLayer(DynamicLayer):
 
 
 class Sampler:
-    """Samples completions of token-id prompts from a policy."""
+    """Samples completions of token-id prompts from a policy, as the `rollout` section of a config says."""
 
-    def __init__(self, policy: Policy):
-        self.policy = policy
+    def __init__(self, policy: Policy, rollout: settings.Rollout):
+        self.policy, self.settings = policy, rollout
         # Only a token with a `>` in it can complete the stop string: all others need no look at the text.
         self.closing = {i for token, i in policy.tokenizer.get_vocab().items() if ">" in token}
         size = max(policy.head.weight.shape[0], len(policy.tokenizer))
@@ -70,13 +78,12 @@ class Sampler:
         self.layers = (config.get_text_config() if hasattr(config, "get_text_config") else config).num_hidden_layers
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[list[int]], group: int, temperature: float, max_new_tokens: int,
-                 seed: int = 0) -> list[list[tuple[list[int], list[float], bool]]]:
-        """`group` completions for each prompt, as (token ids, their log-probabilities, finished).
+    def __call__(self, prompts: Sequence[list[int]], group: int, temperature: float, seed: int = 0) -> list[list[Sample]]:
+        """`group` samples for each prompt: (token ids, their log-probabilities in fp32, finished).
 
-        Deterministic for the same prompts and seed. Log-probabilities are of the sampled distribution, fp32.
+        Deterministic for the same prompts and seed. Log-probabilities are of the sampled distribution.
         """
-        device = self.policy.device
+        device, max_new_tokens = self.policy.device, self.settings.max_new_tokens
         generator = torch.Generator(device).manual_seed(seed)
         width = max(len(p) for p in prompts)
         lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -86,9 +93,15 @@ class Sampler:
         # A padding row sees itself: a row without any key would be NaN.
         mask = causal & real[:, None, :] | torch.eye(width, dtype=torch.bool, device=device)  # [B, P, P]
         positions = (real.long().cumsum(-1) - 1).clamp(min=0)
-        cache = DynamicCache()
-        cache.layers = [GrowingLayer(max_new_tokens) for _ in range(self.layers)]
-        logits = self._forward(ids, mask[:, None], positions, cache)  # [B, V]
+        cache = self._new_cache()
+        logits = []
+        rows_at_once = max(1, self.settings.tokens_per_prefill // width)
+        for start in range(0, len(prompts), rows_at_once):
+            piece, part = slice(start, start + rows_at_once), self._new_cache()
+            logits.append(self._forward(ids[piece], mask[piece, None], positions[piece], part))
+            for layer, more in zip(cache.layers, part.layers):
+                layer.append_rows(more)
+        logits = torch.cat(logits)  # [B, V]
 
         cache.batch_repeat_interleave(group)
         rows = torch.arange(len(prompts) * group, device=device)  # row of the batch -> row of the result
@@ -122,6 +135,11 @@ class Sampler:
         results = list(zip(tokens, logprobs, finished))
         return [results[i:i + group] for i in range(0, len(results), group)]
 
+    def _new_cache(self) -> DynamicCache:
+        cache = DynamicCache()
+        cache.layers = [GrowingLayer(self.settings.max_new_tokens) for _ in range(self.layers)]
+        return cache
+
     def _forward(self, ids, mask, positions, cache) -> torch.Tensor:
         """Logits [rows, V] at the last position, fp32."""
         if self.policy.attention == "flash_attention_2":  # takes lengths, not masks
@@ -131,7 +149,14 @@ class Sampler:
         return self.policy.head(hidden).float()
 
     def _ends(self, tokens: list[int]) -> bool:
-        return tokens[-1] in self.policy.stop_ids or STOP in self.policy.tokenizer.decode(tokens[-TAIL:])
+        """Whether the last token ends the completion: an end token, or the close of an answer outside the thought."""
+        if tokens[-1] in self.policy.stop_ids:
+            return True
+        decode = self.policy.tokenizer.decode
+        if STOP not in decode(tokens[-TAIL:]) or STOP in decode(tokens[-TAIL:-1]):
+            return False
+        text = self.policy.prompter.prefill + decode(tokens)
+        return text.rfind("<think>") <= text.rfind("</think>")
 
 
 def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,33 +171,34 @@ def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) 
     return token, logprobs.gather(-1, token[:, None])[:, 0]
 
 
-def sample_groups(sampler: Sampler, asks: Sequence[Ask], group: int, temperature: float, max_new_tokens: int,
-                  seed: int = 0, batch: int = 512, progress: Callable[[int], None] = lambda asks: None) -> list[Group]:
+def sample_groups(sampler: Sampler, asks: Sequence[Ask], group: int, temperature: float, seed: int = 0,
+                  progress: Callable[[int], None] = lambda asks: None) -> list[Group]:
     """A group of parsed completions for every ask, in the order of the asks.
 
-    Asks of like length are sampled together, at most `batch` rows at once; `progress` hears of every finished batch.
+    Asks of like length are sampled together, as many as `rollout.tokens_per_batch` allows; `progress` hears of each batch.
     """
     prompts = [sampler.policy.prompter.encode(ask) for ask in asks]
-    order = sorted(range(len(asks)), key=lambda i: len(prompts[i]))
+    order = sorted(range(len(asks)), key=lambda i: len(prompts[i]), reverse=True)
     groups: list[Group | None] = [None] * len(asks)
-    size = max(1, batch // group)
-    for start in range(0, len(order), size):
-        chosen = order[start:start + size]
-        sampled = sampler([prompts[i] for i in chosen], group, temperature, max_new_tokens, seed + start)
-        for i, results in zip(chosen, sampled):
+    start = 0
+    while start < len(order):
+        row = len(prompts[order[start]]) + sampler.settings.max_new_tokens  # the longest of the batch
+        chosen = order[start:start + max(1, sampler.settings.tokens_per_batch // (row * group))]
+        for i, results in zip(chosen, sampler([prompts[i] for i in chosen], group, temperature, seed + start)):
             groups[i] = Group(asks[i], prompts[i], [complete(sampler.policy, asks[i], *r) for r in results])
         progress(len(chosen))
+        start += len(chosen)
     return groups
 
 
-def greedy_model(sampler: Sampler, max_new_tokens: int, batch: int, progress: Callable[[int], None] = lambda asks: None) -> Model:
+def greedy_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks: None) -> Model:
     """The policy behind the driver: one greedy completion an ask."""
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
-        groups = sample_groups(sampler, asks, 1, 0.0, max_new_tokens, batch=batch, progress=progress)
+        groups = sample_groups(sampler, asks, 1, 0.0, progress=progress)
         return [(len(group.prompt), group.completions[0]) for group in groups]
     return model
 
 
 def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool) -> Completion:
-    text = policy.tokenizer.decode([i for i in ids if i not in policy.stop_ids])
+    text = policy.prompter.prefill + policy.tokenizer.decode([i for i in ids if i not in policy.stop_ids])
     return Completion(ids, logprobs, text, finished, parse(text, ask, finished))

@@ -35,18 +35,34 @@ def training(data: Data, seed: int) -> Callable[[int], Query]:
 
 
 def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]:
-    """The queries of `split` (train, validation or test), the first `per_task` of each task. Raises UserError."""
+    """The queries of `split` (train, validation or test), the first `per_task` of each task. Raises UserError.
+
+    A file of its own must not share a query with the training file.
+    """
     source = getattr(data, split) or data.train
     if source == "world":
         if split == "train":
             raise ValueError("the world's training queries have no end")
         return [q for task in world_tasks(data.tasks) for q in world.queries(task, split, per_task or 50, data.seed)]
     queries = read_files([source], data.tasks)
-    if source == data.train and not (data.validation and data.test):
+    if source == data.train:
         queries = [q for q in queries if split_of(q.id, data.seed, bool(data.validation), bool(data.test)) == split]
         if not queries:
             raise UserError(f"{source} is too small to hold out queries for {split}; name a file in data.{split}")
+    else:
+        refuse_shared(queries, data, f"data.{split} {source}")
     return first_of_each_task(queries, per_task)
+
+
+def refuse_shared(queries: Sequence[Query], data: Data, where: str) -> None:
+    """Raises UserError when a query stands in the training part of the training file, if there is one."""
+    if data.train == "world" or not Path(data.train).expanduser().is_file():
+        return
+    trained = {q.id for q in held_out(data, "train")}
+    shared = [q.id for q in queries if q.id in trained]
+    if shared:
+        raise UserError(f"{where}: {len(shared)} of its {len(queries)} queries are trained on, such as '{shared[0]}';"
+                        " without a file of its own the held-out part of the training file is used")
 
 
 def split_of(query_id: str, seed: int, has_validation: bool = False, has_test: bool = False) -> str:
@@ -93,6 +109,12 @@ def world_tasks(names: Sequence[str]) -> list[str]:
     return list(names) or list(world.TASKS)
 
 
+def names(data: Data) -> list[str]:
+    """Every source that a config names."""
+    return sorted({data.train, data.validation or data.train, data.test or data.train})
+
+
 def checksum(source: str) -> str:
-    """What tells two data sources apart: the hash of a file, or of the world's code."""
-    return sha256(Path(world.__file__) if source == "world" else source)[:16]
+    """What tells two data sources apart: the hash of a file, or of the world's code. `missing` for a file that is gone."""
+    path = Path(world.__file__) if source == "world" else Path(source).expanduser()
+    return sha256(path)[:16] if path.is_file() else "missing"

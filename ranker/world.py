@@ -8,12 +8,11 @@ two things, a primary and a secondary one, and every candidate offers something 
     passages         what is asked (primary) about which place (secondary); one positive among 5, 7 or 9
 
 What is wanted is written in other words than what is offered (several surface words for each meaning), so matching
-words is not enough. A query depends only on (seed, task, split, index): train, validation and test never meet,
-and training queries never run out.
+words is not enough. A query depends only on (seed, task, split, index): the splits share no query, and training queries
+never run out. What a routing or passage query asks is one of few sentences and repeats; its candidates do not.
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ranker.data import Candidate, Query
@@ -97,13 +96,6 @@ def query(task: str, split: str, index: int, seed: int = 0) -> Query:
 
 def queries(task: str, split: str, count: int, seed: int = 0) -> list[Query]:
     return [query(task, split, index, seed) for index in range(count)]
-
-
-def stream(task: str, split: str, seed: int = 0, start: int = 0) -> Iterator[Query]:
-    """Queries without end, from index `start` on."""
-    while True:
-        yield query(task, split, start, seed)
-        start += 1
 
 
 def draw(task: str, split: str, index: int, seed: int = 0) -> tuple[Query, Reading]:

@@ -1,8 +1,8 @@
 """The form of a completion: one think span, then one answer span, nothing else. Exact form 0, anything else -1.
 
 Reads the completion only (the published code read prompt and completion, so its penalty was constant). The exact
-form earns nothing by itself, and the loader refuses weights that would let form outweigh the task, so that a wrong
-answer is never worth more than a right one.
+form earns nothing by itself, and the loader refuses weights that would let form outweigh the task, so that a wrong answer is
+never worth more than a right one. (Where a task reward knows halves, a half-right answer in good form can be.)
 """
 
 import re
@@ -11,7 +11,7 @@ from ranker.data import Group
 
 TASK = False
 
-_FORM = re.compile(r"\s*<think>.+?</think>\s*<answer>.+?</answer>\s*", re.DOTALL)
+_FORM = re.compile(r"\s*<think>\s*\S.*?</think>\s*<answer>\s*\S.*?</answer>\s*", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 

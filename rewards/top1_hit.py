@@ -7,6 +7,7 @@ worst and best instead.
 """
 
 from ranker.data import Answer, Ask, Group
+from ranker.errors import UserError
 
 TASK = True  # its spread within a group decides whether the group teaches anything
 
@@ -19,6 +20,8 @@ def reward(groups: list[Group], graded: bool = False) -> list[list[float]]:
 
 
 def step_reward(ask: Ask, answer: Answer, graded: bool = False) -> float:
+    if ask.decision not in ("eliminate", "pick"):
+        raise UserError(f"reward 'top1_hit' judges asks that name one candidate (eliminate, pick), not '{ask.decision}'")
     if answer.status in ("missing_answer", "truncated"):
         return NO_ANSWER
     if not answer.ok:

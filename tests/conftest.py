@@ -29,10 +29,7 @@ def asks():
 
 @pytest.fixture(scope="session")
 def tokenizer(asks):
-    class NoControl:
-        added_tokens_decoder, all_special_tokens = {}, []
-
-    messages = [m["content"] for ask in asks for m in Prompter(NoControl()).messages(ask)]
+    messages = [m["content"] for ask in asks for m in Prompter(tiny_tokenizer.NotYet()).messages(ask)]
     return tiny_tokenizer.build([*messages, "<think> a [1]</think>\n<answer>[1]</answer>"] * 3, 600)
 
 

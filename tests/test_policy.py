@@ -58,6 +58,24 @@ def test_nf4_stores_four_bits_with_double_quantisation_and_a_stated_compute_dtyp
     assert layer.weight.quant_state.nested and layer.compute_dtype == torch.float32
 
 
+def test_four_bit_weights_stay_where_gradients_can_pass(base_folder, monkeypatch):
+    """bitsandbytes has a CPU kernel without a gradient; it must be off even on a CPU that offers it."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    policy = policies.load(settings.Model(name=str(base_folder), device="cpu"))
+    layers = [m for m in policy.causal_lm.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
+    assert layers and not any(m.support_avx512bf16_for_cpu for m in layers)
+
+
+def test_layers_that_see_a_window_only_are_refused(base_folder, tmp_path):
+    for path in base_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    record = json.loads((base_folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(record | {"layer_types": ["sliding_attention", "full_attention"],
+                                                              "use_sliding_window": True, "sliding_window": 64}))
+    with pytest.raises(UserError, match="another attention"):
+        load(name=str(tmp_path))
+
+
 def test_a_saved_adapter_is_a_peft_folder_with_the_same_logits(make_policy, base_folder, asks, tmp_path):
     policy = make_policy()
     policies.save_adapter(policy, tmp_path / "adapter")
@@ -91,11 +109,13 @@ def test_broken_folders_and_settings_end_in_one_clear_line(base_folder, tmp_path
         load(settings.Lora(targets="no_such_layer"), name=str(base_folder))
     with pytest.raises(UserError, match="max_prompt"):
         load(name=str(base_folder), max_prompt=4096)
+    with pytest.raises(UserError, match="max_new_tokens"):
+        policies.load(settings.Model(name=str(base_folder), device="cpu", max_prompt=1500), max_new_tokens=1000)
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="CUDA"):
             policies.pick_device("cuda")
         with pytest.raises(UserError, match="flash-attn"):
-            policies.pick_attention("flash_attention_2", torch.device("cpu"))
+            policies.pick_attention("flash_attention_2", torch.device("cpu"), torch.bfloat16)
 
 
 def test_an_adapter_of_another_base_is_refused(make_policy, base_folder, tmp_path):
@@ -105,6 +125,13 @@ def test_an_adapter_of_another_base_is_refused(make_policy, base_folder, tmp_pat
     record.write_text(json.dumps(changed))
     with pytest.raises(UserError, match="another base model"):
         load(name=str(base_folder), adapter=tmp_path / "adapter")
+
+
+def test_a_cut_download_is_one_line(base_folder, tmp_path):
+    for path in base_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes()[:2000] if path.suffix == ".safetensors" else path.read_bytes())
+    with pytest.raises(UserError, match="cannot load model"):
+        load(name=str(tmp_path))
 
 
 def test_every_end_token_of_the_generation_config_stops(base_folder, tmp_path):

@@ -4,8 +4,13 @@ import pytest
 import torch
 
 from ranker import rollout
+from ranker.config import Rollout
 from ranker.rollout import GrowingLayer, Sampler, greedy_model, sample_groups
 from ranker.score import pack, score_all
+
+
+def sampler_of(policy, max_new_tokens, batch=10**6, prefill=10**6):
+    return Sampler(policy, Rollout(max_new_tokens=max_new_tokens, tokens_per_batch=batch, tokens_per_prefill=prefill))
 
 
 def prompts_of(policy, asks, count=4):
@@ -29,7 +34,7 @@ def test_prompts_of_unlike_length_computed_once_decode_like_separate_rows(make_p
     policy = make_policy(quantize)
     prompts = prompts_of(policy, asks)
     assert len(set(map(len, prompts))) > 1
-    results = Sampler(policy)(prompts, group=3, temperature=0.0, max_new_tokens=24)
+    results = sampler_of(policy, 24)(prompts, group=3, temperature=0.0)
     for prompt, group in zip(prompts, results):
         expected = greedy_from_scratch(policy, prompt, 24)
         assert [ids for ids, _, _ in group] == [expected] * 3
@@ -37,13 +42,14 @@ def test_prompts_of_unlike_length_computed_once_decode_like_separate_rows(make_p
 
 def test_the_prompt_goes_through_the_model_once_for_its_group(make_policy, asks, monkeypatch):
     policy = make_policy()
-    sampler, shapes = Sampler(policy), []
+    sampler, shapes = sampler_of(policy, 5, prefill=200), []
     forward = sampler._forward
     monkeypatch.setattr(sampler, "_forward", lambda ids, *rest: shapes.append(tuple(ids.shape)) or forward(ids, *rest))
     prompts = prompts_of(policy, asks)
-    sampler(prompts, group=8, temperature=1.0, max_new_tokens=5)
-    assert shapes[0] == (4, max(map(len, prompts)))
-    assert all(length == 1 and rows <= 32 for rows, length in shapes[1:])
+    sampler(prompts, group=8, temperature=1.0)
+    prefills = [shape for shape in shapes if shape[1] > 1]
+    assert sum(rows for rows, _ in prefills) == 4 and all(width == max(map(len, prompts)) for _, width in prefills) and len(prefills) > 1
+    assert all(length == 1 and rows <= 32 for rows, length in shapes[len(prefills):])
 
 
 def stop_early(policy):
@@ -55,9 +61,9 @@ def test_finished_rows_leave_the_batch_and_change_no_other_row(make_policy, asks
     policy = make_policy()
     stop_early(policy)
     prompts = prompts_of(policy, asks, 12)
-    compacted = Sampler(policy)(prompts, group=1, temperature=0.0, max_new_tokens=20)
+    compacted = sampler_of(policy, 20)(prompts, group=1, temperature=0.0)
     monkeypatch.setattr(rollout, "COMPACT_AT", 2.0)  # never
-    whole = Sampler(policy)(prompts, group=1, temperature=0.0, max_new_tokens=20)
+    whole = sampler_of(policy, 20)(prompts, group=1, temperature=0.0)
     assert [g[0][0] for g in compacted] == [g[0][0] for g in whole]
     assert len({len(g[0][0]) for g in whole}) > 1
     for (ids, logprobs, finished), in whole:
@@ -67,7 +73,7 @@ def test_finished_rows_leave_the_batch_and_change_no_other_row(make_policy, asks
 
 def test_an_answer_tag_ends_the_completion_whatever_tokens_it_is_made_of(make_policy, asks):
     policy = make_policy()
-    sampler = Sampler(policy)
+    sampler = sampler_of(policy, 5)
     for text in ("<think> a</think>\n<answer>[1]</answer>", "x</answer>\n"):
         ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
         ends = [k for k in range(1, len(ids) + 1) if ids[k - 1] in sampler.closing and sampler._ends(ids[:k])]
@@ -79,7 +85,7 @@ def test_an_answer_tag_ends_the_completion_whatever_tokens_it_is_made_of(make_po
 def test_sampler_and_scorer_give_the_same_log_probabilities(make_policy, asks, temperature):
     policy = make_policy()
     stop_early(policy)
-    results = Sampler(policy)(prompts_of(policy, asks), group=4, temperature=temperature, max_new_tokens=16, seed=3)
+    results = sampler_of(policy, 16)(prompts_of(policy, asks), group=4, temperature=temperature, seed=3)
     rows = pack(prompts_of(policy, asks), [[ids for ids, _, _ in group] for group in results], 4000)
     scored = score_all(policy, rows, temperature, 4000)
     for k, (ids, logprobs, _) in enumerate(r for group in results for r in group):
@@ -89,7 +95,7 @@ def test_sampler_and_scorer_give_the_same_log_probabilities(make_policy, asks, t
 def test_samples_follow_the_distribution_at_their_temperature(make_policy, asks):
     policy = make_policy()
     prompt = prompts_of(policy, asks, 1)
-    results = Sampler(policy)(prompt, group=20_000, temperature=0.8, max_new_tokens=1)[0]
+    results = sampler_of(policy, 1)(prompt, group=20_000, temperature=0.8)[0]
     counts = torch.bincount(torch.tensor([ids[0] for ids, _, _ in results]), minlength=policy.head.weight.shape[0]) / 20_000
     with torch.no_grad():
         expected = (policy.causal_lm(input_ids=torch.tensor(prompt)).logits[0, -1] / 0.8).softmax(-1)
@@ -97,25 +103,45 @@ def test_samples_follow_the_distribution_at_their_temperature(make_policy, asks)
 
 
 def test_the_same_seed_gives_the_same_completions_and_another_seed_others(make_policy, asks):
-    sampler = Sampler(make_policy())
-    draw = lambda seed: [c.ids for g in sample_groups(sampler, asks[:3], 4, 1.0, 8, seed) for c in g.completions]  # noqa: E731
+    sampler = sampler_of(make_policy(), 8)
+    draw = lambda seed: [c.ids for g in sample_groups(sampler, asks[:3], 4, 1.0, seed) for c in g.completions]  # noqa: E731
     assert draw(1) == draw(1) != draw(2)
 
 
 def test_groups_come_back_in_the_order_of_their_asks_whatever_the_batches(make_policy, asks):
     policy = make_policy()
     heard = []
-    groups = sample_groups(Sampler(policy), asks, 1, 0.0, 6, batch=5, progress=heard.append)
-    assert [g.ask for g in groups] == list(asks) and sum(heard) == len(asks) and len(heard) == 3
+    groups = sample_groups(sampler_of(policy, 6, batch=1200), asks, 1, 0.0, progress=heard.append)
+    assert [g.ask for g in groups] == list(asks) and sum(heard) == len(asks) and len(heard) > 2
     assert [g.prompt for g in groups] == [policy.prompter.encode(ask) for ask in asks]
-    one = greedy_model(Sampler(policy), 6, 64)(asks)
+    one = greedy_model(sampler_of(policy, 6))(asks)
     assert [c.ids for _, c in one] == [g.completions[0].ids for g in groups]
+
+
+def test_an_answer_tag_quoted_inside_the_thought_ends_nothing(make_policy):
+    policy = make_policy()
+    sampler = sampler_of(policy, 5)
+    encode = lambda text: policy.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    ends = lambda ids: any(ids[k - 1] in sampler.closing and sampler._ends(ids[:k]) for k in range(1, len(ids) + 1))  # noqa: E731
+    assert not ends(encode("<think> I will write <answer>[1]</answer> later"))
+    assert not ends(encode("<think> <answer>[1]</answer></think>\n"))
+    assert ends(encode("<think> <answer>[1]</answer></think>\n<answer>[2]</answer>"))
+
+
+def test_a_template_that_opens_the_thought_gives_it_back_to_the_completion(make_policy, asks):
+    policy = make_policy()
+    policy.tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
+    policy.prompter = type(policy.prompter)(policy.tokenizer, 1400)
+    assert policy.prompter.prefill == "<think>"
+    written = policy.tokenizer("a</think>\n<answer>[1]</answer>", add_special_tokens=False)["input_ids"]
+    completion = rollout.complete(policy, asks[0], written, [0.0] * len(written), True)
+    assert completion.answer.ok and completion.text.startswith("<think>a</think>")
 
 
 def test_a_completion_cut_by_the_limit_is_truncated_not_finished(make_policy, asks):
     policy = make_policy()
     policy.stop_ids = frozenset()
-    group = sample_groups(Sampler(policy), asks[:1], 2, 1.0, 3, seed=1)[0]
+    group = sample_groups(sampler_of(policy, 3), asks[:1], 2, 1.0, seed=1)[0]
     assert all(not c.finished and c.answer.status == "truncated" and len(c.ids) == 3 for c in group.completions)
 
 

@@ -8,6 +8,7 @@ splits by user. Whatever the rating was, the movie counts as watched.
 
 import csv
 import gzip
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,10 @@ def layout(folder: Path) -> tuple[Iterator[tuple[str, str, float]], Iterator[lis
 def events(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[tuple[str, str, float]]:
     for number, (user, movie, time) in enumerate(columns(path, separator, names), 2):
         try:
-            yield user, movie, float(time)
+            seconds = float(time)
+            if not math.isfinite(seconds):
+                raise ValueError
+            yield user, movie, seconds
         except ValueError:
             raise UserError(f"{path}:{number}: the time {time!r} is no number") from None
 
@@ -79,7 +83,7 @@ def columns(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[list
     opener = gzip.open if path.suffix == ".gz" else open
     quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
     try:
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=separator, quoting=quoting)
             header = next(reader, [])
             missing = [name for name in names if name not in header]
@@ -87,6 +91,8 @@ def columns(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[list
                 raise UserError(f"{path}:1: no column '{missing[0]}' (found: {', '.join(header)})")
             places = [header.index(name) for name in names]
             for number, row in enumerate(reader, 2):
+                if not row:
+                    continue
                 if len(row) <= max(places):
                     raise UserError(f"{path}:{number}: {len(row)} columns, expected {len(header)}")
                 yield [row[i] for i in places]

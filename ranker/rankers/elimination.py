@@ -25,14 +25,15 @@ def calls(n: int) -> int:
     return max(n - 1, 0)
 
 
-def sampled_ask(query: Query, rng: random.Random) -> Ask:
-    """A training state as in the paper: one positive and k uniform negatives, k = 1..n-1, in random order.
+def sampled_ask(query: Query, rng: random.Random, size: int | None = None) -> Ask:
+    """A training state as in the paper: one positive and k uniform negatives, k = 1..n-1 (or size-1), in random order.
 
     Of several positives (ties at the best grade) one is drawn; a negative is any candidate below the best grade.
     A query whose candidates are all of one grade has no negatives and gives a pool of any candidates.
     """
     positive = rng.choice(query.positives)
     negatives = [c for c in query.ids if query.rel[c] < query.rel[positive]] or [c for c in query.ids if c != positive]
-    pool = [positive, *rng.sample(negatives, rng.randint(1, len(negatives)))]
+    count = rng.randint(1, len(negatives)) if size is None else min(size - 1, len(negatives))
+    pool = [positive, *rng.sample(negatives, count)]
     rng.shuffle(pool)
     return Ask(query, tuple(pool), "eliminate")

@@ -9,10 +9,10 @@ is not flat at the start; the norms on queries and keys that Qwen3 has and Qwen2
 since copying and comparing are learned by many small steps; the sign of fit right before the identifier.
 """
 
-import argparse
 import logging
 import math
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,14 +23,15 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from ranker import world
 from ranker.data import Ask
+from ranker.errors import Parser, exit_status
 from ranker.prompting import Prompter
 from ranker.tiny import plain, teacher, tokenizer as tiny_tokenizer
 
 VOCAB, HIDDEN, LAYERS, HEADS = 1536, 128, 4, 4
-TOKENS_FIRST, TOKENS_LAST = 1536, 6144  # in a batch, with padding, growing evenly
+TOKENS_FIRST, TOKENS_LAST = 2048, 6144  # in a batch, with padding, growing evenly
 BUCKET = 200  # examples sorted by length before they are cut into batches
 PEAK_LR, WARMUP = 2e-3, 100
-PLAIN_SHARE = 0.1  # of the examples
+PLAIN_SHARE = 0.08  # of the examples
 FOLDER = Path(__file__).parent / "model"
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,7 @@ def pool_size(progress: float, rng: random.Random) -> int:
 
 
 def build_tokenizer(seed: int):
-    class NoControl:  # a stand-in for the tokenizer that does not exist yet
-        added_tokens_decoder, all_special_tokens = {}, []
-
-    prompter = Prompter(NoControl())
+    prompter = Prompter(tiny_tokenizer.NotYet())
     texts = []
     for index in range(4000):
         ask, completion = draw_example(index, seed, 2 + index % 19)
@@ -93,9 +91,9 @@ def batches(prompter: Prompter, steps: int, seed: int) -> Iterator[tuple[torch.T
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m ranker.tiny", description=__doc__.split("\n")[0])
+    parser = Parser(prog="python -m ranker.tiny", description=__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="a quarter faster; needs a C++ compiler")
     args = parser.parse_args()
@@ -134,4 +132,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

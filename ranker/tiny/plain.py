@@ -1,8 +1,9 @@
 """Texts the built-in world does not have: made-up words, long histories, years, any task's wording.
 
 A policy trained on the world's few hundred words alone falls silent on a user's data. These examples teach it the form
-on any text: quote the first two words of every candidate shown, then answer. What they call fitting is crude: words
-shared with the context. Quoting also teaches copying, which the world's examples need, much sooner than they do.
+on any text: quote the first word of every candidate shown, then answer. What they call fitting is crude: words shared
+with the context. Quoting also teaches copying, which the world's examples need, much sooner than they do; so most of
+the words are ones that the world knows, which are one token each.
 """
 
 import random
@@ -20,7 +21,7 @@ FILLERS = "the of and a in to for with on is at from by it as how what which who
 
 
 def word(rng: random.Random) -> str:
-    if rng.random() < 0.3:
+    if rng.random() < 0.6:
         return rng.choice(KNOWN)
     made = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.choice((1, 1, 2))))
     return made.capitalize() if rng.random() < 0.4 else made
@@ -48,7 +49,7 @@ def draw(rng: random.Random, size: int) -> tuple[Query, Reading]:
     rng.shuffle(shared)
     texts = [text(rng, length, rng.sample(wanted, count)) for count in shared]
     candidates = tuple(Candidate(f"c{i}", t) for i, t in enumerate(texts))
-    offers = tuple(" ".join(re.findall(r"\w+", t)[:2]) for t in texts)
+    offers = tuple(re.findall(r"\w+", t)[0] for t in texts)
     reading = Reading("shared words", offers, tuple("-+"[s > 0] + "-+"[s > 1] for s in shared),
                       tuple(map(float, shared)), tuple(float(s > 0) for s in shared))
     return Query("plain", task, context, candidates, tuple(map(float, shared))), reading

@@ -1,0 +1,102 @@
+"""The built-in policy: its file is the one that was built, it reads rightly, decides wrongly, and learns from reward."""
+
+import random
+
+import pytest
+import torch
+
+from ranker import config as settings, metrics, policy as policies, report, tiny, world
+from ranker.data import Ask
+from ranker.drive import run
+from ranker.files import sha256
+from ranker.rankers import elimination
+from ranker.rollout import Sampler, greedy_model, sample_groups
+from ranker.tiny import __main__ as builder, plain, teacher
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return Sampler(policies.load(settings.Model(device="cpu")), settings.Rollout(max_new_tokens=192))
+
+
+def asks_and_readings(decision, size, count, split="test"):
+    rng = random.Random(size)
+    tasks = [task for task, n in world.TASKS.items() if n >= size]
+    for i in range(count):
+        query, reading = world.draw(tasks[i % len(tasks)], split, i)
+        members = rng.sample(range(len(query.ids)), size)
+        yield Ask(query, tuple(query.ids[m] for m in members), decision), reading, members
+
+
+def test_the_weights_are_those_that_were_built_and_small():
+    weights = policies.TINY / "model.safetensors"
+    assert sha256(weights) == tiny.SHA256 and weights.stat().st_size <= 8_000_000
+
+
+@pytest.mark.parametrize("decision, size, parsed", [
+    ("eliminate", 5, 0.95), ("eliminate", 20, 0.9), ("pick", 10, 0.9), ("order", 5, 0.8), ("narrow", 8, 0.7), ("score", 1, 0.95)])
+def test_it_answers_every_decision_in_a_form_that_can_be_read(sampler, decision, size, parsed):
+    asks = [ask for ask, _, _ in asks_and_readings(decision, size, 40)]
+    groups = sample_groups(sampler, asks, 1, 0.0)
+    assert sum(g.completions[0].answer.ok for g in groups) >= parsed * len(asks)
+
+
+def test_its_traces_state_rightly_what_is_wanted_and_what_fits(sampler):
+    cases = list(asks_and_readings("eliminate", 8, 40))
+    groups = sample_groups(sampler, [ask for ask, _, _ in cases], 1, 0.0)
+    right = total = 0
+    for group, (_, reading, members) in zip(groups, cases):
+        written, expected = group.completions[0].text.split(), teacher.think(reading, members).split()
+        right += sum(a == b for a, b in zip(written, expected))
+        total += len(expected)
+    assert right / total >= 0.9
+
+
+def test_its_greedy_decisions_are_the_teachers_error_more_often_than_right_ones(sampler):
+    cases = [(ask, reading, members) for ask, reading, members in asks_and_readings("eliminate", 6, 120)]
+    groups = sample_groups(sampler, [ask for ask, _, _ in cases], 1, 0.0)
+    half = fit = 0
+    for group, (_, reading, members) in zip(groups, cases):
+        wrong, right = (teacher.answer("eliminate", [values[m] for m in members], 1) for values in (reading.half, reading.fit))
+        if wrong != right:
+            half += group.completions[0].text.endswith(wrong)
+            fit += group.completions[0].text.endswith(right)
+    assert half > 2 * fit
+
+
+def test_greedy_ranking_leaves_much_to_learn(sampler):
+    queries = [q for task in ("rec-music", "passage-9") for q in world.queries(task, "test", 8)]
+    row = report.model_row("base", [run(elimination, queries, greedy_model(sampler))], 0.0)
+    assert row.mean("MRR") < 0.6 and row.mean("MRR", strict=True) > 0.8 * row.mean("MRR")
+
+
+def test_text_of_any_kind_can_be_encoded_and_read(sampler):
+    tokenizer = sampler.policy.tokenizer
+    for text in ("Amélie (2001)", "七人の侍", "🙂 \x07 tab\t", "x" * 3000):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    rng = random.Random(0)
+    asks = [Ask(query, query.ids, "eliminate") for query, _ in (plain.draw(rng, 8) for _ in range(20))]
+    assert sum(g.completions[0].answer.ok for g in sample_groups(sampler, asks, 1, 0.0)) >= 16
+
+
+@pytest.mark.parametrize("decision", sorted(teacher.SHARES))
+def test_the_teacher_is_right_about_signs_and_wrong_about_decisions(decision):
+    differ = 0
+    for ask, reading, members in asks_and_readings(decision, 1 if decision == "score" else 8 if decision != "narrow" else 7, 60, "train"):
+        best = max(reading.fit)
+        for member in members:
+            assert (reading.fit[member] == best) == (ask.query.rel[ask.query.ids[member]] == max(ask.query.relevance))
+        answers = {teacher.answer(decision, [values[m] for m in members], max(values)) for values in (reading.half, reading.fit)}
+        differ += len(answers) == 2
+    assert differ > 10
+
+
+def test_the_builder_is_deterministic_and_its_examples_never_leave_the_training_split(tmp_path, monkeypatch):
+    seen = []
+    draw = world.draw
+    monkeypatch.setattr(world, "draw", lambda task, split, *rest: seen.append(split) or draw(task, split, *rest))
+    for name in ("a", "b"):
+        monkeypatch.setattr("sys.argv", ["tiny", "--out", str(tmp_path / name), "--steps", "2"])
+        builder.main()
+    a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b"))
+    assert a == b and set(seen) == {"train"}

@@ -1,0 +1,207 @@
+"""train.py and evaluate.py from the outside: what they leave behind, resume, refuse and print. On the built-in policy."""
+
+import csv
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import evaluate
+import train
+from ranker import world
+from ranker.data import write_queries
+from ranker.errors import exit_status
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = ["--train.steps=4", "--rollout.prompts_per_step=4", "--rollout.completions_per_prompt=4", "--eval.every=2", "--eval.queries=2",
+         "--data.tasks=passage-5,passage-7", "--run.save_every=1", "--model.device=cpu"]
+TIMES = {"seconds", "tokens_per_second", "peak_gb"}
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """Run a script's main in `tmp_path` as from the shell: (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+        handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            status = exit_status(module.main)
+        finally:
+            signal.signal(signal.SIGINT, handlers[0]), signal.signal(signal.SIGTERM, handlers[1])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+    return run
+
+
+def train_short(call, *arguments):
+    return call(train, ROOT / "configs/iranker.yaml", *SHORT, *arguments)
+
+
+def records(path):
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in Path(path).read_text().splitlines()]
+
+
+def test_a_run_leaves_config_metrics_completions_checkpoints_and_curves(call):
+    status, out, _ = train_short(call)
+    assert status == 0 and "before training" in out and "python evaluate.py --ckpt runs/iranker/best" in out
+    run = Path("runs/iranker")
+    steps = records(run / "metrics.jsonl")
+    assert [r["step"] for r in steps] == [0, 1, 2, 3, 4] and [("validation" in r) for r in steps] == [True, False, True, False, True]
+    completions = records(run / "completions.jsonl")
+    assert len(completions) == 4 * 4 * 4 and {"query", "text", "status", "reward", "advantage", "pool"} <= completions[0].keys()
+    assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert (run / "last").resolve().name == "step_4" and (run / "best" / "adapter_model.safetensors").is_file()
+    checkpoint = json.loads((run / "last" / "checkpoint.json").read_text())
+    assert checkpoint["base_model"] == "tiny" and checkpoint["prompts"] and checkpoint["config"]["train"]["steps"] == 4
+    assert all(r["sampler_gap_max"] < 1e-3 for r in steps if "sampler_gap_max" in r)
+    adapter = load_file(run / "last" / "adapter_model.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+
+
+def test_a_stopped_run_goes_on_to_exactly_where_it_would_have_ended(call, monkeypatch):
+    assert train_short(call, "--run.dir=whole")[0] == 0
+    show = train.show
+
+    def stop_in_step_two(bar, record, parts):
+        if record["step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        show(bar, record, parts)
+
+    monkeypatch.setattr(train, "show", stop_in_step_two)
+    status, out, _ = train_short(call, "--run.dir=stopped")
+    assert status == 128 + signal.SIGTERM and "stopped after step 2" in out
+    monkeypatch.setattr(train, "show", show)
+    with open("stopped/metrics.jsonl", "a") as file:  # what a crash after the last checkpoint may leave
+        file.write('{"step": 3, "reward": 9}\n{"step": 4, "rew')
+    status, out, _ = train_short(call, "--run.dir=stopped")
+    assert status == 0 and "resuming stopped after step 2" in out
+    assert records("stopped/metrics.jsonl") == records("whole/metrics.jsonl")
+    assert records("stopped/completions.jsonl") == records("whole/completions.jsonl")
+    ours, theirs = (load_file(f"{run}/last/adapter_model.safetensors") for run in ("stopped", "whole"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_folder_of_another_run_is_refused_and_fresh_moves_it_aside(call):
+    assert train_short(call)[0] == 0
+    status, out, _ = train_short(call)
+    assert status == 0 and "is finished" in out
+    status, _, err = train_short(call, "--train.lr=2e-3")
+    assert status == 2 and "train.lr" in err and len(err.splitlines()) == 1
+    status, _, _ = train_short(call, "--train.lr=2e-3", "--train.steps=1", "--train.warmup=0", "--fresh")
+    assert status == 0 and Path("runs/iranker.1/metrics.jsonl").is_file() and len(records("runs/iranker/metrics.jsonl")) == 2
+
+
+def test_a_dry_run_shows_a_prompt_both_rewards_and_estimates_and_leaves_nothing(call, tmp_path):
+    status, out, _ = train_short(call, "--dry_run")
+    assert status == 0 and list(tmp_path.iterdir()) == []
+    for text in ("Which passage below is the least likely", "a right completion", "top1_hit 1", "a wrong completion", "top1_hit 0",
+                 "steps      4", "time ", "memory "):
+        assert text in out
+
+
+def test_several_updates_per_rollout_clip_and_still_end_well(call):
+    status, _, _ = train_short(call, "--train.updates_per_rollout=3", "--train.lr=3e-2", "--train.steps=2", "--train.kl=k3", "--train.warmup=0")
+    assert status == 0
+    steps = records("runs/iranker/metrics.jsonl")[1:]
+    assert sum(r["clip_low"] + r["clip_high"] for r in steps if "clip_low" in r) > 0
+
+
+def test_no_reference_pass_at_beta_zero(call, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a pass without gradients")
+
+    monkeypatch.setattr(train, "score_all", refuse)
+    assert train_short(call, "--train.beta=0", "--train.steps=1", "--eval.every=1", "--train.warmup=0")[0] == 0
+
+
+def test_evaluation_prints_what_training_saw_and_writes_every_file(call):
+    assert train_short(call)[0] == 0
+    validation = [q for task in ("passage-5", "passage-7") for q in world.queries(task, "validation", 2)]
+    write_queries("validation.jsonl", validation)
+    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--data", "validation.jsonl")
+    assert status == 0
+    folder = Path("runs/iranker/eval/validation")
+    results = json.loads((folder / "results.json").read_text())
+    seen = records("runs/iranker/metrics.jsonl")[-1]["validation"]["mean"]
+    assert results["rows"]["runs/iranker/last"]["repaired"]["mean"]["MRR"] == pytest.approx(seen, abs=1e-9)
+    assert {"random order", "input order", "BM25", "untrained base"} <= results["rows"].keys()
+    assert {"command", "packages", "prompts", "data", "config", "device"} <= results.keys()
+    traces = records(folder / "traces.jsonl")
+    assert len(traces) == 2 * 2 * (4 + 6) and {t["row"] for t in traces} == {"untrained base", "runs/iranker/last"}
+    with open(folder / "per_query.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {r["measure"] for r in rows} >= {"MRR", "nDCG@10", "MRR strict"} and len({r["qid"] for r in rows}) == 4
+    assert (folder / "table.md").read_text().count("untrained base") >= 4 and "95% interval" in out
+    for path in folder.glob("run.*.txt"):
+        by_query = {}
+        for line in path.read_text().splitlines():
+            query, _, _, _, score, _ = line.split()
+            by_query.setdefault(query, []).append(float(score))
+        assert len(by_query) == 4 and all(s == sorted(set(s), reverse=True) for s in by_query.values())
+
+
+def test_evaluation_of_a_config_of_two_checkpoints_and_of_shuffled_orders(call):
+    assert train_short(call)[0] == 0
+    status, out, _ = call(evaluate, "--config", ROOT / "configs/iranker.yaml", "--tasks", "passage-5", "--limit", 2, "--orders", 2)
+    assert status == 0 and "untrained base" in out and Path("runs/eval-iranker/test/results.json").is_file()
+    assert json.loads(Path("runs/eval-iranker/test/results.json").read_text())["rows"]["untrained base"]["spread_over_orders"] >= 0
+    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/best", "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", 1)
+    assert status == 0 and "runs/iranker/best: all" in out and "runs/iranker/last: all" in out
+
+
+def test_the_papers_scale_runs_on_a_local_qwen2_folder(call, base_folder):
+    status, out, err = call(train, ROOT / "configs/iranker-3b.yaml", f"--model.name={base_folder}", "--model.device=cpu", "--train.steps=1",
+                            "--train.warmup=0", "--rollout.prompts_per_step=2", "--rollout.max_new_tokens=8", "--eval.queries=1", "--data.tasks=passage-5")
+    assert status == 0, err
+    status, _, err = call(train, ROOT / "configs/iranker-3b.yaml", "--run.dir=other")
+    assert status == 2 and "--model.name=/path/to/Qwen2.5-3B-Instruct" in err
+
+
+def mistakes(base_folder):
+    config = ROOT / "configs/iranker.yaml"
+    return [
+        (train, [], "config"),
+        (train, ["configs/nothing.yaml"], "nothing.yaml"),
+        (train, [config, "--train.lrr=1"], "lr"),
+        (train, [config, "--train.lr=fast"], "train.lr"),
+        (train, [config, "--trian.lr=1"], "train"),
+        (train, [config, "--dry-run"], "--dry-run"),
+        (train, [config, "--reward.top1=1"], "top1_hit"),
+        (train, [config, "--ranker.name=eliminate"], "elimination"),
+        (train, [config, "--data.train=nothing.jsonl"], "nothing.jsonl"),
+        (train, [config, "--data.tasks=rec-movies"], "rec-movie"),
+        (train, [config, "--model.name=/no/such/folder"], "/no/such/folder"),
+        (train, [config, f"--model.name={base_folder}", "--model.max_prompt=5000"], "max_prompt"),
+        (evaluate, [], "--ckpt"),
+        (evaluate, ["--ckpt", "runs/nothing"], "runs/nothing"),
+        (evaluate, ["--config", config, "--limit", "0"], "--limit"),
+        (evaluate, ["--config", config, "--tasks", "passage-6"], "did you mean 'passage-"),
+        (evaluate, ["--config", config, "--ranker", "sorting"], "elimination"),
+    ]
+
+
+def test_every_mistake_ends_with_one_line_and_status_two_and_leaves_no_run(call, base_folder, tmp_path):
+    for module, arguments, named in mistakes(base_folder):
+        status, _, err = call(module, *arguments)
+        lines = [line for line in err.splitlines() if line.startswith("error:")]
+        assert status == 2 and len(lines) == 1 and named in lines[0] and len(lines[0]) <= 400, (arguments, err)
+        assert list(tmp_path.iterdir()) == [], arguments
+
+
+def test_other_prompts_than_in_training_are_noticed(call, monkeypatch):
+    assert train_short(call, "--train.steps=1", "--eval.every=1", "--train.warmup=0")[0] == 0
+    record = Path("runs/iranker/last/checkpoint.json")
+    written = json.loads(record.read_text())
+    written["prompts"]["eliminate.txt"] = "another"
+    record.write_text(json.dumps(written | {"step": 0}))
+    status, _, err = call(evaluate, "--ckpt", "runs/iranker")
+    assert status == 2 and "other prompts (eliminate.txt changed)" in err
+    status, _, err = train_short(call, "--train.steps=1", "--eval.every=1", "--train.warmup=0")
+    assert status == 2 and "eliminate.txt changed" in err
