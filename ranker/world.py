@@ -155,19 +155,18 @@ def _routing(task: str, rng: random.Random):
     skill_worth, price_worth = UTILITY[task]
     texts, offers, signs, relevance, half = [], [], [], [], []
     names = rng.sample(MODELS, TASKS[task])
-    levels = ["+", "="] + rng.choices("+=-", weights=(2, 3, 5), k=TASKS[task] - 2)
-    rng.shuffle(levels)
-    for name, level in zip(names, levels):
-        first, second = rng.sample([t for t in TOPICS if t != topic], 2)
-        first, second = (topic, second) if level == "+" else (first, topic) if level == "=" else (first, second)
+    skilled = ["+"] + rng.choices("+-", weights=(2, 8), k=TASKS[task] - 1)
+    rng.shuffle(skilled)
+    for name, sign in zip(names, skilled):
+        strength = topic if sign == "+" else _other(rng, TOPICS, topic)
         price = rng.choice((1, 2, 3))
-        skill, thrift = {"+": 1.0, "=": 0.5, "-": 0.0}[level], (3 - price) / 2
-        texts.append(f"{first} first, then {second}, ${price}: {name}")
-        offers.append(f"{first} {second} ${price}")
+        skill, thrift, cheap = float(sign == "+"), (3 - price) / 2, {1: "+", 2: "=", 3: "-"}[price]
+        texts.append(f"good at {strength}, ${price}: {name}")
+        # Performance minus weighted cost, plus the weight, so that no utility is below zero.
         relevance.append(round(skill_worth * skill + price_worth * thrift, 3))
-        # The objective says what is primary. A flat `price_worth` keeps every utility at or above zero.
-        by_price = {1: "+", 2: "=", 3: "-"}[price]
-        signs.append(level + by_price if task == "router-cost" else by_price + level)
+        # The objective says which wish is primary and stands second.
+        offers.append(f"{strength} ${price}" if task == "router-cost" else f"${price} {strength}")
+        signs.append(sign + cheap if task == "router-cost" else cheap + sign)
         half.append(skill if task == "router-cost" else thrift)
     reading = Reading(f"{topic} {OBJECTIVE[task]}", tuple(offers), tuple(signs), tuple(relevance), tuple(half))
     return rng.choice(TOPICS[topic]), texts, relevance, reading

@@ -185,6 +185,31 @@ def test_differences_name_every_setting_that_differs_and_no_other():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_an_emptied_reward_entry_is_a_difference_and_a_scalar_weight_is_none():
+    one, two = config.Config(), config.Config()
+    two.reward = one.reward | {"format": {}}
+    assert config.differences(config.as_dict(one), config.as_dict(two)) == ["reward.format"]
+    scalar, full = (config.build({"reward": {"top1_hit": entry}}, "x").reward for entry in (2.0, {"weight": 2.0}))
+    assert scalar == full
+    settings = config.build({"reward": {"top1_hit": 2.0}}, "x")
+    config.override(settings, "--reward.top1_hit.graded=true")
+    assert settings.reward["top1_hit"] == {"weight": 2.0, "graded": True}
+
+
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "7" * 5000])
+def test_a_number_beyond_all_bounds_is_one_line(tmp_path, value):
+    complaint(config.load, write(tmp_path, f"train:\n  steps: {value}\n"))
+    complaint(config.override, config.Config(), f"--train.steps={value}")
+
+
+def test_a_reward_option_without_a_default_must_be_given(tmp_path, monkeypatch):
+    (tmp_path / "half.py").write_text("TASK = True\ndef reward(groups, scale: float):\n    return [[scale] for _ in groups]\n")
+    monkeypatch.setattr(rewarding, "FOLDER", tmp_path)
+    monkeypatch.setattr("rewards.__path__", [str(tmp_path)])
+    assert "needs its option 'scale'" in complaint(rewarding.load, {"half": {}})
+    assert rewarding.load({"half": {"scale": "3"}})[0].function([None]) == [[3.0]]
+
+
 def test_every_config_of_the_repository_loads(path):
     loaded = config.load(path)
     assert rewarding.load(loaded.reward, str(path))

@@ -90,6 +90,9 @@ DEFECTS = {
     "NaN": (line(relevance=[float("nan"), 1]), "from 0 to 1e9"),
     "infinity": (line(relevance=[float("inf"), 1]), "from 0 to 1e9"),
     "number beyond a float": (line().replace("[0, 1]", "[0, 1e999]"), "from 0 to 1e9"),
+    "a whole number beyond a float": (line().replace("[0, 1]", "[0, 1" + "0" * 400 + "]"), "from 0 to 1e9"),
+    "a number of 5000 digits": (line().replace("[0, 1]", "[0, " + "7" * 5000 + "]"), "not JSON"),
+    "half a surrogate pair": (line(context="\\ud800").replace("\\\\ud800", "\\ud800"), "surrogate"),
     "no positive": (line(relevance=[0, 0.0]), "no positive candidate"),
     "query id twice": (line(id="first"), "query id 'first' stood in line 1 already"),
 }
@@ -113,6 +116,12 @@ def test_a_defect_of_the_whole_file_names_the_file(tmp_path, content, words):
     path.write_bytes(content)
     message = complaint(read_queries, path)
     assert message.startswith(str(path)) and words in message
+
+
+def test_text_that_is_not_utf8_is_reported_with_its_line(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(f"{line(id='first')}\n".encode() + b"\xff\xfe\n")
+    assert complaint(read_queries, path) == f"{path}:2: not UTF-8 text"
 
 
 def test_a_missing_file_or_a_folder_is_named(tmp_path):
@@ -158,6 +167,17 @@ def test_a_split_with_its_own_file_takes_nothing_from_the_training_file(tmp_path
     assert own["validation"] == shared["validation"] and set(own["train"]) == set(shared["train"]) | set(shared["test"])
     both = splits(tmp_path / "train.jsonl", test=str(tmp_path / "test.jsonl"), validation=str(tmp_path / "test.jsonl"))
     assert len(both["train"]) == 300
+
+
+def test_a_file_of_its_own_that_shares_queries_with_training_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_queries("all.jsonl", [query(f"q{i}") for i in range(50)])
+    write_queries("copy.jsonl", [query(f"q{i}") for i in range(50)])
+    for test in ("copy.jsonl", "./all.jsonl"):
+        with pytest.raises(UserError, match="of its 50 queries are trained on"):
+            sources.held_out(Data(train="all.jsonl", test=test), "test")
+    with pytest.raises(UserError, match="data.test"):
+        sources.held_out(Data(train="all.jsonl", validation="all.jsonl", test="all.jsonl"), "test")
 
 
 def test_a_file_too_small_to_hold_anything_out_is_refused(tmp_path):

@@ -149,6 +149,18 @@ def test_a_ranker_may_ask_many_things_at_once_beside_one_that_asks_one():
     assert [r.calls for r in rankings] == [5, 3, 3]
 
 
+def test_a_ranker_may_ask_nothing_for_a_round():
+    def rank(query, rng):
+        assert (yield []) == []
+        answer = yield Ask(query, query.ids, "pick")
+        assert (yield []) == []
+        return [answer.value[0], *(c for c in query.ids if c != answer.value[0])]
+
+    queries = world.queries("passage-5", "test", 2)
+    rankings = drive.run(SimpleNamespace(rank=rank, __name__="quiet"), queries, llms.scripted(llms.right_answer))
+    assert all(r.order[0] in r.query.positives and r.calls == 1 for r in rankings)
+
+
 def test_a_list_of_one_ask_receives_a_list_of_one_answer():
     def rank(query, rng):
         [answer] = yield [Ask(query, query.ids, "order")]

@@ -188,3 +188,21 @@ def test_the_real_ratings_give_the_same_596_queries_from_both_layouts(tmp_path):
     assert len(queries) == 596 and sum(dropped.values()) == 610 - 596
     assert all(len(q.ids) == len(set(q.ids)) == 20 and len(q.context) == 20 and len(q.positives) == 1 for q in queries)
     assert sum(q.ids.index(q.positives[0]) for q in queries) / 596 == pytest.approx(9.5, abs=0.75)  # no leak by place; sd 0.24
+
+
+def test_a_blank_last_line_and_a_byte_order_mark_do_no_harm(tmp_path):
+    folder = write_csv(tmp_path, default_events())
+    expected = movielens.prepare(folder)
+    for path in folder.iterdir():
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rb") as file:
+            content = file.read()
+        with opener(path, "wb") as file:
+            file.write(b"\xef\xbb\xbf" + content + b"\n")
+    assert movielens.prepare(folder) == expected
+
+
+def test_a_time_that_is_no_number_is_refused_with_its_line(tmp_path):
+    folder = write_csv(tmp_path, [*default_events(), event("1", 3, "nan")])
+    with pytest.raises(UserError, match="nan"):
+        movielens.prepare(folder)

@@ -4,6 +4,7 @@ prompt is worded for its task, states the true count, and is cut to its budget b
 import random
 import re
 import shutil
+import unicodedata
 
 import pytest
 
@@ -241,6 +242,24 @@ def folder(tmp_path, monkeypatch):
     prompting.template.cache_clear(), prompting.wordings.cache_clear()
     yield tmp_path / "prompts"
     prompting.template.cache_clear(), prompting.wordings.cache_clear()
+
+
+@pytest.mark.parametrize("control", [" foo", "foo ", "o", "a a"])
+def test_a_control_string_with_spaces_is_broken_in_finite_time(control):
+    assert control not in prompting.harmless("a foo a a b foo", (control,))
+
+
+@pytest.mark.parametrize("text", ["\u30142\u3015 best", "[\u00b2] x", "[\u2461] x", "[3\ufe0f] x", "\uff3b\uff13\uff3d x"])
+def test_no_identifier_that_the_parser_would_read_is_left_in_a_title(text):
+    shown = unicodedata.normalize("NFKC", prompting.harmless(text))
+    assert not re.search(r"[\[\u3010\u3014]\s*\d", shown)
+
+
+@pytest.mark.parametrize("content", ["", "- a list", "a: [unclosed", "just text"])
+def test_broken_task_wordings_end_in_one_line_with_the_path(folder, content):
+    (folder / "tasks.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match="tasks.yaml"):
+        prompting.wordings()
 
 
 def test_a_changed_template_is_named_and_new_files_and_tasks_are_no_change(folder):

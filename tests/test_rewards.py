@@ -9,6 +9,7 @@ import pytest
 from ranker import llms, rewarding
 from ranker.answers import parse
 from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
+from ranker.errors import UserError
 from ranker.prompting import template
 from rewards import format as form, top1_hit
 
@@ -144,6 +145,13 @@ def test_a_known_hack_earns_less_than_the_worst_honest_choice(text, options):
 
 
 @pytest.mark.parametrize("n, mean", [(20, 0.863277), (10, 0.785670), (9, 0.771379), (5, 0.679167)])
+@pytest.mark.parametrize("decision", ["order", "narrow", "score"])
+def test_the_step_reward_refuses_asks_that_name_more_or_less_than_one(decision):
+    query = Query("q", "rank", "c", (Candidate("a", "x"), Candidate("b", "y")), (0.0, 1.0))
+    with pytest.raises(UserError, match=decision):
+        top1_hit.step_reward(Ask(query, query.ids, decision), Answer("ok", query.ids[:1]))
+
+
 def test_a_random_valid_policy_earns_the_published_mean(n, mean):
     """Over pools of the positive and k = 1..n-1 negatives; the positive's place does not matter, so it stands first."""
     whole, means = ask([1] + [0] * (n - 1)), []

@@ -1,4 +1,4 @@
-"""Build the built-in policy from scratch: `python -m ranker.tiny [--out DIR] [--steps N] [--seed S] [--compile]`.
+"""Build the built-in policy: `python -m ranker.tiny [--out DIR] [--steps N] [--seed S] [--compile] [--init DIR]`.
 
 A Qwen3 of about a million parameters learns the teacher's completions (`teacher.py`) on the built-in world's training
 split, all nine tasks and all five decisions mixed, with some examples of unworldly text (`plain.py`). Prompt tokens
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from ranker import world
 from ranker.data import Ask
@@ -61,18 +61,21 @@ def build_tokenizer(seed: int):
     return tiny_tokenizer.build(texts, VOCAB)
 
 
-def batches(prompter: Prompter, steps: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`steps` batches of examples of like length: ids and labels, [B, T] each, -100 where there is no loss."""
-    tokenizer, rng, index, made = prompter.tokenizer, random.Random(seed), 0, 0
+def batches(prompter: Prompter, steps: int, seed: int, grown: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`steps` batches of examples of like length: ids and labels, [B, T] each, -100 where there is no loss.
+
+    Pools and batches grow over `steps`, of which `grown` are over before the first batch; it also shifts the examples.
+    """
+    tokenizer, rng, index, made = prompter.tokenizer, random.Random(seed), 10**7 * bool(grown), 0
     while made < steps:
         rows = []
         for index in range(index, index + BUCKET):
-            ask, completion = draw_example(index, seed, pool_size(made / steps, rng))
+            ask, completion = draw_example(index, seed, pool_size((made + grown) / steps, rng))
             target = tokenizer(completion, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
             rows.append((prompter.encode(ask), target))
         index += 1
         rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-        budget = TOKENS_FIRST + (TOKENS_LAST - TOKENS_FIRST) * made // steps
+        budget = TOKENS_FIRST + (TOKENS_LAST - TOKENS_FIRST) * min(made + grown, steps) // steps
         cut = [[]]
         for row in rows:
             if (len(cut[-1]) + 1) * (len(row[0]) + len(row[1])) > budget:
@@ -95,23 +98,31 @@ def main():
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=PEAK_LR, help="at its peak")
+    parser.add_argument("--init", type=Path, help="go on from these weights, with pools and batches of full size from the start")
     parser.add_argument("--compile", action="store_true", help="a quarter faster; needs a C++ compiler")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.manual_seed(args.seed)
-    tokenizer = build_tokenizer(args.seed)
+    if args.init:
+        tokenizer = AutoTokenizer.from_pretrained(args.init)
+        model = Qwen3ForCausalLM.from_pretrained(args.init, dtype=torch.float32)
+    else:
+        tokenizer = build_tokenizer(args.seed)
+        model = Qwen3ForCausalLM(Qwen3Config(
+            vocab_size=VOCAB, hidden_size=HIDDEN, head_dim=HIDDEN // HEADS, intermediate_size=3 * HIDDEN,
+            num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS, tie_word_embeddings=True,
+            max_position_embeddings=4096, initializer_range=HIDDEN**-0.5, bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
     prompter = Prompter(tokenizer, max_tokens=4096)
-    model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=VOCAB, hidden_size=HIDDEN, head_dim=HIDDEN // HEADS, initializer_range=HIDDEN**-0.5, intermediate_size=3 * HIDDEN, num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS, tie_word_embeddings=True, max_position_embeddings=4096,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
     log.info("%.2f million parameters", sum(p.numel() for p in model.parameters()) / 1e6)
     trunk = torch.compile(model.model, dynamic=True) if args.compile else model.model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / WARMUP) * (
         0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * s / args.steps))))
     answer_token = tokenizer.convert_tokens_to_ids("<answer>")
-    bar = tqdm(batches(prompter, args.steps, args.seed), total=args.steps, unit="step", mininterval=5)
+    grown = args.steps if args.init else 0  # steps of curriculum that lie behind
+    bar = tqdm(batches(prompter, args.steps, args.seed, grown), total=args.steps, unit="step", mininterval=5)
     right = torch.zeros(4)  # tokens right, tokens, first answer tokens right, first answer tokens; since the last report
     for step, (ids, labels) in enumerate(bar):
         hidden = trunk(input_ids=ids).last_hidden_state[:, :-1]  # [B, T-1, H]
