@@ -29,7 +29,7 @@ from ranker.rollout import Sampler, greedy_model
 
 BASE = "untrained base"
 MUST_AGREE = {"model.name", "model.quantize", "model.dtype", "model.max_prompt", "ranker.name", "rollout.max_new_tokens",
-              "eval.relevance_level", "run.seed"}
+              "eval.relevance_level"}
 
 
 def main() -> None:
