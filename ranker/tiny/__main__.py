@@ -99,6 +99,7 @@ def main():
     parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=PEAK_LR, help="at its peak")
+    parser.add_argument("--answer_weight", type=float, default=1.0, help="of answer tokens in the loss; those of the trace weigh 1")
     parser.add_argument("--init", type=Path, help="go on from these weights, with pools and batches of full size from the start")
     parser.add_argument("--compile", action="store_true", help="a quarter faster; needs a C++ compiler")
     args = parser.parse_args()
@@ -129,7 +130,9 @@ def main():
         target = labels[:, 1:]
         kept = target != -100
         logits = model.lm_head(hidden[kept])  # [completion tokens, V]
-        loss = F.cross_entropy(logits, target[kept])
+        answer = (ids[:, :-1] == answer_token).cumsum(-1).bool()[kept]  # from the answer's first token on
+        weight = 1.0 + (args.answer_weight - 1.0) * answer
+        loss = (F.cross_entropy(logits, target[kept], reduction="none") * weight).sum() / weight.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(), schedule.step(), optimizer.zero_grad(set_to_none=True)

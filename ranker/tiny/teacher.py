@@ -12,7 +12,7 @@ import random
 from ranker.data import Ask, Query
 from ranker.world import Reading
 
-ERROR_RATE = 0.65
+ERROR_RATE = 0.6
 SHARES = {"eliminate": 45, "order": 20, "pick": 15, "narrow": 12, "score": 8}  # of the training examples
 
 
