@@ -184,7 +184,6 @@ def test_differences_name_every_setting_that_differs_and_no_other():
     assert config.differences(config.as_dict(two), config.as_dict(one)) == expected
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_an_emptied_reward_entry_is_a_difference_and_a_scalar_weight_is_none():
     one, two = config.Config(), config.Config()
     two.reward = one.reward | {"format": {}}
@@ -210,6 +209,7 @@ def test_a_reward_option_without_a_default_must_be_given(tmp_path, monkeypatch):
     assert rewarding.load({"half": {"scale": "3"}})[0].function([None]) == [[3.0]]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_config_of_the_repository_loads(path):
     loaded = config.load(path)
     assert rewarding.load(loaded.reward, str(path))

@@ -144,7 +144,6 @@ def test_a_known_hack_earns_less_than_the_worst_honest_choice(text, options):
     assert hack["task"] < worst["task"] == 0 and hack["total"] < worst["total"]
 
 
-@pytest.mark.parametrize("n, mean", [(20, 0.863277), (10, 0.785670), (9, 0.771379), (5, 0.679167)])
 @pytest.mark.parametrize("decision", ["order", "narrow", "score"])
 def test_the_step_reward_refuses_asks_that_name_more_or_less_than_one(decision):
     query = Query("q", "rank", "c", (Candidate("a", "x"), Candidate("b", "y")), (0.0, 1.0))
@@ -152,6 +151,7 @@ def test_the_step_reward_refuses_asks_that_name_more_or_less_than_one(decision):
         top1_hit.step_reward(Ask(query, query.ids, decision), Answer("ok", query.ids[:1]))
 
 
+@pytest.mark.parametrize("n, mean", [(20, 0.863277), (10, 0.785670), (9, 0.771379), (5, 0.679167)])
 def test_a_random_valid_policy_earns_the_published_mean(n, mean):
     """Over pools of the positive and k = 1..n-1 negatives; the positive's place does not matter, so it stands first."""
     whole, means = ask([1] + [0] * (n - 1)), []

@@ -1,6 +1,7 @@
 """The built-in world repeats itself for a seed, is right about who fits, and can't be solved by matching words or by half of
 the wish: there is something to learn, and a careful reader can learn it."""
 
+import itertools
 import re
 
 import pytest
