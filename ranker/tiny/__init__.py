@@ -10,4 +10,4 @@ order for all objectives) it had learned to write but not to read. Built anew it
 machine; so the file has a checksum.
 """
 
-SHA256 = "daf01813e8bb29c2a02e6dba843ba93d681a3466bfebb41cf4680f9485c6728c"  # of model/model.safetensors
+SHA256 = "d5c7f20ae13a208b42caee37e9e84c7c31acc3edddac4c7c0419a95f38b28941"  # of model/model.safetensors
