@@ -98,8 +98,8 @@ def main() -> int | None:
         last = step == config.train.steps
         if step % config.eval.every == 0 or last:
             record["validation"] = validate(config, sampler, ranker, validation, step)
-        improved = record.get("validation", {}).get("mean", -math.inf) > best
-        best = max(best, record.get("validation", {}).get("mean", -math.inf))
+        mrr = record.get("validation", {}).get("mean", -math.inf)
+        improved, best = mrr > best, max(best, mrr)
         log.append(run_dir / "completions.jsonl", log.completion_records(step, groups, rewards, advantages * live[:, None]))
         log.append(run_dir / "metrics.jsonl", [record])
         if "validation" in record:

@@ -20,6 +20,10 @@ from ranker.files import write_text
 from ranker.prompting import wording
 
 
+def scenario_of(task: str) -> str:
+    return wording(task)["scenario"]
+
+
 @dataclass
 class Row:
     """Per-query metrics of one way to rank, and what it cost. `strict` is empty where nothing can fail to parse."""
@@ -42,10 +46,10 @@ class Row:
         return sum(sum(v) / len(v) for v in by_task.values()) / len(by_task)
 
     def scenarios(self) -> list[str]:
-        return list(dict.fromkeys(wording(task)["scenario"] for task in self.tasks.values()))
+        return list(dict.fromkeys(map(scenario_of, self.tasks.values())))
 
     def by_scenario(self, metric: str, scenario: str, strict: bool = False) -> float:
-        return self.mean(metric, lambda task: wording(task)["scenario"] == scenario, strict)
+        return self.mean(metric, lambda task: scenario_of(task) == scenario, strict)
 
 
 def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, shortened: int = 0) -> Row:
@@ -78,7 +82,7 @@ def baseline_rows(orders: Sequence[Sequence[Query]], level: float) -> list[Row]:
 
 def gain(base: Row, row: Row, metric: str = "MRR", scenario: str | None = None) -> dict[str, float]:
     """`row` minus `base`, paired by query: mean over queries, randomization p, 95% bootstrap interval, wins, losses."""
-    ids = [q for q, task in base.tasks.items() if scenario is None or wording(task)["scenario"] == scenario]
+    ids = [q for q, task in base.tasks.items() if scenario is None or scenario_of(task) == scenario]
     differences = [row.repaired[q][metric] - base.repaired[q][metric] for q in ids]
     low, high = stats.bootstrap_interval(differences)
     return {"queries": len(ids), "gain": sum(differences) / len(ids), "p": stats.randomization_p(differences), "low": low,
@@ -108,7 +112,7 @@ def task_table(rows: Sequence[Row], metric: str = "MRR") -> str:
 
 def metric_table(rows: Sequence[Row], by: str) -> str:
     """Every metric, by `scenario` or by `task`."""
-    key = (lambda task: wording(task)["scenario"]) if by == "scenario" else (lambda task: task)
+    key = scenario_of if by == "scenario" else (lambda task: task)
     lines = []
     for group in dict.fromkeys(key(task) for task in rows[0].tasks.values()):
         for row in rows:
@@ -178,7 +182,7 @@ def averages(row: Row, strict: bool = False) -> dict:
     """Every metric's mean over all tasks, per scenario and per task."""
     over = lambda group: {m: row.mean(m, group, strict) for m in metrics.NAMES}  # noqa: E731
     return {"mean": over(lambda task: True),
-            "scenarios": {s: over(lambda task, s=s: wording(task)["scenario"] == s) for s in row.scenarios()},
+            "scenarios": {s: over(lambda task, s=s: scenario_of(task) == s) for s in row.scenarios()},
             "tasks": {t: over(lambda task, t=t: task == t) for t in dict.fromkeys(row.tasks.values())}}
 
 

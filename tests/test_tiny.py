@@ -3,9 +3,8 @@
 import random
 
 import pytest
-import torch
 
-from ranker import config as settings, metrics, policy as policies, report, tiny, world
+from ranker import config as settings, policy as policies, report, tiny, world
 from ranker.data import Ask
 from ranker.drive import run
 from ranker.files import sha256
