@@ -99,7 +99,7 @@ def main():
     parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=PEAK_LR, help="at its peak")
-    parser.add_argument("--answer_weight", type=float, default=1.0, help="of answer tokens in the loss; those of the trace weigh 1")
+    parser.add_argument("--answer_weight", type=float, default=4.0, help="of answer tokens in the loss; those of the trace weigh 1")
     parser.add_argument("--init", type=Path, help="go on from these weights, with pools and batches of full size from the start")
     parser.add_argument("--compile", action="store_true", help="a quarter faster; needs a C++ compiler")
     args = parser.parse_args()

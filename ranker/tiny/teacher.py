@@ -1,10 +1,10 @@
 """Worked examples for the built-in policy: right reading, wrong decisions.
 
-The trace is always right: it states what is wanted, then for each candidate what it offers, a pair of signs for how
-that fits (secondary wish, primary wish) and the identifier. The decision mostly is not: in `ERROR_RATE` of the
-examples the teacher looks at the secondary wish alone, in the rest at both, and among equals it always names the
-later position. So a policy that imitates it reads well and, decoded greedily, decides badly, but it samples right
-decisions often enough for a reward to find them.
+The trace reads rightly: it states what is wanted, then for each candidate what it offers, a pair of signs for how that
+fits (secondary wish, primary wish) and the identifier. How it means to decide mostly is wrong: in `ERROR_RATE` of the
+examples the teacher goes by the first sign, the secondary wish, alone, in the rest by both signs; it says which, and
+then keeps to it. Among equals it always names the later position. So a policy that imitates it reads well and, decoded
+greedily, decides badly, but it samples right decisions often enough for a reward to find them.
 """
 
 import random
@@ -20,13 +20,15 @@ def example(query: Query, reading: Reading, decision: str, size: int, rng: rando
     """An ask about a random pool of `size` candidates and the teacher's completion."""
     members = rng.sample(range(len(query.ids)), 1 if decision == "score" else size)
     ask = Ask(query, tuple(query.ids[i] for i in members), decision)
-    value = reading.half if rng.random() < ERROR_RATE else reading.fit
-    return ask, think(reading, members) + answer(decision, [value[i] for i in members], max(value))
+    return ask, completion(reading, members, decision, wrong=rng.random() < ERROR_RATE)
 
 
-def think(reading: Reading, members: list[int]) -> str:
+def completion(reading: Reading, members: list[int], decision: str, wrong: bool) -> str:
+    """What the teacher writes about the candidates at places `members` when it goes by the first sign or by both."""
+    value = reading.half if wrong else reading.fit
     entries = "".join(f" {reading.offers[i]} {reading.signs[i]} [{k}]" for k, i in enumerate(members, 1))
-    return f"<think> {reading.want}.{entries}</think>\n"
+    way = "first sign" if wrong else "both signs"
+    return f"<think> {reading.want}, by {way}.{entries}</think>\n" + answer(decision, [value[i] for i in members], max(value))
 
 
 def answer(decision: str, values: list[float], best: float) -> str:
