@@ -3,10 +3,10 @@
     python train.py configs/iranker.yaml [--section.key=value ...] [--dry_run] [--fresh]
 
 It reads from top to bottom as one training step: sample queries -> asks -> groups of completions -> answers ->
-rewards -> advantages -> loss -> step -> log. What a method changes (prompt, decoding, reward, loss) is a file named in
-the config. Left out on purpose: a value network (the group's mean is the baseline), a second copy of the model for the
-reference (it is the policy with its adapter off), an inference server (sampling shares the weights), several GPUs
-(start one run per card for seeds and sweeps).
+rewards -> advantages -> loss -> step -> log. What a method changes (prompt, decoding, reward, objective) is a file
+named in the config. Left out on purpose: a second copy of the model for the reference (it is the policy with its
+adapter off) or for the critic (it is one layer on the policy's hidden states), an inference server (sampling shares the
+weights), several GPUs (start one run per card for seeds and sweeps).
 """
 
 import logging
@@ -15,20 +15,24 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from tqdm import tqdm
 
-from ranker import checkpoint, config as settings, llms, log, losses, report, rewarding, sources
+from ranker import checkpoint, config as settings, llms, log, losses, report, rewarding, sources, states
 from ranker.answers import parse
 from ranker.data import Completion, Group
 from ranker.drive import load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
 from ranker.provenance import interpreter, provenance
 from ranker.policy import Policy, load as load_policy
-from ranker.rollout import Sampler, greedy_model, sample_groups
-from ranker.score import batches, pack, score, score_all, stack
+from ranker.rollout import Sampler, greedy_model
+from ranker.score import Row, batches, pack, score, score_all, stack
+from ranker.states import Experience
 
 MAX_BROKEN_STEPS = 5  # steps in a row without a finite gradient
 
@@ -44,6 +48,7 @@ def main() -> int | None:
     next_query = sources.training(config.data, config.run.seed)
     validation = sources.held_out(config.data, "validation", config.eval.queries)
     ranker = load_ranker(config.ranker.name)
+    objective = import_module(f"ranker.objectives.{config.train.objective}")
     run_dir = Path(config.run.dir)
     done = 0 if args.dry_run else checkpoint.inspect_run(config, args.fresh)
     if done is None:
@@ -56,13 +61,16 @@ def main() -> int | None:
     policy.prompter.encode(ranker.sampled_ask(longest, random.Random(0), len(longest.ids)))  # better to fail now than at step 500
     sampler = Sampler(policy, config.rollout)
     optimizer = torch.optim.AdamW(policy.adapter_parameters().values(), lr=config.train.lr, weight_decay=config.train.weight_decay)
+    if objective.CRITIC:
+        policy.add_critic()
+        optimizer.add_param_group({"params": list(policy.critic.parameters()), "lr": config.train.value_lr})
     if args.dry_run:
-        return dry_run(config, policy, sampler, ranker, next_query, validation, reward_parts)
+        return dry_run(config, policy, sampler, ranker, objective, next_query, validation, reward_parts)
     checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config.data)))
     for name in ("metrics.jsonl", "completions.jsonl"):  # what a crash left behind the last checkpoint is written again
         log.cut_after(run_dir / name, done or -1)
     if done:
-        checkpoint.restore(run_dir / "last", optimizer)
+        checkpoint.restore(run_dir / "last", policy, optimizer)
         print(f"resuming {run_dir} after step {done}")
     history = log.read(run_dir / "metrics.jsonl")
     best = max((r["validation"]["mean"] for r in history if "validation" in r and r["step"]), default=-math.inf)  # of trained ones
@@ -75,17 +83,19 @@ def main() -> int | None:
     for step in bar:
         started = time.perf_counter()
         shortened = policy.prompter.shortened
-        groups = roll_out(config, sampler, ranker, next_query, step)
+        experience = roll_out(config, sampler, ranker, next_query, step)
+        groups = experience.groups
         rewards = rewarding.score(reward_parts, groups)  # [groups][G] of named parts
-        task = torch.tensor([[r["task"] for r in row] for row in rewards])  # [groups, G]
-        total = torch.tensor([[r["total"] for r in row] for row in rewards])  # [groups, G]
-        # The task part alone decides what is alive: form must not revive a group in which every ranking was as good.
-        live = losses.live_groups(task, config.train.min_spread)  # [groups]
-        advantages = losses.group_advantages(total, config.train.advantage)  # [groups, G]
-        record = {"step": step, **reward_means(rewards), **rollout_means(groups), "dead_groups": 1 - live.float().mean().item(),
+        record = {"step": step, **reward_means(rewards), **rollout_means(groups),
                   "shortened": (policy.prompter.shortened - shortened) / len(groups)}
+        # Return, of the task part and of all; an ask of its own has one reward, a step of an episode those after it too.
+        task, total = (losses.returns_to_go(torch.tensor([r[part] for row in rewards for r in row]), experience.following)
+                       for part in ("task", "total"))  # [completions] each
+        credit, alive = objective.credit(config.train, total, task, torch.tensor(experience.cohorts))  # [completions] each
+        record["dead"] = 1 - alive.float().mean().item()
         record["lr"] = optimizer.param_groups[0]["lr"] = config.train.lr * learning_rate_share(config.train, step)
-        record |= update(config, policy, optimizer, [g for g, alive in zip(groups, live) if alive], advantages[live])
+        learned, advantages = update(config, policy, optimizer, objective, groups, credit, alive, step)
+        record |= learned
         broken = 0 if math.isfinite(record["grad_norm"]) else broken + 1
         if broken == MAX_BROKEN_STEPS:
             raise UserError(f"the gradient was not finite in {broken} steps in a row (the last is {step}); lower train.lr;"
@@ -100,7 +110,7 @@ def main() -> int | None:
             record["validation"] = validate(config, sampler, ranker, validation, step)
         mrr = record.get("validation", {}).get("mean", -math.inf)
         improved, best = mrr > best, max(best, mrr)
-        log.append(run_dir / "completions.jsonl", log.completion_records(step, groups, rewards, advantages * live[:, None]))
+        log.append(run_dir / "completions.jsonl", log.completion_records(step, groups, rewards, advantages))
         log.append(run_dir / "metrics.jsonl", [record])
         if "validation" in record:
             log.curves(run_dir)
@@ -113,64 +123,87 @@ def main() -> int | None:
     finish(config, run_dir)
 
 
-def roll_out(config: settings.Config, sampler: Sampler, ranker, next_query, step: int) -> list[Group]:
-    """The groups of one step: queries -> asks -> sampled completions -> answers."""
-    count = config.rollout.prompts_per_step
-    asks = []
-    for i in range((step - 1) * count, step * count):
-        asks.append(ranker.sampled_ask(next_query(i), random.Random(f"{config.run.seed}/ask/{i}")))
+def roll_out(config: settings.Config, sampler: Sampler, ranker, next_query, step: int) -> Experience:
+    """What one step learns from: queries -> asks -> groups of sampled completions -> answers."""
+    rollout = config.rollout
+    queries = [next_query(i) for i in range((step - 1) * rollout.prompts_per_step, step * rollout.prompts_per_step)]
     seed = random.Random(f"{config.run.seed}/sample/{step}").getrandbits(60)
-    return sample_groups(sampler, asks, config.rollout.completions_per_prompt, config.rollout.temperature, seed)
+    draw = {"sampled": states.sampled, "on_policy": states.on_policy}[rollout.states]
+    return draw(sampler, ranker, queries, rollout.completions_per_prompt, rollout.temperature, seed)
 
 
-def update(config: settings.Config, policy: Policy, optimizer, groups: list[Group], advantages: torch.Tensor) -> dict[str, float]:
-    """Optimizer steps on live groups; advantages [groups, G]. Returns what to log. No groups: no step.
+def update(config: settings.Config, policy: Policy, optimizer, objective: ModuleType, groups: list[Group], credit: torch.Tensor,
+           alive: torch.Tensor, step: int) -> tuple[dict[str, float], list[float]]:
+    """Optimizer steps on the completions that are `alive`; credit, alive [completions].
 
-    With `optimizer` None the gradients are computed and thrown away, for an estimate of time and memory.
+    Returns what to log, and every completion's advantage (mean over its tokens, 0 where it took no part). Nothing
+    alive: no step. With `optimizer` None the gradients are computed and thrown away, for an estimate of time and memory.
     """
-    train, temperature = config.train, config.rollout.temperature
-    if not groups:
-        return {"loss": 0.0, "grad_norm": 0.0}
-    rows = pack([g.prompt for g in groups], [[c.ids for c in g.completions] for g in groups], train.tokens_per_batch)
-    sampled = {k: torch.tensor(c.logprobs, device=policy.device) for k, c in enumerate(c for g in groups for c in g.completions)}
-    advantage = advantages.flatten().to(policy.device)  # [completions]
-    tokens = sum(map(len, sampled.values()))  # the denominator of the whole optimizer step, whatever the micro-batches
-    parameters = list(policy.adapter_parameters().values())
+    train, temperature, budget = config.train, config.rollout.temperature, config.train.tokens_per_batch
+    completions = [c for g in groups for c in g.completions]
+    keys = alive.nonzero()[:, 0].tolist()
+    advantages = [0.0] * len(completions)
+    if not keys:
+        return {"loss": 0.0, "grad_norm": 0.0}, advantages
+    device = policy.device
+    rows = pack([g.prompt for g in groups], [[c.ids for c in g.completions] for g in groups], budget, lambda key: bool(alive[key]))
+    sampled = {k: torch.tensor(completions[k].logprobs, device=device) for k in keys}
+    repeated = {k: torch.full((len(completions[k].ids),), float(credit[k]), device=device) for k in keys}
+    adapter = list(policy.adapter_parameters().values())
+    critic = list(policy.critic.parameters()) if objective.CRITIC else []
     sums: dict[str, float] = {}
-    gap = 0.0  # the largest difference between sampling and scoring
+    gap, seen, first = [0.0, 0.0, 0], 0, True  # between sampling and scoring: sum, largest, tokens; tokens learned from
     with policy.training_graph():
-        reference = old = None
+        before = {}  # passes of the policy as it is before the first optimizer step
         if train.beta > 0:
             with policy.reference():
-                reference = score_all(policy, rows, temperature, train.tokens_per_batch)
-        if train.updates_per_rollout > 1:  # with a single one the policy still is the one that sampled
-            old = score_all(policy, rows, temperature, train.tokens_per_batch)
-        for inner in range(train.updates_per_rollout):
-            for batch in batches(rows, train.tokens_per_batch):
+                before["reference"], _ = score_all(policy, rows, temperature, budget)
+        if objective.CRITIC or train.updates_per_rollout * train.minibatches > 1:  # with a single step the policy still is the sampler
+            before["old"], before["value"] = score_all(policy, rows, temperature, budget)
+        signals, record = objective.signals(train, repeated, before)
+        for k in keys:
+            advantages[k] = signals["advantage"][k].mean().item()
+        for minibatch in minibatches(rows, train, f"{config.run.seed}/minibatch/{step}"):
+            tokens = sum(len(sampled[k]) for row in minibatch for k in row.keys)  # the denominator of this optimizer step
+            drift = 0.0
+            for batch in batches(minibatch, budget):
                 keys = [k for row in batch for k in row.keys]
-                logprobs, mask = score(policy, batch, temperature)  # [N, T]
-                loss, parts = losses.policy_loss(
-                    logprobs, stack(old, keys, mask) if old else logprobs.detach(), advantage[keys][:, None], mask, tokens,
-                    clip_low=train.clip_low, clip_high=train.clip_high, beta=train.beta, kl=train.kl,
-                    reference=stack(reference, keys, mask) if reference else None)
+                logprobs, values, mask = score(policy, batch, temperature)  # [N, T]
+                loss, parts = objective.loss(train, step, logprobs, values, mask,
+                                             {name: stack(signal, keys, mask) for name, signal in signals.items() if signal}, tokens)
                 loss.backward()
                 parts["loss"] = loss.item() * tokens
-                if inner == 0:
+                drift += parts.get("drift", 0.0) / tokens
+                if first:
                     difference = (logprobs.detach() - stack(sampled, keys, mask)).abs() * mask
-                    parts["sampler_gap"], gap = difference.sum().item(), max(gap, difference.max().item())
+                    gap = [gap[0] + difference.sum().item(), max(gap[1], difference.max().item()), gap[2] + int(mask.sum())]
                 for name, value in parts.items():
                     sums[name] = sums.get(name, 0.0) + value
-            norm = torch.nn.utils.clip_grad_norm_(parameters, train.grad_clip or math.inf)
+            seen, first = seen + tokens, False
+            norm = torch.nn.utils.clip_grad_norm_(adapter, train.grad_clip or math.inf)
+            torch.nn.utils.clip_grad_norm_(critic, train.grad_clip or math.inf)
+            stop = train.target_kl and drift > train.target_kl
             if not norm.isfinite():  # it must not reach the weights
                 logging.warning("the gradient is not finite; this step changes nothing")
-            elif optimizer:
+            elif optimizer and not stop:
                 optimizer.step()
-            for parameter in parameters:
+            for parameter in adapter + critic:
                 parameter.grad = None
-    updates = {"sampler_gap": 1}  # measured in the first update only
-    adapter_norm = torch.stack([p.detach().norm() for p in parameters]).norm().item()
-    return {name: value / tokens / updates.get(name, train.updates_per_rollout) for name, value in sums.items()} | {
-        "sampler_gap_max": gap, "grad_norm": norm.item(), "adapter_norm": adapter_norm}
+            if stop:
+                break
+    adapter_norm = torch.stack([p.detach().norm() for p in adapter]).norm().item()
+    means = {name: value / seen for name, value in sums.items()}
+    return record | means | {"sampler_gap": gap[0] / gap[2], "sampler_gap_max": gap[1], "grad_norm": norm.item(),
+                             "adapter_norm": adapter_norm}, advantages
+
+
+def minibatches(rows: list[Row], train: settings.Train, seed: str) -> Iterator[list[Row]]:
+    """The rows of each optimizer step: every pass over them in an order of its own, cut into `train.minibatches`."""
+    rng = random.Random(seed)
+    for _ in range(train.updates_per_rollout):
+        order = rng.sample(rows, len(rows)) if train.minibatches > 1 else rows
+        for i in range(min(train.minibatches, len(rows))):
+            yield order[i::train.minibatches]
 
 
 def validate(config: settings.Config, sampler: Sampler, ranker, queries, step: int) -> dict[str, float]:
@@ -213,7 +246,7 @@ def show(bar: tqdm, record: dict, reward_parts) -> None:
     parts = {p.name: f"{record[f'reward/{p.name}']:.2f}" for p in reward_parts}
     kl = {"kl": f"{record['kl']:.4f}"} if "kl" in record else {}
     bar.set_postfix({"reward": f"{record['reward']:.3f}", **parts, "parsed": f"{record['parse_rate']:.0%}",
-                     "dropped": f"{record['dead_groups']:.0%}", "len": f"{record['length']:.0f}", **kl,
+                     "dropped": f"{record['dead']:.0%}", "len": f"{record['length']:.0f}", **kl,
                      "tok/s": f"{record['tokens_per_second']:.0f}"})
 
 
@@ -243,7 +276,7 @@ def finish(config: settings.Config, run_dir: Path) -> None:
     print(f"\ncurves: {run_dir}/curves.png   next: {interpreter()} evaluate.py --ckpt {run_dir}/best")
 
 
-def dry_run(config, policy: Policy, sampler: Sampler, ranker, next_query, validation, reward_parts) -> None:
+def dry_run(config, policy: Policy, sampler: Sampler, ranker, objective, next_query, validation, reward_parts) -> None:
     """One prompt, a right and a wrong completion with their rewards, and estimates from one real step. Trains nothing."""
     ask = ranker.sampled_ask(next_query(0), random.Random(f"{config.run.seed}/ask/0"))
     print(policy.tokenizer.decode(policy.prompter.encode(ask)))
@@ -255,12 +288,12 @@ def dry_run(config, policy: Policy, sampler: Sampler, ranker, next_query, valida
         print(f"\n--- a {name} completion\n{text}\n    answer: {completion.answer.status} {', '.join(map(str, completion.answer.value))}\n    reward: {shown}")
     print("\nmeasuring one step (nothing is trained) ...", flush=True)
     started = time.perf_counter()
-    groups = roll_out(config, sampler, ranker, next_query, 1)
+    groups = roll_out(config, sampler, ranker, next_query, 1).groups
     sampled = time.perf_counter()
-    update(config, policy, None, groups, torch.ones(len(groups), config.rollout.completions_per_prompt))
+    count = sum(len(g.completions) for g in groups)
+    update(config, policy, None, objective, groups, torch.ones(count), torch.ones(count, dtype=torch.bool), 1)
     ended = time.perf_counter()
     asks = sum(ranker.calls(len(q.ids)) for q in validation)
-    count = len(groups) * config.rollout.completions_per_prompt
     validations = 1 + math.ceil(config.train.steps / config.eval.every)
     # A validation ask has a prompt of its own, so it costs more than a sampled completion: this is a lower bound.
     seconds = config.train.steps * (ended - started) + validations * asks * (sampled - started) / count

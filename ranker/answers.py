@@ -48,14 +48,14 @@ def parse(text: str, ask: Ask, finished: bool = True) -> Answer:
         return _score(inside)
     named = _named(inside, ask)
     if None in named:
-        return Answer("not_a_candidate", tuple(dict.fromkeys(c for c in named if c is not None)))
+        return Answer("not_a_candidate", tuple(dict.fromkeys(c for c in named if c is not None)), len(named))
     distinct = tuple(dict.fromkeys(named))
     if ask.decision in ("eliminate", "pick"):
-        return Answer("ok" if len(distinct) == 1 else "repetition", distinct)
+        return Answer("ok" if len(distinct) == 1 else "repetition", distinct, len(named))
     wanted = len(ask.pool) if ask.decision == "order" else (len(ask.pool) + 1) // 2
     if len(distinct) < len(named) or len(distinct) > wanted:
-        return Answer("repetition", distinct)
-    return Answer("ok" if len(distinct) == wanted else "missing_ids", distinct)
+        return Answer("repetition", distinct, len(named))
+    return Answer("ok" if len(distinct) == wanted else "missing_ids", distinct, len(named))
 
 
 def _score(inside: str) -> Answer:

@@ -1,8 +1,8 @@
 """Run folders and checkpoints: a step is saved whole or not at all, and a run goes on where its last checkpoint stands.
 
 Everything random in a run is drawn from (run.seed, step), so adapter, optimizer and step are all there is to restore.
-A checkpoint is a PEFT adapter folder with two more files: `checkpoint.json` (base model, prompts, data, scores, config)
-and `optimizer.pt`. `last` and `best` in the run folder are links to checkpoints.
+A checkpoint is a PEFT adapter folder with more files: `checkpoint.json` (base model, prompts, data, scores, config),
+`optimizer.pt`, and `critic.safetensors` where the objective has one. `last` and `best` in the run folder are links to checkpoints.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from ranker import config as settings, sources
 from ranker.errors import UserError
@@ -73,6 +74,8 @@ def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: 
     try:
         temporary.mkdir(parents=True)
         save_adapter(policy, temporary)
+        if policy.critic is not None:
+            save_file(policy.critic.state_dict(), temporary / "critic.safetensors")
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         write_text(temporary / "checkpoint.json", json.dumps({
             "step": step, "base_model": config.model.name, "prompts": prompt_versions(), "scores": scores,
@@ -108,11 +111,14 @@ def prune(run: Path, keep: int) -> None:
             shutil.rmtree(path)
 
 
-def restore(folder: Path, optimizer) -> None:
+def restore(folder: Path, policy: Policy, optimizer) -> None:
+    """The optimizer's state and the critic's weights; the adapter is loaded with the policy."""
     try:
+        if policy.critic is not None:
+            policy.critic.load_state_dict(load_file(folder / "critic.safetensors"))
         optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
     except Exception as error:  # whatever torch makes of a damaged file
-        raise UserError(f"{folder}/optimizer.pt cannot be read ({type(error).__name__}); begin anew with --fresh") from None
+        raise UserError(f"{folder}: optimizer or critic cannot be read ({type(error).__name__}); begin anew with --fresh") from None
 
 
 def find(path: str | Path) -> Path:

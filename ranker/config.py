@@ -66,8 +66,9 @@ class Ranker:
 
 @dataclass
 class Rollout:
-    prompts_per_step: int = setting(16, low=1)
-    completions_per_prompt: int = setting(8, low=2)  # the group
+    states: str = setting("sampled", choices=("sampled", "on_policy"))  # pools: random ones, or those of the policy's own episodes
+    prompts_per_step: int = setting(16, low=1)  # with on_policy: queries
+    completions_per_prompt: int = setting(8, low=1)  # the group; with on_policy: episodes
     temperature: float = setting(1.0, low=0.01, high=10.0)  # of sampling and scoring alike
     max_new_tokens: int = setting(1024, low=1)
     tokens_per_batch: int = setting(131072, low=16)  # held in the cache at once: rows x (prompt + max_new_tokens)
@@ -76,13 +77,16 @@ class Rollout:
 
 @dataclass
 class Train:
+    objective: str = "grpo"  # a file in ranker/objectives/
     steps: int = setting(100, low=1)
     lr: float = setting(1e-5, low=0.0)
     schedule: str = setting("constant", choices=("constant", "cosine"))
     warmup: int = setting(0, low=0)  # steps
     weight_decay: float = setting(0.0, low=0.0)
     grad_clip: float = setting(1.0, low=0.0)  # 0: off
-    updates_per_rollout: int = setting(1, low=1)  # optimizer steps on one batch of completions
+    updates_per_rollout: int = setting(1, low=1)  # passes over one step's completions
+    minibatches: int = setting(1, low=1)  # optimizer steps a pass
+    target_kl: float = setting(0.0, low=0.0)  # passes end when a minibatch has drifted further from the sampler; 0: never
     tokens_per_batch: int = setting(16384, low=16)  # tokens in one forward pass; groups are split to fit
     advantage: str = setting("mean", choices=("mean", "std"))
     min_spread: float = setting(1e-4, low=0.0)  # groups whose task reward spreads less teach nothing
@@ -90,6 +94,12 @@ class Train:
     clip_high: float = setting(0.2, low=0.0)
     kl: str = setting("k2", choices=("k2", "k3"))
     beta: float = setting(0.0, low=0.0)  # weight of the KL to the reference; 0 skips the reference pass
+    kl_in: str = setting("loss", choices=("loss", "reward"))  # where that KL counts; in the reward with PPO only
+    value_lr: float = setting(0.0, low=0.0)  # of the value head; PPO needs one
+    value_warmup: int = setting(0, low=0)  # steps in which only the values learn
+    value_clip: float = setting(0.2, low=0.0)
+    gamma: float = setting(1.0, low=0.0, high=1.0)  # of GAE, per token
+    gae_lambda: float = setting(1.0, low=0.0, high=1.0)
 
 
 @dataclass
@@ -227,10 +237,17 @@ def check(config: Config, where: str) -> None:
     """What no single field can know. Rewards check their own names and options when they are loaded."""
     if config.train.warmup >= config.train.steps and config.train.warmup:
         raise UserError(f"{where}: train.warmup ({config.train.warmup}) must be below train.steps ({config.train.steps})")
-    folder = Path(__file__).parent / "rankers"
-    known = [p.stem for p in folder.glob("*.py") if p.stem != "__init__"]
-    if config.ranker.name not in known:
-        raise UserError(f"{where}: unknown ranker.name '{config.ranker.name}'{nearest(config.ranker.name, known)}")
+    for key, name, folder in (("ranker.name", config.ranker.name, "rankers"), ("train.objective", config.train.objective, "objectives")):
+        known = [p.stem for p in (Path(__file__).parent / folder).glob("*.py") if p.stem != "__init__"]
+        if name not in known:
+            raise UserError(f"{where}: unknown {key} '{name}'{nearest(name, known)}")
+    train, ppo = config.train, config.train.objective == "ppo"
+    if ppo and not train.value_lr:
+        raise UserError(f"{where}: train.objective=ppo needs a learning rate for its value head: --train.value_lr=1e-2")
+    if train.kl_in == "reward" and not ppo:
+        raise UserError(f"{where}: train.kl_in=reward needs train.objective=ppo; a group's advantage has no place for it")
+    if config.rollout.completions_per_prompt < 2 and not ppo:
+        raise UserError(f"{where}: rollout.completions_per_prompt must be at least 2 for {train.objective}, which compares completions")
 
 
 def as_dict(config: Config) -> dict:

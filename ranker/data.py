@@ -11,7 +11,7 @@ it may be graded or real-valued, and negative values are refused because nDCG ha
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -75,11 +75,13 @@ STATUSES = ("ok", "missing_answer", "not_a_candidate", "repetition", "missing_id
 class Answer:
     """What a completion decided. `value` holds candidate ids (for `score`, one whole number), best first.
 
-    Only an `ok` answer may be acted on; in a failed one `value` is what could be read.
+    Only an `ok` answer may be acted on; in a failed one `value` is what could be read, each candidate once. `named` is
+    how many identifiers or texts the answer named, repeated and foreign ones included.
     """
 
     status: str
     value: tuple = ()
+    named: int = field(default=0, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -110,15 +112,15 @@ def parse_query(record: object, where: str) -> Query:
     """A Query from one decoded JSON line. Raises UserError naming `where` for every defect."""
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected a JSON object, got {type(record).__name__}")
-    for field in FIELDS:
-        if field not in record:
-            raise UserError(f"{where}: missing field '{field}'")
-    for field in record:
-        if field not in FIELDS:
-            raise UserError(f"{where}: unknown field '{field}'{nearest(field, FIELDS)}")
-    for field in ("id", "task"):
-        if not isinstance(record[field], str) or not record[field].strip():
-            raise UserError(f"{where}: '{field}' must be a non-empty string")
+    for name in FIELDS:
+        if name not in record:
+            raise UserError(f"{where}: missing field '{name}'")
+    for name in record:
+        if name not in FIELDS:
+            raise UserError(f"{where}: unknown field '{name}'{nearest(name, FIELDS)}")
+    for name in ("id", "task"):
+        if not isinstance(record[name], str) or not record[name].strip():
+            raise UserError(f"{where}: '{name}' must be a non-empty string")
     if record["id"].split() != [record["id"]]:
         raise UserError(f"{where}: the query id {record['id']!r} holds spaces, which TREC files cannot")
     context = record["context"]

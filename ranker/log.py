@@ -58,7 +58,7 @@ PANELS = (  # title, keys of metrics.jsonl
     ("reward, weighted", ("reward", "reward/task")),
     ("validation MRR", ()),  # one line per scenario, filled in below
     ("share of completions", ("parse_rate", "truncated")),
-    ("share of groups without signal", ("dead_groups",)),
+    ("share of completions without signal", ("dead",)),
     ("completion tokens", ("length",)),
     ("gradient norm", ("grad_norm",)),
 )
@@ -97,10 +97,11 @@ def curves(folder: Path) -> None:
 
 
 def completion_records(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], advantages) -> list[dict]:
-    """One record a sampled completion. advantages [groups, G] are those the loss saw (0 in a dropped group)."""
+    """One record a sampled completion, in the order of `advantages`: what the loss saw (0 where it took no part)."""
+    advantage = iter(advantages)
     return [{"step": step, "query": group.ask.query.id, "decision": group.ask.decision, "pool": list(group.ask.pool), "text": c.text,
              "tokens": len(c.ids), "finished": c.finished, "status": c.answer.status, "answer": list(c.answer.value),
-             "reward": rewards[g][i], "advantage": round(float(advantages[g][i]), 6)}
+             "reward": rewards[g][i], "advantage": round(next(advantage), 6)}
             for g, group in enumerate(groups) for i, c in enumerate(group.completions)]
 
 

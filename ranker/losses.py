@@ -1,6 +1,8 @@
 """Rewards -> advantages -> loss, as pure functions of tensors. Nothing here knows a model.
 
-Shapes: rewards [groups, G]; everything per token [N, T] with a 0/1 mask of the same shape.
+Shapes: one number per completion [N]; everything per token [N, T] with a 0/1 mask of the same shape. `cohorts` [N]
+numbers the completions that are compared with one another: the group of an ask, or the episodes of a query at one
+pool size.
 
 Decisions a reader could doubt:
 - Advantages are mean-only by default. nDCG-like rewards can have a tiny spread, and dividing by it makes noise
@@ -9,6 +11,7 @@ Decisions a reader could doubt:
   1x8 and 8x1 give the same gradient.
 - The KL is added to the loss that is minimised. As a loss on the policy's own samples, k2 = D^2/2 has the gradient of
   KL(policy, reference), raw k3 has that of KL(reference, policy); `k3` here is ratio-corrected, which mends it.
+- Advantages of PPO are whitened over the tokens of the whole rollout, so its scale needs no tuning per reward.
 """
 
 import torch
@@ -17,27 +20,68 @@ Tensor = torch.Tensor
 MAX_LOG_RATIO = 20.0  # one token must not dominate exp()
 
 
-def live_groups(task_rewards: Tensor, min_spread: float) -> Tensor:
-    """[groups] bool: groups whose task reward spreads by more than `min_spread`; NaN (unscored) is left out."""
-    low = task_rewards.nan_to_num(nan=torch.inf).amin(-1)
-    high = task_rewards.nan_to_num(nan=-torch.inf).amax(-1)
-    return high - low > min_spread
+def returns_to_go(rewards: Tensor, following: list[int]) -> Tensor:
+    """[N]: the rewards of a completion and of all that follow it in its episode; `following[i]` > i, or -1 at the end."""
+    returns = rewards.clone()
+    for i in reversed(range(len(following))):
+        if following[i] >= 0:
+            returns[i] += returns[following[i]].nan_to_num(nan=0.0)
+    return returns
 
 
-def group_advantages(rewards: Tensor, kind: str = "mean") -> Tensor:
-    """[groups, G]: reward minus the group's mean, for `std` divided by its population deviation + 1e-4.
+def live(rewards: Tensor, cohorts: Tensor, min_spread: float) -> Tensor:
+    """[N] bool: completions of a cohort whose rewards spread by more than `min_spread`. NaN (unscored) is left out."""
+    count = int(cohorts.max()) + 1
+    fill = lambda value, how: rewards.new_full((count,), value).scatter_reduce(  # noqa: E731
+        0, cohorts, rewards.nan_to_num(nan=value), how)
+    spread = fill(-torch.inf, "amax") - fill(torch.inf, "amin")  # [cohorts]
+    return (spread > min_spread)[cohorts] & ~rewards.isnan()
+
+
+def cohort_advantages(rewards: Tensor, cohorts: Tensor, kind: str = "mean") -> Tensor:
+    """[N]: reward minus its cohort's mean, for `std` divided by the population deviation + 1e-4.
 
     NaN rewards (unscored) are left out of mean and deviation and get advantage 0.
     """
     scored = ~rewards.isnan()
-    count = scored.sum(-1, keepdim=True).clamp(min=1)
-    values = rewards.nan_to_num(nan=0.0)
-    mean = (values * scored).sum(-1, keepdim=True) / count
-    centred = (values - mean) * scored
+    total = lambda values: values.new_zeros(int(cohorts.max()) + 1).index_add(0, cohorts, values)  # noqa: E731
+    count = total(scored.to(rewards.dtype)).clamp(min=1)
+    mean = total(rewards.nan_to_num(nan=0.0)) / count  # [cohorts]
+    centred = torch.where(scored, rewards - mean[cohorts], 0.0)
     if kind == "mean":
         return centred
-    deviation = (centred.square().sum(-1, keepdim=True) / count).sqrt()
-    return centred / (deviation + 1e-4)
+    return centred / ((total(centred.square()) / count).sqrt()[cohorts] + 1e-4)
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimates and returns, [N, T] (arXiv 1506.02438, eq. 16). After the mask comes nothing."""
+    advantages, following, value_after = torch.zeros_like(values), values.new_zeros(len(values)), values.new_zeros(len(values))
+    for t in reversed(range(values.shape[1])):
+        delta = rewards[:, t] + gamma * value_after - values[:, t]
+        following = (delta + gamma * lam * following) * mask[:, t]
+        value_after = values[:, t] * mask[:, t]
+        advantages[:, t] = following
+    return advantages, (advantages + values) * mask
+
+
+def whiten(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` with mean 0 and deviation 1 over the mask, 0 outside it."""
+    kept = values[mask.bool()]
+    return (values - kept.mean()) / (kept.std(unbiased=False) + 1e-6) * mask
+
+
+def value_loss(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, denominator: float, clip: float) -> tuple[Tensor, dict[str, float]]:
+    """Half the squared error, the larger of that of `values` and of `values` held within `clip` of `old`."""
+    held = old + (values - old).clamp(-clip, clip)
+    error, held_error = (values - returns).square(), (held - returns).square()
+    loss = torch.maximum(error, held_error) / 2
+    return (loss * mask).sum() / denominator, {"value_loss": (loss.detach() * mask).sum().item(),
+                                               "clip_value": ((held_error > error) * mask).sum().item()}
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 one that knows the mean, below 0 one that misleads."""
+    return 1 - ((returns - values).var() / returns.var().clamp(min=1e-12)).item()
 
 
 def kl_terms(logprobs: Tensor, reference: Tensor, ratio: Tensor, kind: str) -> Tensor:
@@ -63,6 +107,7 @@ def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor,
     sums = {
         "clip_low": ((ratio < 1 - clip_low) & (advantages < 0)),
         "clip_high": ((ratio > 1 + clip_high) & (advantages > 0)),
+        "drift": ratio - 1 - ratio.log(),  # k3 of KL(sampler, policy)
     }
     if reference is not None:
         loss = loss + beta * kl_terms(logprobs, reference, ratio, kl)

@@ -40,6 +40,7 @@ class Policy:
     stop_ids: frozenset[int]  # every end token of the generation config
     attention: str  # while sampling; scoring needs a free mask and uses SDPA
     checkpointing: bool = False  # recompute activations in the backward pass
+    critic: torch.nn.Linear | None = None  # hidden state -> value, fp32; for objectives that need one
 
     @property
     def causal_lm(self) -> torch.nn.Module:
@@ -57,6 +58,11 @@ class Policy:
 
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def add_critic(self) -> None:
+        """A value head that starts by predicting zero."""
+        self.critic = torch.nn.Linear(self.head.weight.shape[-1], 1, device=self.device, dtype=torch.float32)
+        torch.nn.init.zeros_(self.critic.weight), torch.nn.init.zeros_(self.critic.bias)
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ at temperature 0.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 import torch
 from transformers import DynamicCache
@@ -53,12 +54,12 @@ class GrowingLayer(DynamicLayer):
     def get_seq_length(self) -> int:
         return self.length
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row and make room behind it."""
+    def expand(self, rows: torch.Tensor) -> None:
+        """Take these rows, each as often as it is named, with room behind them."""
         def grown(states):
-            rows, heads, length, d = states.shape
-            buffer = states.new_empty(rows * repeats, heads, length + self.room, d)
-            buffer.view(rows, repeats, heads, length + self.room, d)[:, :, :, :length] = states[:, None]
+            _, heads, length, d = states.shape
+            buffer = states.new_empty(len(rows), heads, length + self.room, d)
+            buffer[:, :, :length] = states[rows]
             return buffer
         self.keys, self.values = grown(self.keys), grown(self.values)
 
@@ -78,12 +79,13 @@ class Sampler:
         self.layers = (config.get_text_config() if hasattr(config, "get_text_config") else config).num_hidden_layers
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[list[int]], group: int, temperature: float, seed: int = 0) -> list[list[Sample]]:
-        """`group` samples for each prompt: (token ids, their log-probabilities in fp32, finished).
+    def __call__(self, prompts: Sequence[list[int]], counts: int | Sequence[int], temperature: float, seed: int = 0) -> list[list[Sample]]:
+        """`counts` samples for each prompt, or `counts[i]` for prompt i: (token ids, their log-probabilities in fp32, finished).
 
         Deterministic for the same prompts and seed. Log-probabilities are of the sampled distribution.
         """
         device, max_new_tokens = self.policy.device, self.settings.max_new_tokens
+        counts = torch.tensor([counts] * len(prompts) if isinstance(counts, int) else counts, device=device)
         generator = torch.Generator(device).manual_seed(seed)
         width = max(len(p) for p in prompts)
         lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -103,12 +105,14 @@ class Sampler:
                 layer.append_rows(more)
         logits = torch.cat(logits)  # [B, V]
 
-        cache.batch_repeat_interleave(group)
-        rows = torch.arange(len(prompts) * group, device=device)  # row of the batch -> row of the result
-        logits = logits.repeat_interleave(group, 0)
-        position = lengths.repeat_interleave(group)  # [rows], of the next token
+        source = torch.repeat_interleave(counts)  # [rows], the prompt of each
+        for layer in cache.layers:
+            layer.expand(source)
+        rows = torch.arange(len(source), device=device)  # row of the batch -> row of the result
+        logits = logits[source]
+        position = lengths[source]  # [rows], of the next token
         visible = torch.cat([real, torch.ones(len(prompts), max_new_tokens, dtype=torch.bool, device=device)], 1)
-        visible = visible.repeat_interleave(group, 0)  # [rows, P + new]
+        visible = visible[source]  # [rows, P + new]
         tokens: list[list[int]] = [[] for _ in rows]
         logprobs: list[list[float]] = [[] for _ in rows]
         finished, live = [False] * len(rows), torch.ones(len(rows), dtype=torch.bool, device=device)
@@ -132,8 +136,8 @@ class Sampler:
                 live = live[kept]
             logits = self._forward(token[:, None], visible[:, None, None, :width + t + 1], position[:, None], cache)
             position = position + 1
-        results = list(zip(tokens, logprobs, finished))
-        return [results[i:i + group] for i in range(0, len(results), group)]
+        results = iter(zip(tokens, logprobs, finished))
+        return [list(islice(results, count)) for count in counts.tolist()]
 
     def _new_cache(self) -> DynamicCache:
         cache = DynamicCache()
@@ -171,23 +175,29 @@ def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) 
     return token, logprobs.gather(-1, token[:, None])[:, 0]
 
 
-def sample_groups(sampler: Sampler, asks: Sequence[Ask], group: int, temperature: float, seed: int = 0,
+def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[int], temperature: float, seed: int = 0,
                   progress: Callable[[int], None] = lambda asks: None) -> list[Group]:
-    """A group of parsed completions for every ask, in the order of the asks.
+    """A group of parsed completions for every ask, in the order of the asks; `counts` says how many, for all or for each.
 
     Asks of like length are sampled together, as many as `rollout.tokens_per_batch` allows; `progress` hears of each batch.
     """
+    counts = [counts] * len(asks) if isinstance(counts, int) else counts
     prompts = [sampler.policy.prompter.encode(ask) for ask in asks]
     order = sorted(range(len(asks)), key=lambda i: len(prompts[i]), reverse=True)
     groups: list[Group | None] = [None] * len(asks)
     start = 0
     while start < len(order):
         row = len(prompts[order[start]]) + sampler.settings.max_new_tokens  # the longest of the batch
-        chosen = order[start:start + max(1, sampler.settings.tokens_per_batch // (row * group))]
-        for i, results in zip(chosen, sampler([prompts[i] for i in chosen], group, temperature, seed + start)):
+        end, rows = start + 1, counts[order[start]]
+        while end < len(order) and (rows + counts[order[end]]) * row <= sampler.settings.tokens_per_batch:
+            rows += counts[order[end]]
+            end += 1
+        chosen = order[start:end]
+        samples = sampler([prompts[i] for i in chosen], [counts[i] for i in chosen], temperature, seed + start)
+        for i, results in zip(chosen, samples):
             groups[i] = Group(asks[i], prompts[i], [complete(sampler.policy, asks[i], *r) for r in results])
         progress(len(chosen))
-        start += len(chosen)
+        start = end
     return groups
 
 

@@ -7,7 +7,7 @@ chunks that are recomputed in the backward pass, so the full logits never exist.
 token is part of the completion.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,22 +30,27 @@ class Row:
         return len(self.prompt) + sum(map(len, self.completions))
 
 
-def pack(prompts: Sequence[list[int]], completions: Sequence[list[list[int]]], budget: int) -> list[Row]:
+def pack(prompts: Sequence[list[int]], completions: Sequence[list[list[int]]], budget: int,
+         alive: Callable[[int], bool] = lambda key: True) -> list[Row]:
     """One row per group; a group over `budget` tokens is split, its prompt repeated. Keys count through all groups.
 
-    A single completion over the budget still makes a row: nothing is cut.
+    Completions that are not `alive` are left out, and so are groups without any. A single completion over the budget
+    still makes a row: nothing is cut.
     """
     rows, key = [], 0
     for prompt, group in zip(prompts, completions, strict=True):
         row = Row(prompt, [], [])
-        for completion in group:
+        for key, completion in enumerate(group, key):
+            if not alive(key):
+                continue
             if row.keys and len(row) + len(completion) > budget:
                 rows.append(row)
                 row = Row(prompt, [], [])
             row.completions.append(completion)
             row.keys.append(key)
-            key += 1
-        rows.append(row)
+        key += 1
+        if row.keys:
+            rows.append(row)
     return rows
 
 
@@ -61,8 +66,12 @@ def batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def score(policy: Policy, rows: Sequence[Row], temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 log-probabilities at `temperature` and their mask, both [N, T], N = completions of the rows in order."""
+def score(policy: Policy, rows: Sequence[Row], temperature: float) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """fp32 log-probabilities at `temperature`, the critic's values (None without one) and their mask, all [N, T].
+
+    N counts the completions of the rows in order. A value stands where its token is predicted: it knows what comes
+    before the token, not the token. The critic's gradient stops at the hidden states.
+    """
     device, length = policy.device, max(map(len, rows))
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     positions = torch.zeros(len(rows), length, dtype=torch.long)
@@ -90,18 +99,22 @@ def score(policy: Policy, rows: Sequence[Row], temperature: float) -> tuple[torc
     flat = head_logprobs(policy.head, states, torch.tensor(targets, device=device), temperature)  # [tokens]
     lengths = torch.tensor(sizes, device=device)
     token_mask = torch.arange(max(sizes), device=device) < lengths[:, None]  # [N, T]
-    logprobs = flat.new_zeros(token_mask.shape).masked_scatter(token_mask, flat)
-    return logprobs, token_mask
+    spread = lambda flat: flat.new_zeros(token_mask.shape).masked_scatter(token_mask, flat)  # noqa: E731
+    values = spread(policy.critic(states.detach().float())[:, 0]) if policy.critic is not None else None
+    return spread(flat), values, token_mask
 
 
 @torch.no_grad()
-def score_all(policy: Policy, rows: Sequence[Row], temperature: float, budget: int) -> dict[int, torch.Tensor]:
-    """Completion key -> its log-probabilities [its tokens], without gradients."""
-    found = {}
+def score_all(policy: Policy, rows: Sequence[Row], temperature: float, budget: int) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+    """Completion key -> its log-probabilities [its tokens], and key -> its values (empty without a critic); no gradients."""
+    found, valued = {}, {}
     for batch in batches(rows, budget):
-        logprobs, mask = score(policy, batch, temperature)
-        found.update(zip((k for row in batch for k in row.keys), (line[kept] for line, kept in zip(logprobs, mask))))
-    return found
+        logprobs, values, mask = score(policy, batch, temperature)
+        keys = [k for row in batch for k in row.keys]
+        found.update(zip(keys, (line[kept] for line, kept in zip(logprobs, mask))))
+        if values is not None:
+            valued.update(zip(keys, (line[kept] for line, kept in zip(values, mask))))
+    return found, valued
 
 
 def stack(values: dict[int, torch.Tensor], keys: Sequence[int], mask: torch.Tensor) -> torch.Tensor:

@@ -1,33 +1,96 @@
 """Advantages and the clipped loss against direct formulas and the papers' numbers."""
 
+import math
+
 import pytest
 import torch
 
-from ranker.losses import group_advantages, kl_terms, live_groups, policy_loss
+from ranker.losses import (cohort_advantages, explained_variance, gae, kl_terms, live, policy_loss, returns_to_go, value_loss,
+                           whiten)
 
-R = torch.tensor([[1, 0, 0.5, 0.2]])
+R = torch.tensor([1, 0, 0.5, 0.2])
+ONE = torch.zeros(4, dtype=torch.long)
+NAN = float("nan")
 
 
 def test_advantages_are_mean_only_or_divided_by_the_population_deviation():
-    torch.testing.assert_close(group_advantages(R), R - 0.425)
-    expected = torch.tensor([[1.526564, -1.128330, 0.199117, -0.597351]])
-    torch.testing.assert_close(group_advantages(R, "std"), expected, atol=1e-3, rtol=0)
-    assert group_advantages(R).sum().abs() < 1e-6
+    torch.testing.assert_close(cohort_advantages(R, ONE), R - 0.425)
+    expected = torch.tensor([1.526564, -1.128330, 0.199117, -0.597351])
+    torch.testing.assert_close(cohort_advantages(R, ONE, "std"), expected, atol=1e-3, rtol=0)
+    assert cohort_advantages(R, ONE).sum().abs() < 1e-6
 
 
 def test_mean_only_is_leave_one_out_up_to_its_constant():
-    torch.testing.assert_close(group_advantages(R) * 4 / 3, torch.tensor([[0.766667, -0.566667, 0.1, -0.3]]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(cohort_advantages(R, ONE) * 4 / 3, torch.tensor([0.766667, -0.566667, 0.1, -0.3]), atol=1e-6, rtol=0)
+
+
+def test_cohorts_of_any_size_and_order_are_compared_among_themselves_only():
+    rewards, cohorts = torch.tensor([1.0, 5.0, 0.0, 3.0, 9.0, 0.5]), torch.tensor([0, 1, 0, 1, 2, 0])
+    torch.testing.assert_close(cohort_advantages(rewards, cohorts), torch.tensor([0.5, 1.0, -0.5, -1.0, 0.0, 0.0]))
+    assert live(rewards, cohorts, 1e-4).tolist() == [True, True, True, True, False, True]
 
 
 def test_an_unscored_completion_is_left_out_of_the_mean_and_gets_advantage_zero():
-    nan = float("nan")
-    torch.testing.assert_close(group_advantages(torch.tensor([[1, nan, 0.5, 0]])), torch.tensor([[0.5, 0, 0, -0.5]]))
-    assert not live_groups(torch.tensor([[nan, nan]]), 1e-4).any()
+    rewards = torch.tensor([1, NAN, 0.5, 0])
+    torch.testing.assert_close(cohort_advantages(rewards, ONE), torch.tensor([0.5, 0, 0, -0.5]))
+    assert live(rewards, ONE, 1e-4).tolist() == [True, False, True, True]
+    assert not live(torch.tensor([NAN, NAN]), ONE[:2], 1e-4).any()
 
 
-def test_a_group_is_dead_when_its_task_reward_spreads_less_than_epsilon():
-    task = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-6], [1.0, 0.99]])
-    assert live_groups(task, 1e-4).tolist() == [False, False, True]
+def test_a_cohort_is_dead_when_its_task_reward_spreads_less_than_epsilon():
+    task = torch.tensor([1.0, 1.0, 1.0, 1.0 + 1e-6, 1.0, 0.99])
+    assert live(task, torch.tensor([0, 0, 1, 1, 2, 2]), 1e-4).tolist() == [False, False, False, False, True, True]
+
+
+def test_the_return_of_a_step_is_its_reward_and_those_that_follow_in_its_episode():
+    rewards = torch.tensor([1.0, 0.0, NAN, 2.0, 5.0])  # episodes 0 -> 2 -> 4 and 1 -> 3
+    returns = returns_to_go(rewards, [2, 3, 4, -1, -1])
+    assert returns[[0, 1, 3, 4]].tolist() == [1.0, 2.0, 2.0, 5.0] and returns[2].isnan()
+    assert returns_to_go(rewards, [-1] * 5)[[0, 1, 3, 4]].tolist() == [1.0, 0.0, 2.0, 5.0]
+
+
+@pytest.mark.parametrize("gamma, lam", [(1.0, 1.0), (0.95, 0.9), (0.9, 0.0), (1.0, 0.5)])
+def test_gae_and_returns_equal_the_direct_double_sum_on_padded_data(gamma, lam):
+    torch.manual_seed(0)
+    lengths = torch.tensor([6, 1, 4])
+    mask = torch.arange(6) < lengths[:, None]
+    rewards, values = torch.randn(3, 6, dtype=torch.double) * mask, torch.randn(3, 6, dtype=torch.double)  # values beyond the mask are junk
+    advantages, returns = gae(rewards, values, mask, gamma, lam)
+    for i, n in enumerate(lengths.tolist()):
+        value = lambda t, i=i, n=n: values[i, t] if t < n else 0.0  # noqa: E731
+        for t in range(n):
+            direct = sum((gamma * lam) ** (s - t) * (rewards[i, s] + gamma * value(s + 1) - value(s)) for s in range(t, n))
+            torch.testing.assert_close(advantages[i, t], direct)
+            torch.testing.assert_close(returns[i, t], direct + values[i, t])
+    assert not advantages[~mask].any() and not returns[~mask].any()
+
+
+def test_undiscounted_gae_of_a_final_reward_is_the_reward_minus_the_value():
+    values = torch.tensor([[0.1, 0.4, 0.2]])
+    advantages, returns = gae(torch.tensor([[0.0, 0.0, 1.0]]), values, torch.ones(1, 3), 1.0, 1.0)
+    torch.testing.assert_close(advantages, 1 - values)
+    torch.testing.assert_close(returns, torch.ones(1, 3))
+
+
+def test_whitened_advantages_have_mean_zero_and_deviation_one_over_the_mask():
+    values, mask = torch.randn(4, 5) * 3 + 2, torch.arange(5) < torch.tensor([5, 2, 3, 1])[:, None]
+    white = whiten(values, mask)
+    kept = white[mask]
+    assert kept.mean().abs() < 1e-5 and kept.std(unbiased=False) == pytest.approx(1, abs=1e-4) and not white[~mask].any()
+
+
+def test_the_value_loss_is_clipped_around_the_old_value_and_takes_the_larger_error():
+    old, returns, mask = torch.zeros(1, 4), torch.tensor([[1.0, 1.0, 0.0, 9.0]]), torch.tensor([[1, 1, 1, 0]])
+    values = torch.tensor([[0.1, 0.9, 0.9, 5.0]]).requires_grad_()
+    loss, sums = value_loss(values, old, returns, mask, 3.0, 0.2)
+    assert loss.item() == pytest.approx((0.9**2 + 0.8**2 + 0.9**2) / 2 / 3) and sums["clip_value"] == 1
+    gradient = torch.autograd.grad(loss, values)[0][0]
+    assert gradient[0] < 0 and gradient[1] == 0 and gradient[2] > 0 and gradient[3] == 0
+
+
+def test_explained_variance_is_one_for_a_perfect_critic_and_zero_for_a_constant_one():
+    returns = torch.tensor([0.0, 1.0, 3.0])
+    assert explained_variance(returns, returns) == 1 and explained_variance(torch.full((3,), 7.0), returns) == pytest.approx(0)
 
 
 def direct_loss(logprobs, old, advantages, mask, denominator, low, high, reference, beta, kind):
@@ -66,7 +129,7 @@ def test_clipping_stops_the_gradient_on_the_side_that_went_far_enough():
     loss, sums = policy_loss(logprobs, old, sign, torch.ones(1, 4), 1.0)
     gradient = torch.autograd.grad(loss, logprobs)[0][0]
     assert gradient[0] == 0 and gradient[1] == 0 and gradient[2] == 1.5 and gradient[3] == -0.5
-    assert sums == {"clip_low": 1.0, "clip_high": 1.0}
+    assert sums["clip_low"] == sums["clip_high"] == 1.0 and sums["drift"] == pytest.approx(2 * (0.5 - math.log(1.5)) + 2 * (-0.5 - math.log(0.5)))
 
 
 def kl_gradients(kind, samples=200_000):

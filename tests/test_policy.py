@@ -19,7 +19,7 @@ def logits(model, policy, ask):
 
 def step(policy, ask, optimizer):
     completion = [10, 11, policy.tokenizer.eos_token_id]
-    logprobs, mask = score(policy, pack([policy.prompter.encode(ask)], [[completion]], 4000), 1.0)
+    logprobs, _, mask = score(policy, pack([policy.prompter.encode(ask)], [[completion]], 4000), 1.0)
     (-(logprobs * mask).sum()).backward()
     optimizer.step(), optimizer.zero_grad()
 

@@ -34,7 +34,7 @@ def test_prompts_of_unlike_length_computed_once_decode_like_separate_rows(make_p
     policy = make_policy(quantize)
     prompts = prompts_of(policy, asks)
     assert len(set(map(len, prompts))) > 1
-    results = sampler_of(policy, 24)(prompts, group=3, temperature=0.0)
+    results = sampler_of(policy, 24)(prompts, counts=3, temperature=0.0)
     for prompt, group in zip(prompts, results):
         expected = greedy_from_scratch(policy, prompt, 24)
         assert [ids for ids, _, _ in group] == [expected] * 3
@@ -46,7 +46,7 @@ def test_the_prompt_goes_through_the_model_once_for_its_group(make_policy, asks,
     forward = sampler._forward
     monkeypatch.setattr(sampler, "_forward", lambda ids, *rest: shapes.append(tuple(ids.shape)) or forward(ids, *rest))
     prompts = prompts_of(policy, asks)
-    sampler(prompts, group=8, temperature=1.0)
+    sampler(prompts, counts=8, temperature=1.0)
     prefills = [shape for shape in shapes if shape[1] > 1]
     assert sum(rows for rows, _ in prefills) == 4 and all(width == max(map(len, prompts)) for _, width in prefills) and len(prefills) > 1
     assert all(length == 1 and rows <= 32 for rows, length in shapes[len(prefills):])
@@ -61,9 +61,9 @@ def test_finished_rows_leave_the_batch_and_change_no_other_row(make_policy, asks
     policy = make_policy()
     stop_early(policy)
     prompts = prompts_of(policy, asks, 12)
-    compacted = sampler_of(policy, 20)(prompts, group=1, temperature=0.0)
+    compacted = sampler_of(policy, 20)(prompts, counts=1, temperature=0.0)
     monkeypatch.setattr(rollout, "COMPACT_AT", 2.0)  # never
-    whole = sampler_of(policy, 20)(prompts, group=1, temperature=0.0)
+    whole = sampler_of(policy, 20)(prompts, counts=1, temperature=0.0)
     assert [g[0][0] for g in compacted] == [g[0][0] for g in whole]
     assert len({len(g[0][0]) for g in whole}) > 1
     for (ids, logprobs, finished), in whole:
@@ -85,9 +85,9 @@ def test_an_answer_tag_ends_the_completion_whatever_tokens_it_is_made_of(make_po
 def test_sampler_and_scorer_give_the_same_log_probabilities(make_policy, asks, temperature):
     policy = make_policy()
     stop_early(policy)
-    results = sampler_of(policy, 16)(prompts_of(policy, asks), group=4, temperature=temperature, seed=3)
+    results = sampler_of(policy, 16)(prompts_of(policy, asks), counts=4, temperature=temperature, seed=3)
     rows = pack(prompts_of(policy, asks), [[ids for ids, _, _ in group] for group in results], 4000)
-    scored = score_all(policy, rows, temperature, 4000)
+    scored, _ = score_all(policy, rows, temperature, 4000)
     for k, (ids, logprobs, _) in enumerate(r for group in results for r in group):
         torch.testing.assert_close(scored[k], torch.tensor(logprobs), atol=2e-5, rtol=1e-5)
 
@@ -95,7 +95,7 @@ def test_sampler_and_scorer_give_the_same_log_probabilities(make_policy, asks, t
 def test_samples_follow_the_distribution_at_their_temperature(make_policy, asks):
     policy = make_policy()
     prompt = prompts_of(policy, asks, 1)
-    results = sampler_of(policy, 1)(prompt, group=20_000, temperature=0.8)[0]
+    results = sampler_of(policy, 1)(prompt, counts=20_000, temperature=0.8)[0]
     counts = torch.bincount(torch.tensor([ids[0] for ids, _, _ in results]), minlength=policy.head.weight.shape[0]) / 20_000
     with torch.no_grad():
         expected = (policy.causal_lm(input_ids=torch.tensor(prompt)).logits[0, -1] / 0.8).softmax(-1)
@@ -149,7 +149,7 @@ def test_the_growing_cache_holds_what_a_concatenation_would():
     torch.manual_seed(0)
     layer, states = GrowingLayer(room=3), torch.randn(2, 4, 5, 8)
     layer.update(states, states)
-    layer.batch_repeat_interleave(3)
+    layer.expand(torch.tensor([0, 0, 0, 1, 1, 1]))
     expected = states.repeat_interleave(3, 0)
     for _ in range(3):
         new = torch.randn(6, 4, 1, 8)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ranker.losses import group_advantages, policy_loss
+from ranker.losses import cohort_advantages, policy_loss
 from ranker.score import batches, head_logprobs, pack, score, score_all, stack
 
 BUDGET = 4000
@@ -35,7 +35,7 @@ def test_packed_log_probabilities_and_gradients_equal_one_by_one(make_policy, as
     assert (len(rows) == 3) == (budget == BUDGET)
     with policy.training_graph():
         for batch in batches(rows, budget):
-            logprobs, mask = score(policy, batch, 0.7)
+            logprobs, _, mask = score(policy, batch, 0.7)
             assert logprobs.dtype == torch.float32
             keys = [k for row in batch for k in row.keys]
             for line, kept, k in zip(logprobs, mask, keys):
@@ -55,7 +55,7 @@ def test_gradient_checkpointing_changes_nothing(make_policy, asks):
         policy = make_policy(gradient_checkpointing=checkpointing)
         with policy.training_graph():
             assert policy.model.training == checkpointing
-            logprobs, mask = score(policy, pack([policy.prompter.encode(asks[0])], completions_of(policy, 1), BUDGET), 1.0)
+            logprobs, _, mask = score(policy, pack([policy.prompter.encode(asks[0])], completions_of(policy, 1), BUDGET), 1.0)
             (logprobs * mask).sum().backward()
         assert not policy.model.training
         gradients.append(torch.cat([p.grad.flatten() for p in policy.adapter_parameters().values()]))
@@ -79,7 +79,7 @@ def gradient_of_step(policy, prompts, groups, advantages, budget):
     tokens = sum(len(c) for group in groups for c in group)
     policy.model.zero_grad()
     for batch in batches(rows, budget):
-        logprobs, mask = score(policy, batch, 1.0)
+        logprobs, _, mask = score(policy, batch, 1.0)
         keys = [k for row in batch for k in row.keys]
         policy_loss(logprobs, logprobs.detach(), advantages.flatten()[keys][:, None], mask, tokens)[0].backward()
     return torch.cat([p.grad.flatten() for p in policy.adapter_parameters().values()])
@@ -98,10 +98,10 @@ def test_a_group_of_equal_rewards_contributes_exactly_nothing(make_policy, asks)
     policy = make_policy()
     prompts, groups = [policy.prompter.encode(ask) for ask in asks[:2]], completions_of(policy, 2)
     rewards = torch.tensor([[1.0, 0, 0, 1], [0.5, 0.5, 0.5, 0.5]])
-    advantages = group_advantages(rewards)
+    advantages = cohort_advantages(rewards.flatten(), torch.arange(2).repeat_interleave(4)).view(2, 4)
     assert (advantages[1] == 0).all()
     rows = pack(prompts[1:], groups[1:], BUDGET)
-    logprobs, mask = score(policy, rows, 1.0)
+    logprobs, _, mask = score(policy, rows, 1.0)
     policy_loss(logprobs, logprobs.detach(), advantages[1][:, None], mask, 20)[0].backward()
     assert all((p.grad == 0).all() for p in policy.adapter_parameters().values())
 
@@ -110,8 +110,8 @@ def test_the_ratio_is_one_on_the_first_step_packed_or_not(make_policy, asks):
     policy = make_policy()
     rows = pack([policy.prompter.encode(asks[0])], completions_of(policy, 1), BUDGET)
     split = pack([policy.prompter.encode(asks[0])], completions_of(policy, 1), 1)
-    old = score_all(policy, split, 0.9, 1)
-    logprobs, mask = score(policy, rows, 0.9)
+    old, _ = score_all(policy, split, 0.9, 1)
+    logprobs, _, mask = score(policy, rows, 0.9)
     ratio = (logprobs - stack(old, rows[0].keys, mask)).exp()
     torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-4, rtol=0)
 
@@ -119,7 +119,7 @@ def test_the_ratio_is_one_on_the_first_step_packed_or_not(make_policy, asks):
 def test_the_end_token_is_in_the_loss(make_policy, asks):
     policy = make_policy()
     prompt, completion = policy.prompter.encode(asks[0]), [10, 11, policy.tokenizer.eos_token_id]
-    logprobs, mask = score(policy, pack([prompt], [[completion]], BUDGET), 1.0)
+    logprobs, _, mask = score(policy, pack([prompt], [[completion]], BUDGET), 1.0)
     assert mask.sum() == 3
     assert logprobs[0, 2].item() == pytest.approx(one_by_one(policy, prompt, completion, 1.0)[2].item(), abs=1e-5)
 
@@ -128,6 +128,6 @@ def test_masks_come_from_lengths_so_pad_and_end_tokens_inside_count(make_policy,
     policy = make_policy()
     prompt = policy.prompter.encode(asks[0])
     completion = [policy.tokenizer.pad_token_id, policy.tokenizer.eos_token_id, 0, 10]
-    logprobs, mask = score(policy, pack([prompt], [[completion, [10]]], BUDGET), 1.0)
+    logprobs, _, mask = score(policy, pack([prompt], [[completion, [10]]], BUDGET), 1.0)
     assert mask.sum(1).tolist() == [4, 1]
     torch.testing.assert_close(logprobs[0], one_by_one(policy, prompt, completion, 1.0), atol=2e-5, rtol=1e-5)

@@ -1,0 +1,73 @@
+"""Where the asks of a training step come from, and which completions are compared with one another.
+
+`sampled` (the paper's): every query gives one ask, a pool of random size that holds the positive; its completions are
+compared with each other. `on_policy`: the ranker runs on every query several times, with sampled answers, so the pools
+are those that the policy's own decisions lead to; a completion's return is its reward and those that follow it in its
+episode, and it is compared with the other episodes of its query at the same pool size. Episodes that stand at the same
+pool share its prompt.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from ranker.data import Ask, Group, Query
+from ranker.errors import UserError
+from ranker.rollout import Sampler, sample_groups
+
+
+@dataclass
+class Experience:
+    """The completions of one training step. `cohorts` and `following` run through all groups, a completion each."""
+
+    groups: list[Group] = field(default_factory=list)
+    cohorts: list[int] = field(default_factory=list)  # completions of one cohort are compared
+    following: list[int] = field(default_factory=list)  # the next completion of the same episode, -1 for none
+
+
+def sampled(sampler: Sampler, ranker: ModuleType, queries: Sequence[Query], count: int, temperature: float, seed: int) -> Experience:
+    """One random ask a query, `count` completions each."""
+    asks = [ranker.sampled_ask(q, random.Random(f"{seed}/ask/{i}")) for i, q in enumerate(queries)]
+    groups = sample_groups(sampler, asks, count, temperature, seed)
+    return Experience(groups, [g for g in range(len(groups)) for _ in range(count)], [-1] * (len(groups) * count))
+
+
+def on_policy(sampler: Sampler, ranker: ModuleType, queries: Sequence[Query], count: int, temperature: float, seed: int) -> Experience:
+    """`count` episodes a query, in lockstep: every round's asks are sampled in one batch."""
+    made = Experience()
+    cohorts: dict[tuple, int] = {}
+    episodes = {(q, e): ranker.rank(query, random.Random(f"{seed}/{query.id}/{e}"))
+                for q, query in enumerate(queries) for e in range(count)}
+    previous: dict[tuple[int, int], int] = {}  # episode -> its last completion
+    pending: dict[tuple[int, int], Ask] = {}
+
+    def step(episode, answer) -> None:
+        try:
+            pending[episode] = episodes[episode].send(answer)
+            if isinstance(pending[episode], list):
+                raise UserError("rollout.states=on_policy needs a ranker that asks one thing at a time; use states=sampled")
+        except StopIteration:
+            pending.pop(episode, None)
+
+    for episode in episodes:
+        step(episode, None)
+    rounds = 0
+    while pending:
+        shared: dict[tuple[int, Ask], list[tuple[int, int]]] = {}
+        for episode, ask in pending.items():
+            shared.setdefault((episode[0], ask), []).append(episode)
+        asks = [ask for _, ask in shared]
+        groups = sample_groups(sampler, asks, [len(owners) for owners in shared.values()], temperature, seed + rounds)
+        for ((q, ask), owners), group in zip(shared.items(), groups):
+            made.groups.append(group)
+            for episode, completion in zip(owners, group.completions):
+                index = len(made.cohorts)
+                made.cohorts.append(cohorts.setdefault((q, ask.decision, len(ask.pool)), len(cohorts)))
+                made.following.append(-1)
+                if episode in previous:
+                    made.following[previous[episode]] = index
+                previous[episode] = index
+                step(episode, completion.answer)
+        rounds += 1
+    return made

@@ -1,0 +1,29 @@
+"""The reward of DRanker (arXiv 2506.21638 section 3.1): nDCG@k of the whole list that an `order` answer gives.
+
+Published: nDCG@20 plus (candidates matched / candidates - 1), read from the answer character by character, so that
+`pppppp` earned the maximum. Ours reads the parsed list: graded relevance, linear gain, the ideal over the pool. From
+nDCG the list loses the share of itself that is not a candidate named for the first time (missing, repeated and foreign
+ones; with missing ones alone that is the published term). An answer that cannot be read is worth -1, the least.
+"""
+
+from ranker.data import Answer, Ask, Group
+from ranker.errors import UserError
+from ranker.metrics import dcg
+
+TASK = True
+
+
+def reward(groups: list[Group], k: int = 20) -> list[list[float]]:
+    """One number per completion of each group, in [-1, 1]."""
+    return [[list_reward(group.ask, c.answer, k) for c in group.completions] for group in groups]
+
+
+def list_reward(ask: Ask, answer: Answer, k: int = 20) -> float:
+    if ask.decision != "order" or len(ask.pool) < 2:
+        raise UserError(f"reward 'ndcg' judges asks to order two candidates or more, not to {ask.decision} {len(ask.pool)}"
+                        f" (query '{ask.query.id}')")
+    rel = ask.query.rel
+    ideal = dcg(sorted((rel[c] for c in ask.pool), reverse=True), k)
+    gained = dcg([rel[c] for c in answer.value], k) / ideal if ideal > 0 else 0.0
+    lost = 1 - len(answer.value) / max(len(ask.pool), answer.named)
+    return gained - lost if answer.value else -1.0
