@@ -3,8 +3,9 @@
     python evaluate.py --ckpt runs/iranker/best
     python evaluate.py --ckpt A --ckpt B --data test.jsonl      several checkpoints of one base on your own data
     python evaluate.py --config configs/iranker.yaml            the untrained base alone
+    python evaluate.py --ckpt A --thoughts A/thoughts.jsonl     also the base, shown traces of a training run
 
-All tasks of the checkpoint's data are ranked by default. Settings of the checkpoint can be changed for the evaluation,
+All tasks of the test data are ranked by default, those that a checkpoint was not trained on too. Settings of the checkpoint can be changed for the evaluation,
 such as --model.name=/path/to/base or --rollout.tokens_per_batch=65536.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ranker import checkpoint, config as settings, report, sources
+from ranker import checkpoint, config as settings, report, sources, thoughts
 from ranker.data import Query
 from ranker.drive import load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=[], help="JSON lines files instead of the config's test data")
     parser.add_argument("--tasks", nargs="+", default=[], help="only these tasks")
     parser.add_argument("--ranker", help="another ranker than the config's")
+    parser.add_argument("--thoughts", type=Path, help="thoughts.jsonl of a training run: rank also with the base that is shown its traces")
     parser.add_argument("--limit", type=int, help="at most this many queries per task")
     parser.add_argument("--orders", type=int, default=1, help="rank this many shuffles of each query's candidates")
     parser.add_argument("--out", type=Path, help="where to write (default: eval/ in the run folder)")
@@ -51,13 +53,12 @@ def main() -> None:
 
     folders = [checkpoint.find(path) for path in args.ckpt]
     config = read_config(folders, args, overrides)
-    if args.data:
-        config.data.tasks = []  # those of the training run say nothing about another file
-    config.data.tasks = [t for text in args.tasks for t in text.split(",") if t] or config.data.tasks
+    config.data.tasks = [t for text in args.tasks for t in text.split(",") if t]  # not only those that were trained on
     config.ranker.name = args.ranker or config.ranker.name
     settings.check(config, "command line")
     ranker = load_ranker(config.ranker.name)
     queries = test_queries(config, args, folders)
+    find = thoughts.finder(thoughts.read(args.thoughts), queries, config.eval.thoughts, str(args.thoughts)) if args.thoughts else None
     out = args.out or default_out(folders, args.config, args.data)
     orders = [shuffled(queries, o, config.run.seed) for o in range(args.orders)]
     record = provenance(config, pick_device(config.model.device), args.data or [config.data.test or config.data.train]) | {
@@ -65,7 +66,8 @@ def main() -> None:
 
     level = config.eval.relevance_level
     rows = report.baseline_rows(orders, level)
-    models = [(BASE, None), *zip(args.ckpt, folders)]
+    trained = {folder: checkpoint.describe(folder)["config"]["data"]["tasks"] for folder in folders}
+    models = [(BASE, None), *([(f"{BASE} + thoughts", None)] if find else []), *zip(args.ckpt, folders)]
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
     with tqdm(total=total, unit="ask", dynamic_ncols=True) as bar, open_whole(out / "traces.jsonl") as file:
         for name, folder in models:
@@ -73,6 +75,8 @@ def main() -> None:
             policy = model = None  # let go of the model before the next one is loaded
             policy = load_policy(config.model, adapter=folder, max_new_tokens=config.rollout.max_new_tokens)
             model = greedy_model(Sampler(policy, config.rollout), bar.update)
+            if name.endswith("+ thoughts"):
+                model = thoughts.with_thoughts(model, find)
             ranked = []
             for number, order in enumerate(orders):
                 def trace(ask, round_number, completion):
@@ -80,7 +84,7 @@ def main() -> None:
                                            "pool": ask.pool, "text": completion.text, "tokens": len(completion.ids),
                                            "status": completion.answer.status, "answer": completion.answer.value}, ensure_ascii=False) + "\n")
                 ranked.append(rank(ranker, order, model, config.run.seed, trace))
-            rows.append(report.model_row(name, ranked, level, policy.prompter.shortened))
+            rows.append(report.model_row(name, ranked, level, policy.prompter.shortened, trained.get(folder, ())))
 
     source = ", ".join(args.data) or config.data.test or f"{config.data.train}, the test split"
     head = (f"{len(queries)} queries of {source}; {config.ranker.name}, greedy decoding, {args.orders} candidate order(s), seed {config.run.seed}.\n"
@@ -102,7 +106,7 @@ def read_config(folders: list[Path], args, overrides: list[str]) -> settings.Con
         if changed:
             raise UserError(f"{folder} was trained with other prompts ({', '.join(changed)} changed); restore them, or train again")
         differing = [key for key in settings.differences(records[0]["config"], record["config"])
-                     if key in MUST_AGREE or key.startswith("data.") and not (args.data or args.tasks)]
+                     if key in MUST_AGREE or key.startswith("data.") and key != "data.tasks" and not args.data]
         if differing:
             raise UserError(f"{folder} and {folders[0]} differ in {', '.join(differing)}; evaluate them one by one")
     config = settings.build(records[0]["config"], str(folders[0] / "checkpoint.json"))

@@ -23,7 +23,7 @@ from types import ModuleType
 import torch
 from tqdm import tqdm
 
-from ranker import checkpoint, config as settings, llms, log, losses, report, rewarding, sources, states
+from ranker import checkpoint, config as settings, llms, log, losses, report, rewarding, sources, states, thoughts
 from ranker.answers import parse
 from ranker.data import Completion, Group
 from ranker.drive import load_ranker, run as rank
@@ -67,7 +67,7 @@ def main() -> int | None:
     if args.dry_run:
         return dry_run(config, policy, sampler, ranker, objective, next_query, validation, reward_parts)
     checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config.data)))
-    for name in ("metrics.jsonl", "completions.jsonl"):  # what a crash left behind the last checkpoint is written again
+    for name in ("metrics.jsonl", "completions.jsonl", "thoughts.jsonl"):  # what a crash left behind the last checkpoint is written again
         log.cut_after(run_dir / name, done or -1)
     if done:
         checkpoint.restore(run_dir / "last", policy, optimizer)
@@ -111,6 +111,7 @@ def main() -> int | None:
         mrr = record.get("validation", {}).get("mean", -math.inf)
         improved, best = mrr > best, max(best, mrr)
         log.append(run_dir / "completions.jsonl", log.completion_records(step, groups, rewards, advantages))
+        log.append(run_dir / "thoughts.jsonl", thoughts.kept(step, groups, rewards, advantages))
         log.append(run_dir / "metrics.jsonl", [record])
         if "validation" in record:
             log.curves(run_dir)

@@ -22,19 +22,35 @@ def input_order(query: Query) -> list[str]:
     return list(query.ids)
 
 
+def context_text(query: Query) -> str:
+    return query.context if isinstance(query.context, str) else " ".join(query.context)
+
+
+class BM25:
+    """Scores of a text against documents (id -> text) that also give the document frequencies."""
+
+    def __init__(self, documents: dict[str, str]):
+        self.counts = {key: Counter(tokens(text)) for key, text in documents.items()}
+        self.lengths = {key: sum(counts.values()) for key, counts in self.counts.items()}
+        self.average = max(sum(self.lengths.values()) / max(len(self.lengths), 1), 1e-9)
+        self.holders: dict[str, list[str]] = {}  # word -> the documents that hold it
+        for key, counts in self.counts.items():
+            for word in counts:
+                self.holders.setdefault(word, []).append(key)
+
+    def scores(self, text: str) -> dict[str, float]:
+        """Document id -> score, 0 for one that shares no word."""
+        scores = dict.fromkeys(self.counts, 0.0)
+        for word, times in Counter(tokens(text)).items():
+            holders = self.holders.get(word, ())
+            idf = math.log(1 + (len(scores) - len(holders) + 0.5) / (len(holders) + 0.5))
+            for key in holders:
+                count, norm = self.counts[key][word], K1 * (1 - B + B * self.lengths[key] / self.average)
+                scores[key] += times * idf * count * (K1 + 1) / (count + norm)
+        return scores
+
+
 def bm25(query: Query) -> list[str]:
     """Candidate ids by falling BM25 score."""
-    documents = {c.id: Counter(tokens(c.text)) for c in query.candidates}
-    lengths = {c: sum(counts.values()) for c, counts in documents.items()}
-    average = max(sum(lengths.values()) / len(lengths), 1e-9)
-    context = query.context if isinstance(query.context, str) else " ".join(query.context)
-    scores = dict.fromkeys(documents, 0.0)
-    for word, times in Counter(tokens(context)).items():
-        frequency = sum(word in counts for counts in documents.values())
-        idf = math.log(1 + (len(documents) - frequency + 0.5) / (frequency + 0.5))
-        for c, counts in documents.items():
-            if word in counts:
-                norm = K1 * (1 - B + B * lengths[c] / average)
-                scores[c] += times * idf * counts[word] * (K1 + 1) / (counts[word] + norm)
-    position = {c: i for i, c in enumerate(query.ids)}
-    return sorted(query.ids, key=lambda c: (-scores[c], position[c]))
+    scores = BM25(query.texts).scores(context_text(query))
+    return sorted(query.ids, key=lambda c: -scores[c])  # stable: ties keep the order given

@@ -107,6 +107,7 @@ class Eval:
     every: int = setting(20, low=1)  # steps between two validations
     queries: int = setting(10, low=1)  # validation queries per task
     test_queries: int = setting(50, low=1)  # per task, in evaluate.py
+    thoughts: int = setting(1, low=0)  # worked examples shown with an ask when evaluate.py is given --thoughts
     relevance_level: float = setting(0.0, low=0.0)  # MRR and Hit count relevance >= this; 0: the query's best grade
 
 

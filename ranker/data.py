@@ -60,12 +60,14 @@ class Query:
 class Ask:
     """One call of the language model: a decision about the pool of candidate ids, in the order shown.
 
-    The identifier `[k]` in the prompt and in the answer is the candidate `pool[k - 1]`.
+    The identifier `[k]` in the prompt and in the answer is the candidate `pool[k - 1]`. `examples` are other asks with
+    the completion they were given, shown before this one.
     """
 
     query: Query
     pool: tuple[str, ...]
     decision: str
+    examples: tuple[tuple["Ask", str], ...] = ()
 
 
 STATUSES = ("ok", "missing_answer", "not_a_candidate", "repetition", "missing_ids", "truncated")

@@ -113,7 +113,17 @@ class Prompter:
         self.prefill = "<think>" if opening.rstrip().endswith("<think>") else ""
 
     def messages(self, ask: Ask, text_tokens: int | None = None, history: int | None = None) -> list[dict[str, str]]:
-        """Chat messages for an ask, texts cut to `text_tokens` tokens and a history to its newest `history` items."""
+        """Chat messages for an ask, texts cut to `text_tokens` tokens and a history to its newest `history` items.
+
+        Worked examples are earlier turns of the same chat.
+        """
+        turns = [{"role": "system", "content": template("system")}]
+        for example, completion in ask.examples:
+            turns += [{"role": "user", "content": self._question(example, text_tokens, history)},
+                      {"role": "assistant", "content": completion}]
+        return [*turns, {"role": "user", "content": self._question(ask, text_tokens, history)}]
+
+    def _question(self, ask: Ask, text_tokens: int | None, history: int | None) -> str:
         if ask.decision not in DECISIONS:
             raise ValueError(f"unknown decision {ask.decision!r}")
         clean = lambda text: self._cut(harmless(text, self.control_strings), text_tokens)  # noqa: E731
@@ -128,11 +138,10 @@ class Prompter:
         fields = wording(query.task) | {"context": context, "pool": pool, "count": len(ask.pool),
                                         "half": (len(ask.pool) + 1) // 2}
         try:
-            user = template(ask.decision).format_map(fields)
+            return template(ask.decision).format_map(fields)
         except (KeyError, ValueError, IndexError) as error:
             raise UserError(f"prompts/{ask.decision}.txt: unknown or broken field {error}"
                             f" (known: {', '.join(sorted(fields))})") from None
-        return [{"role": "system", "content": template("system")}, {"role": "user", "content": user}]
 
     def render(self, messages: list[dict[str, str]]) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

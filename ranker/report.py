@@ -35,6 +35,11 @@ class Row:
     rankings: list[Ranking] = field(default_factory=list)  # of all orders
     spread: float = 0.0  # standard deviation of mean MRR over the orders
     shortened: int = 0  # prompts whose texts had to be cut
+    trained: frozenset[str] = frozenset()  # the tasks it was trained on; empty: all, or none
+
+    def zero_shot(self, scenario: str | None) -> bool:
+        """Whether it was trained, but on no task of this scenario."""
+        return bool(self.trained) and scenario is not None and scenario not in map(scenario_of, self.trained)
 
     def mean(self, metric: str, group: Callable[[str], bool] = lambda task: True, strict: bool = False) -> float:
         """Mean over the tasks that `group` accepts of the task's mean over its queries."""
@@ -52,7 +57,7 @@ class Row:
         return self.mean(metric, lambda task: scenario_of(task) == scenario, strict)
 
 
-def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, shortened: int = 0) -> Row:
+def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, shortened: int = 0, trained: Sequence[str] = ()) -> Row:
     """The row of a model from one list of rankings per candidate order."""
     zero = dict.fromkeys(metrics.NAMES, 0.0)
     repaired: dict[str, list] = {}
@@ -67,7 +72,7 @@ def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, shor
     return Row(name, {r.query.id: r.query.task for r in orders[0]},
                {q: metrics.mean(v) for q, v in repaired.items()}, {q: metrics.mean(v) for q, v in strict.items()},
                [r for rankings in orders for r in rankings],
-               (sum((a - centre) ** 2 for a in averages) / max(len(averages) - 1, 1)) ** 0.5, shortened)
+               (sum((a - centre) ** 2 for a in averages) / max(len(averages) - 1, 1)) ** 0.5, shortened, frozenset(trained))
 
 
 def baseline_rows(orders: Sequence[Sequence[Query]], level: float) -> list[Row]:
@@ -128,7 +133,8 @@ def gain_table(base: Row, rows: Sequence[Row]) -> str:
     for row in rows:
         for scenario in [*base.scenarios(), None]:
             g = gain(base, row, scenario=scenario)
-            lines.append([f"{row.name}: {scenario or 'all'}", str(g["queries"]), f"{g['gain']:+.3f}", f"{g['low']:+.3f} to {g['high']:+.3f}",
+            name = f"{row.name}: {scenario or 'all'}" + (" (zero-shot)" if row.zero_shot(scenario) else "")
+            lines.append([name, str(g["queries"]), f"{g['gain']:+.3f}", f"{g['low']:+.3f} to {g['high']:+.3f}",
                           f"{g['p']:.4f}", str(g["wins"]), str(g["losses"])])
     return markdown([f"MRR against {base.name}", "queries", "gain", "95% interval", "p", "better", "worse"], lines)
 

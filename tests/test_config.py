@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ranker import config, rewarding
+from ranker import config, rewarding, world
 from ranker.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,3 +224,17 @@ def test_the_repository_has_configs():
 def test_every_default_passes_its_own_check(section):
     defaults = dataclasses.asdict(config.Config())[section]
     assert config.as_dict(config.build({section: defaults}, "defaults"))[section] == defaults
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.yaml")), ids=lambda path: path.stem)
+def test_every_config_in_the_repository_loads_with_its_rewards(path):
+    loaded = config.load(path)
+    assert loaded.run.dir == f"runs/{path.stem}" and rewarding.load(loaded.reward, str(path))
+    assert path.read_text(encoding="utf-8").startswith("# ")  # says what it is
+
+
+@pytest.mark.parametrize("left_out", ["rec", "router", "passage"])
+def test_transfer_configs_differ_from_the_main_one_in_their_tasks_alone(left_out):
+    main, transfer = (config.as_dict(config.load(ROOT / "configs" / f"{name}.yaml")) for name in ("iranker", f"transfer-{left_out}"))
+    assert config.differences(main, transfer) == ["data.tasks", "run.dir"]
+    assert set(transfer["data"]["tasks"]) == {task for task in world.TASKS if not task.startswith(left_out)}

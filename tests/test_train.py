@@ -40,8 +40,8 @@ def call(monkeypatch, tmp_path, capsys):
     return run
 
 
-def train_short(call, *arguments):
-    return call(train, ROOT / "configs/iranker.yaml", *SHORT, *arguments)
+def train_short(call, *arguments, config="iranker"):
+    return call(train, ROOT / f"configs/{config}.yaml", *SHORT, *arguments)
 
 
 def records(path):
@@ -65,8 +65,9 @@ def test_a_run_leaves_config_metrics_completions_checkpoints_and_curves(call):
     assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
 
 
-def test_a_stopped_run_goes_on_to_exactly_where_it_would_have_ended(call, monkeypatch):
-    assert train_short(call, "--run.dir=whole")[0] == 0
+@pytest.mark.parametrize("config, options", [("iranker", []), ("iranker_ppo", ["--train.value_warmup=1"])])
+def test_a_stopped_run_goes_on_to_exactly_where_it_would_have_ended(call, monkeypatch, config, options):
+    assert train_short(call, "--run.dir=whole", *options, config=config)[0] == 0
     show = train.show
 
     def stop_in_step_two(bar, record, parts):
@@ -75,15 +76,16 @@ def test_a_stopped_run_goes_on_to_exactly_where_it_would_have_ended(call, monkey
         show(bar, record, parts)
 
     monkeypatch.setattr(train, "show", stop_in_step_two)
-    status, out, _ = train_short(call, "--run.dir=stopped")
+    status, out, _ = train_short(call, "--run.dir=stopped", *options, config=config)
     assert status == 128 + signal.SIGTERM and "stopped after step 2" in out
     monkeypatch.setattr(train, "show", show)
     with open("stopped/metrics.jsonl", "a") as file:  # what a crash after the last checkpoint may leave
         file.write('{"step": 3, "reward": 9}\n{"step": 4, "rew')
-    status, out, _ = train_short(call, "--run.dir=stopped")
+    status, out, _ = train_short(call, "--run.dir=stopped", *options, config=config)
     assert status == 0 and "resuming stopped after step 2" in out
     assert records("stopped/metrics.jsonl") == records("whole/metrics.jsonl")
     assert records("stopped/completions.jsonl") == records("whole/completions.jsonl")
+    assert records("stopped/thoughts.jsonl") == records("whole/thoughts.jsonl") != []
     ours, theirs = (load_file(f"{run}/last/adapter_model.safetensors") for run in ("stopped", "whole"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -119,6 +121,58 @@ def test_no_reference_pass_at_beta_zero(call, monkeypatch):
 
     monkeypatch.setattr(train, "score_all", refuse)
     assert train_short(call, "--train.beta=0", "--train.steps=1", "--eval.every=1", "--train.warmup=0")[0] == 0
+
+
+def test_ppo_logs_what_it_is_judged_by_and_moves_no_adapter_in_the_warm_up(call):
+    status, _, err = train_short(call, "--train.value_warmup=2", config="iranker_ppo")
+    assert status == 0, err
+    steps = records("runs/iranker_ppo/metrics.jsonl")[1:]
+    assert steps[0]["adapter_norm"] == steps[1]["adapter_norm"] != steps[3]["adapter_norm"]
+    assert all({"explained_variance", "value_loss", "clip_value"} <= r.keys() for r in steps)
+    assert "drift" not in steps[1] and {"drift", "clip_low", "kl"} <= steps[3].keys() and steps[0]["dead"] == 0
+    critic = load_file("runs/iranker_ppo/last/critic.safetensors")
+    assert critic["weight"].abs().max() > 0
+
+
+def test_a_drift_beyond_target_kl_ends_the_passes(call):
+    options = ["--train.updates_per_rollout=4", "--train.steps=1", "--train.warmup=0", "--eval.every=1", "--train.lr=3e-2"]
+    for name, target in (("free", "0"), ("held", "1e-9")):
+        assert train_short(call, *options, f"--train.target_kl={target}", f"--run.dir={name}")[0] == 0
+    free, held = (records(f"{name}/metrics.jsonl")[-1] for name in ("free", "held"))
+    assert held["drift"] < free["drift"]  # it stopped at the first look after the first optimizer step
+
+
+def test_the_list_ranker_trains_and_ranks_in_one_ask(call):
+    status, _, err = train_short(call, "--train.steps=1", "--train.warmup=0", "--eval.every=1", config="dranker")
+    assert status == 0, err
+    assert {r["decision"] for r in records("runs/dranker/completions.jsonl")} == {"order"}
+    status, out, _ = call(evaluate, "--ckpt", "runs/dranker/last", "--tasks", "passage-5", "--limit", 2)
+    assert status == 0 and len(records("runs/dranker/eval/test/traces.jsonl")) == 2 * 2
+
+
+def test_on_policy_runs_learn_from_whole_episodes(call):
+    status, _, err = train_short(call, "--rollout.prompts_per_step=2", "--train.steps=1", "--train.warmup=0", "--eval.every=1",
+                                 config="iranker_on_policy")
+    assert status == 0, err
+    rows = records("runs/iranker_on_policy/completions.jsonl")
+    assert len(rows) == 4 * 4 + 4 * 6 and {len(r["pool"]) for r in rows} == {2, 3, 4, 5, 6, 7}
+
+
+def test_thoughts_of_a_run_are_shown_to_the_base_in_an_evaluation(call):
+    assert train_short(call)[0] == 0
+    thoughts = "runs/iranker/thoughts.jsonl"
+    status, out, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "passage-5,passage-7", "--limit", 1)
+    assert status == 0 and "untrained base + thoughts: all" in out, err
+    status, _, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "rec-movie", "--limit", 1)
+    assert status == 2 and "none about rec-movie" in err
+    test = {q.id for task in world.TASKS for q in world.queries(task, "test", 50)}
+    assert not test & {r["query"] for r in records(thoughts)}
+
+
+def test_a_scenario_that_a_checkpoint_was_not_trained_on_is_called_zero_shot(call):
+    assert train_short(call, "--train.steps=1", "--train.warmup=0", "--eval.every=1")[0] == 0
+    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5,router-cost", "--limit", 1)
+    assert status == 0 and "runs/iranker/last: routing (zero-shot)" in out and "passages (zero-shot)" not in out
 
 
 def test_evaluation_prints_what_training_saw_and_writes_every_file(call):
@@ -173,6 +227,12 @@ def mistakes(base_folder):
         (train, [config, "--train.lr=fast"], "train.lr"),
         (train, [config, "--trian.lr=1"], "train"),
         (train, [config, "--dry-run"], "--dry-run"),
+        (train, [config, "--train.objective=ppo"], "value head"),
+        (train, [config, "--train.objective=pop"], "did you mean 'ppo'"),
+        (train, [config, "--train.kl_in=reward"], "train.objective=ppo"),
+        (train, [config, "--rollout.completions_per_prompt=1"], "at least 2"),
+        (train, [config, "--rollout.states=onpolicy"], "on_policy"),
+        (evaluate, ["--config", config, "--thoughts", "nothing.jsonl"], "nothing.jsonl"),
         (train, [config, "--reward.top1=1"], "top1_hit"),
         (train, [config, "--ranker.name=eliminate"], "elimination"),
         (train, [config, "--data.train=nothing.jsonl"], "nothing.jsonl"),
