@@ -48,8 +48,11 @@ def draw_example(index: int, seed: int, size: int) -> tuple[Ask, str]:
 
 
 def pool_size(progress: float, rng: random.Random) -> int:
-    """Pools of up to 3 in the first eighth of training, up to 6 in the second, up to 10 in the third, then up to 20."""
-    return rng.randint(2, (3, 6, 10, 20)[min(int(8 * progress), 3)])
+    """Pools of up to 3 in the first eighth of training, up to 6 in the second, up to 10 in the third, then up to 20.
+
+    Small ones stay in the mix: they hold more answers per token.
+    """
+    return rng.randint(2, rng.choice((3, 6, 10, 20)[:1 + min(int(8 * progress), 3)]))
 
 
 def build_tokenizer(seed: int):
