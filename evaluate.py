@@ -53,12 +53,15 @@ def main() -> None:
 
     folders = [checkpoint.find(path) for path in args.ckpt]
     config = read_config(folders, args, overrides)
-    config.data.tasks = [t for text in args.tasks for t in text.split(",") if t]  # not only those that were trained on
+    config.data.tasks = [t for text in args.tasks for t in text.split(",") if t] or config.data.tasks
     config.ranker.name = args.ranker or config.ranker.name
     settings.check(config, "command line")
     ranker = load_ranker(config.ranker.name)
     queries = test_queries(config, args, folders)
-    find = thoughts.finder(thoughts.read(args.thoughts), queries, config.eval.thoughts, str(args.thoughts)) if args.thoughts else None
+    find = None
+    if args.thoughts:
+        decision = ranker.sampled_ask(queries[0], random.Random(0)).decision
+        find = thoughts.finder(thoughts.read(args.thoughts), queries, decision, config.eval.thoughts, str(args.thoughts))
     out = args.out or default_out(folders, args.config, args.data)
     orders = [shuffled(queries, o, config.run.seed) for o in range(args.orders)]
     record = provenance(config, pick_device(config.model.device), args.data or [config.data.test or config.data.train]) | {
@@ -110,6 +113,7 @@ def read_config(folders: list[Path], args, overrides: list[str]) -> settings.Con
         if differing:
             raise UserError(f"{folder} and {folders[0]} differ in {', '.join(differing)}; evaluate them one by one")
     config = settings.build(records[0]["config"], str(folders[0] / "checkpoint.json"))
+    config.data.tasks = []  # not only those that were trained on
     for text in overrides:
         settings.override(config, text)
     return config
@@ -119,8 +123,9 @@ def test_queries(config: settings.Config, args, folders: list[Path]) -> list[Que
     """What to rank: the files named, or the test data of the config. Never what a checkpoint was trained on."""
     if args.data:
         queries = sources.first_of_each_task(sources.read_files(args.data, config.data.tasks), args.limit)
-        if folders:
-            sources.refuse_shared(queries, replace(config.data, tasks=[]), ", ".join(args.data))
+        for folder in folders:
+            trained = settings.build(checkpoint.describe(folder)["config"], str(folder)).data
+            sources.refuse_shared(queries, replace(trained, tasks=[]), ", ".join(args.data))
         return queries
     world = (config.data.test or config.data.train) == "world"
     return sources.held_out(config.data, "test", args.limit or (config.eval.test_queries if world else None))

@@ -58,7 +58,9 @@ def main() -> int | None:
     torch.manual_seed(config.run.seed)  # for the fresh adapter; everything later is drawn from (seed, step)
     policy = load_policy(config.model, config.lora, run_dir / "last" if done else None, config.rollout.max_new_tokens)
     longest = max([next_query(0), *validation], key=lambda q: len(q.ids))
-    policy.prompter.encode(ranker.sampled_ask(longest, random.Random(0), len(longest.ids)))  # better to fail now than at step 500
+    ask = ranker.sampled_ask(longest, random.Random(0), len(longest.ids))
+    policy.prompter.encode(ask)  # better to fail now than at step 500
+    judged(reward_parts, ask, llms.right_answer)
     sampler = Sampler(policy, config.rollout)
     optimizer = torch.optim.AdamW(policy.adapter_parameters().values(), lr=config.train.lr, weight_decay=config.train.weight_decay)
     if objective.CRITIC:
@@ -142,28 +144,28 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
     """
     train, temperature, budget = config.train, config.rollout.temperature, config.train.tokens_per_batch
     completions = [c for g in groups for c in g.completions]
-    keys = alive.nonzero()[:, 0].tolist()
+    taught = alive.nonzero()[:, 0].tolist()  # keys: completions are numbered through all groups
     advantages = [0.0] * len(completions)
-    if not keys:
+    if not taught:
         return {"loss": 0.0, "grad_norm": 0.0}, advantages
     device = policy.device
     rows = pack([g.prompt for g in groups], [[c.ids for c in g.completions] for g in groups], budget, lambda key: bool(alive[key]))
-    sampled = {k: torch.tensor(completions[k].logprobs, device=device) for k in keys}
-    repeated = {k: torch.full((len(completions[k].ids),), float(credit[k]), device=device) for k in keys}
+    sampled = {k: torch.tensor(completions[k].logprobs, device=device) for k in taught}
+    repeated = {k: torch.full_like(sampled[k], float(credit[k])) for k in taught}
     adapter = list(policy.adapter_parameters().values())
     critic = list(policy.critic.parameters()) if objective.CRITIC else []
+    several = train.updates_per_rollout * train.minibatches > 1
     sums: dict[str, float] = {}
-    gap, seen, first = [0.0, 0.0, 0], 0, True  # between sampling and scoring: sum, largest, tokens; tokens learned from
+    seen = 0  # tokens learned from
     with policy.training_graph():
-        before = {}  # passes of the policy as it is before the first optimizer step
+        before = {}  # passes of the policy as it is before the first optimizer step: name -> key -> [tokens]
         if train.beta > 0:
             with policy.reference():
                 before["reference"], _ = score_all(policy, rows, temperature, budget)
-        if objective.CRITIC or train.updates_per_rollout * train.minibatches > 1:  # with a single step the policy still is the sampler
+        if several or objective.CRITIC:  # with a single step the policy still is the one that sampled
             before["old"], before["value"] = score_all(policy, rows, temperature, budget)
         signals, record = objective.signals(train, repeated, before)
-        for k in keys:
-            advantages[k] = signals["advantage"][k].mean().item()
+        scored = dict(before.get("old", {}))
         for minibatch in minibatches(rows, train, f"{config.run.seed}/minibatch/{step}"):
             tokens = sum(len(sampled[k]) for row in minibatch for k in row.keys)  # the denominator of this optimizer step
             drift = 0.0
@@ -173,29 +175,28 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
                 loss, parts = objective.loss(train, step, logprobs, values, mask,
                                              {name: stack(signal, keys, mask) for name, signal in signals.items() if signal}, tokens)
                 loss.backward()
-                parts["loss"] = loss.item() * tokens
+                if "old" not in before:
+                    scored.update(zip(keys, (line[kept] for line, kept in zip(logprobs.detach(), mask))))
                 drift += parts.get("drift", 0.0) / tokens
-                if first:
-                    difference = (logprobs.detach() - stack(sampled, keys, mask)).abs() * mask
-                    gap = [gap[0] + difference.sum().item(), max(gap[1], difference.max().item()), gap[2] + int(mask.sum())]
-                for name, value in parts.items():
+                for name, value in (parts | {"loss": loss.item() * tokens}).items():
                     sums[name] = sums.get(name, 0.0) + value
-            seen, first = seen + tokens, False
-            norm = torch.nn.utils.clip_grad_norm_(adapter, train.grad_clip or math.inf)
-            torch.nn.utils.clip_grad_norm_(critic, train.grad_clip or math.inf)
-            stop = train.target_kl and drift > train.target_kl
-            if not norm.isfinite():  # it must not reach the weights
+            seen += tokens
+            norm, critic_norm = (torch.nn.utils.clip_grad_norm_(part, train.grad_clip or math.inf) for part in (adapter, critic))
+            drifted = train.target_kl > 0 and drift > train.target_kl
+            if not (norm + critic_norm).isfinite():  # it must not reach the weights
                 logging.warning("the gradient is not finite; this step changes nothing")
-            elif optimizer and not stop:
+            elif optimizer and not drifted:
                 optimizer.step()
             for parameter in adapter + critic:
                 parameter.grad = None
-            if stop:
+            if drifted:
                 break
-    adapter_norm = torch.stack([p.detach().norm() for p in adapter]).norm().item()
-    means = {name: value / seen for name, value in sums.items()}
-    return record | means | {"sampler_gap": gap[0] / gap[2], "sampler_gap_max": gap[1], "grad_norm": norm.item(),
-                             "adapter_norm": adapter_norm}, advantages
+    for k in taught:
+        advantages[k] = signals["advantage"][k].mean().item()
+    gap = torch.cat([(scored[k] - sampled[k]).abs() for k in scored])  # between sampling and scoring
+    return record | {name: value / seen for name, value in sums.items()} | {
+        "sampler_gap": gap.mean().item(), "sampler_gap_max": gap.max().item(), "grad_norm": norm.item() if critic_norm.isfinite() else math.inf,
+        "adapter_norm": torch.stack([p.detach().norm() for p in adapter]).norm().item()}, advantages
 
 
 def minibatches(rows: list[Row], train: settings.Train, seed: str) -> Iterator[list[Row]]:
@@ -233,12 +234,16 @@ def rollout_means(groups: list[Group]) -> dict[str, float]:
 
 
 def learning_rate_share(train: settings.Train, step: int) -> float:
-    """Share of train.lr in step `step` (from 1): linear warm-up, then constant or a cosine down to a tenth."""
+    """Share of train.lr in step `step` (from 1): linear warm-up, then constant or a cosine down to a tenth.
+
+    The steps in which only the values learn come before all that.
+    """
+    step, steps = step - train.value_warmup, train.steps - train.value_warmup
     if step <= train.warmup:
-        return step / (train.warmup + 1)
+        return max(step, 0) / (train.warmup + 1)
     if train.schedule == "constant":
         return 1.0
-    progress = (step - train.warmup) / max(train.steps - train.warmup, 1)
+    progress = (step - train.warmup) / max(steps - train.warmup, 1)
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
@@ -277,29 +282,34 @@ def finish(config: settings.Config, run_dir: Path) -> None:
     print(f"\ncurves: {run_dir}/curves.png   next: {interpreter()} evaluate.py --ckpt {run_dir}/best")
 
 
+def judged(reward_parts, ask, write) -> tuple[Completion, dict[str, float]]:
+    """What somebody who knows the relevance writes, and its rewards. Raises UserError for rewards that do not fit the ask."""
+    text = write(ask)
+    completion = Completion([], [], text, True, parse(text, ask))
+    return completion, rewarding.score(reward_parts, [Group(ask, [], [completion])])[0][0]
+
+
 def dry_run(config, policy: Policy, sampler: Sampler, ranker, objective, next_query, validation, reward_parts) -> None:
     """One prompt, a right and a wrong completion with their rewards, and estimates from one real step. Trains nothing."""
     ask = ranker.sampled_ask(next_query(0), random.Random(f"{config.run.seed}/ask/0"))
     print(policy.tokenizer.decode(policy.prompter.encode(ask)))
     for name, write in (("right", llms.right_answer), ("wrong", llms.wrong_answer)):
-        text = write(ask)
-        completion = Completion([], [], text, True, parse(text, ask))
-        parts = rewarding.score(reward_parts, [Group(ask, [], [completion])])[0][0]
+        completion, parts = judged(reward_parts, ask, write)
         shown = "  ".join(f"{part} {value:g}" for part, value in parts.items())
-        print(f"\n--- a {name} completion\n{text}\n    answer: {completion.answer.status} {', '.join(map(str, completion.answer.value))}\n    reward: {shown}")
+        print(f"\n--- a {name} completion\n{completion.text}\n    answer: {completion.answer.status} {', '.join(map(str, completion.answer.value))}\n    reward: {shown}")
     print("\nmeasuring one step (nothing is trained) ...", flush=True)
     started = time.perf_counter()
     groups = roll_out(config, sampler, ranker, next_query, 1).groups
     sampled = time.perf_counter()
     count = sum(len(g.completions) for g in groups)
-    update(config, policy, None, objective, groups, torch.ones(count), torch.ones(count, dtype=torch.bool), 1)
+    update(config, policy, None, objective, groups, torch.ones(count), torch.ones(count, dtype=torch.bool), config.train.steps)
     ended = time.perf_counter()
     asks = sum(ranker.calls(len(q.ids)) for q in validation)
     validations = 1 + math.ceil(config.train.steps / config.eval.every)
     # A validation ask has a prompt of its own, so it costs more than a sampled completion: this is a lower bound.
     seconds = config.train.steps * (ended - started) + validations * asks * (sampled - started) / count
     trained = sum(p.numel() for p in policy.adapter_parameters().values())
-    print(f"steps      {config.train.steps}, each {config.rollout.prompts_per_step} prompts x {config.rollout.completions_per_prompt} completions\n"
+    print(f"steps      {config.train.steps}, the first one of {len(groups)} prompts with {count} completions in all\n"
           f"validation {validations} times, {len(validation)} queries, {asks} asks each\n"
           f"adapter    {trained / 1e6:.2f} million parameters, {trained * 12 / 1e9:.2f} GB with optimizer state\n"
           f"time       about {seconds / 60:.0f} min on {policy.device}: {sampled - started:.1f} s sampling and at most {ended - sampled:.1f} s"

@@ -53,7 +53,7 @@ def call(script: str, *arguments) -> None:
 
 def ablation_table(results: dict[str, list[dict]]) -> str:
     """Markdown: a row per method, a column per scenario. `results`: config -> what evaluate.py wrote, one per seed."""
-    rows = {name: [r["rows"][BASE] for r in results[config][:1]] for name, config in UNTRAINED.items()}
+    rows = {name: [r["rows"][BASE] for r in results[config]] for name, config in UNTRAINED.items()}
     rows |= {name: [row for r in results[config] for label, row in r["rows"].items() if row["strict"] and label != BASE]
              for name, config in TRAINED.items()}
     scenarios = list(next(iter(rows.values()))[0]["repaired"]["scenarios"])

@@ -243,6 +243,9 @@ def check(config: Config, where: str) -> None:
         if name not in known:
             raise UserError(f"{where}: unknown {key} '{name}'{nearest(name, known)}")
     train, ppo = config.train, config.train.objective == "ppo"
+    if train.value_warmup + train.warmup >= train.steps and train.value_warmup:
+        raise UserError(f"{where}: train.value_warmup ({train.value_warmup}) and train.warmup ({train.warmup}) leave none of"
+                        f" {train.steps} steps to the policy")
     if ppo and not train.value_lr:
         raise UserError(f"{where}: train.objective=ppo needs a learning rate for its value head: --train.value_lr=1e-2")
     if train.kl_in == "reward" and not ppo:

@@ -38,8 +38,8 @@ def finite(value):
 
 def read(path: Path) -> list[dict]:
     """The records of a log; a last line that a crash cut short is left out."""
-    records = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    records = []  # split at "\n" alone: splitlines() would also cut at U+2028 inside a text
+    for text in filter(None, path.read_text(encoding="utf-8").split("\n")) if path.exists() else ():
         try:
             records.append(json.loads(text))
         except ValueError:

@@ -82,7 +82,12 @@ def harmless(text: str, control_strings: tuple[str, ...] = ()) -> str:
     text = _TAG.sub("(", text)
     text = text.replace("<|", "(|").replace("|>", "|)")
     text = " ".join(text.split())
-    for control in control_strings:  # longest first; a mark after the first character keeps it from matching
+    return broken_control(text, control_strings)
+
+
+def broken_control(text: str, control_strings: tuple[str, ...]) -> str:
+    """`text` with a mark after the first character of every control string in it; the longest come first."""
+    for control in control_strings:
         core = control.strip()
         while core in text:
             text = text.replace(core, f"{core[0]}_{core[1:]}" if len(core) > 1 else "_")
@@ -120,7 +125,7 @@ class Prompter:
         turns = [{"role": "system", "content": template("system")}]
         for example, completion in ask.examples:
             turns += [{"role": "user", "content": self._question(example, text_tokens, history)},
-                      {"role": "assistant", "content": completion}]
+                      {"role": "assistant", "content": broken_control(completion, self.control_strings)}]
         return [*turns, {"role": "user", "content": self._question(ask, text_tokens, history)}]
 
     def _question(self, ask: Ask, text_tokens: int | None, history: int | None) -> str:
@@ -132,7 +137,7 @@ class Prompter:
         if isinstance(context, str):
             context = clean(context)
         else:
-            kept = context if history is None else context[len(context) - history:]
+            kept = context if history is None else context[max(len(context) - history, 0):]
             context = "\n".join(f"- {clean(item)}" for item in kept)
         pool = "\n".join(f"[{k}] {clean(query.texts[c])}" for k, c in enumerate(ask.pool, 1))
         fields = wording(query.task) | {"context": context, "pool": pool, "count": len(ask.pool),

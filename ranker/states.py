@@ -58,7 +58,8 @@ def on_policy(sampler: Sampler, ranker: ModuleType, queries: Sequence[Query], co
         for episode, ask in pending.items():
             shared.setdefault((episode[0], ask), []).append(episode)
         asks = [ask for _, ask in shared]
-        groups = sample_groups(sampler, asks, [len(owners) for owners in shared.values()], temperature, seed + rounds)
+        groups = sample_groups(sampler, asks, [len(owners) for owners in shared.values()], temperature,
+                               random.Random(f"{seed}/{rounds}").getrandbits(60))
         for ((q, ask), owners), group in zip(shared.items(), groups):
             made.groups.append(group)
             for episode, completion in zip(owners, group.completions):

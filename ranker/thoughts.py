@@ -1,6 +1,6 @@
 """Thoughts that help other models (IRanker-CoT, arXiv 2506.21638 section 5): traces of training as worked examples.
 
-Training keeps, of every group, the best-paid completion that beat its cohort. An evaluation shows a model without RL,
+Training keeps, of every group, the best-paid completion that was rewarded and has a positive advantage. An evaluation shows a model without RL,
 before each ask, the traces of the training queries whose contexts are most alike by BM25: same task, same decision.
 Encoder, number and wording are not published; BM25, one example and earlier turns of the chat are ours. A query that
 is ranked never finds a trace of itself: a file that holds one is refused.
@@ -15,19 +15,20 @@ from ranker.baselines import BM25, context_text
 from ranker.data import Ask, Candidate, Group, Query
 from ranker.drive import Model
 from ranker.errors import UserError
+from ranker.prompting import DECISIONS
 from rewards.format import exact
 
-FIELDS = ("query", "task", "context", "candidates", "decision", "text", "reward")
+FIELDS = ("query", "task", "context", "candidates", "decision", "text")
 
 
 def kept(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], advantages: Sequence[float]) -> list[dict]:
-    """A record for every group whose best completion has a positive advantage and the exact form."""
+    """A record for every group whose best-paid completion earned something, has a positive advantage and the exact form."""
     records, start = [], 0
     for group, row in zip(groups, rewards):
         count = len(group.completions)
-        best = max(range(count), key=lambda i: advantages[start + i])
+        best = max(range(count), key=lambda i: (row[i]["task"], row[i]["total"]))
         text, query = group.completions[best].text, group.ask.query
-        if advantages[start + best] > 0 and group.completions[best].answer.ok and exact(text):
+        if row[best]["task"] > 0 and advantages[start + best] > 0 and group.completions[best].answer.ok and exact(text):
             records.append({"step": step, "query": query.id, "task": query.task, "context": query.context,
                             "candidates": [[c, query.texts[c]] for c in group.ask.pool], "decision": group.ask.decision,
                             "text": text, "reward": row[best]["total"]})
@@ -39,16 +40,20 @@ def read(path: Path) -> list[tuple[Ask, str]]:
     """The asks of a thoughts file with their completions. Raises UserError with file and line."""
     examples = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028 in a text
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             record = json.loads(line)
-            query, task, context, candidates, decision, text, _ = (record[name] for name in FIELDS)
+            query, task, context, candidates, decision, text = (record[name] for name in FIELDS)
             context = context if isinstance(context, str) else tuple(context)
-            candidates = tuple(Candidate(str(c), str(t)) for c, t in candidates)
-        except (ValueError, KeyError, TypeError):
+            candidates = tuple(Candidate(c, t) for c, t in candidates)
+            texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context), *(c.id + c.text for c in candidates)]
+            assert all(isinstance(t, str) for t in texts) and decision in DECISIONS
+        except (ValueError, KeyError, TypeError, AssertionError):
             raise UserError(f"{path}:{number}: no thought; a training run writes them to thoughts.jsonl in its folder") from None
         asked = Query(query, task, context, candidates, (0.0,) * len(candidates))
         examples.append((Ask(asked, asked.ids, decision), text))
@@ -57,10 +62,11 @@ def read(path: Path) -> list[tuple[Ask, str]]:
     return examples
 
 
-def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], count: int, where: str) -> Callable[[Ask], Ask]:
+def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], decision: str, count: int, where: str) -> Callable[[Ask], Ask]:
     """A function that gives an ask about one of `queries` the `count` examples most like it, the likest last.
 
-    Raises UserError for a task without examples, and for examples about the queries themselves.
+    Of equally like ones the latest in training wins. Raises UserError for a task without examples of `decision`, and
+    for examples about the queries themselves.
     """
     ranked = {q.id for q in queries}
     own = [ask.query.id for ask, _ in examples if ask.query.id in ranked]
@@ -68,23 +74,22 @@ def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], count:
         raise UserError(f"{where}: it holds thoughts about queries that are to be ranked, such as '{own[0]}'")
     shelves: dict[str, dict[str, tuple[Ask, str]]] = {}  # task -> key -> example
     for number, (ask, text) in enumerate(examples):
-        shelves.setdefault(ask.query.task, {})[str(number)] = (ask, text)
+        if ask.decision == decision:
+            shelves.setdefault(ask.query.task, {})[str(number)] = (ask, text)
     missing = sorted({q.task for q in queries} - shelves.keys())
     if missing:
-        raise UserError(f"{where}: it holds thoughts about {', '.join(sorted(shelves))}, none about {', '.join(missing)};"
+        raise UserError(f"{where}: it holds thoughts of the decision '{decision}' about {', '.join(sorted(shelves)) or 'nothing'},"
+                        f" none about {', '.join(missing)};"
                         " rank fewer tasks with --tasks, or take another file")
     index = {task: BM25({key: context_text(ask.query) for key, (ask, _) in shelf.items()}) for task, shelf in shelves.items()}
-    order: dict[str, list[str]] = {}  # query id -> keys, likest first
+    order: dict[str, list[str]] = {}  # query id -> keys, likest last
 
     def find(ask: Ask) -> Ask:
         shelf = shelves[ask.query.task]
         if ask.query.id not in order:
             scores = index[ask.query.task].scores(context_text(ask.query))
-            order[ask.query.id] = sorted(scores, key=lambda key: -scores[key])
-        chosen = [key for key in order[ask.query.id] if shelf[key][0].decision == ask.decision][:count]
-        if count and not chosen:
-            raise UserError(f"{where}: it holds no thoughts of the decision '{ask.decision}' about {ask.query.task}")
-        return replace(ask, examples=tuple(shelf[key] for key in reversed(chosen)))
+            order[ask.query.id] = sorted(scores, key=lambda key: (scores[key], int(key)))[max(len(scores) - count, 0):]
+        return replace(ask, examples=tuple(shelf[key] for key in order[ask.query.id]))
 
     return find
 

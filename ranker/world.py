@@ -136,8 +136,8 @@ def _recommendation(task: str, rng: random.Random):
     titles = rng.sample(titles, size + 5)
     history = ["++", "++", "++", "-+", "+-"]
     rng.shuffle(history)
-    # Half of the positives miss the mood: whoever looks at the mood alone throws them out.
-    positive = rng.choice(["++", "-+"])
+    # Most positives miss the mood: whoever looks at the mood alone throws them out.
+    positive = rng.choice(["++", "-+", "-+", "-+"])
     shares = {"--": 5, "+-": 4, "-+": 1} if positive == "++" else {"--": 6, "+-": 4}
     signs = [positive, *_negatives(rng, size - 1, shares)]
     rng.shuffle(signs)

@@ -15,6 +15,8 @@ TASK = True
 
 def reward(groups: list[Group], k: int = 20) -> list[list[float]]:
     """One number per completion of each group, in [-1, 1]."""
+    if k < 1:
+        raise UserError(f"reward.ndcg.k must be at least 1, got {k}")
     return [[list_reward(group.ask, c.answer, k) for c in group.completions] for group in groups]
 
 

@@ -15,6 +15,8 @@ TASK = True
 
 def reward(groups: list[Group], k: int = 20) -> list[list[float]]:
     """One number per completion of each group: -1, or a share of nDCG@k in [0, 1]."""
+    if k < 1:
+        raise UserError(f"reward.ndcg_step.k must be at least 1, got {k}")
     return [[step_share(group.ask, c.answer, k) for c in group.completions] for group in groups]
 
 

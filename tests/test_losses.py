@@ -45,7 +45,7 @@ def test_a_cohort_is_dead_when_its_task_reward_spreads_less_than_epsilon():
 def test_the_return_of_a_step_is_its_reward_and_those_that_follow_in_its_episode():
     rewards = torch.tensor([1.0, 0.0, NAN, 2.0, 5.0])  # episodes 0 -> 2 -> 4 and 1 -> 3
     returns = returns_to_go(rewards, [2, 3, 4, -1, -1])
-    assert returns[[0, 1, 3, 4]].tolist() == [1.0, 2.0, 2.0, 5.0] and returns[2].isnan()
+    assert returns[[0, 1, 3, 4]].tolist() == [6.0, 2.0, 2.0, 5.0] and returns[2].isnan()
     assert returns_to_go(rewards, [-1] * 5)[[0, 1, 3, 4]].tolist() == [1.0, 0.0, 2.0, 5.0]
 
 

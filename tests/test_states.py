@@ -119,8 +119,12 @@ def test_listwise_episodes_are_one_ask(guessing):
     assert experience.cohorts == [0] * 4 and experience.following == [-1] * 4
 
 
-def test_groups_of_unequal_sizes_are_sampled_in_one_batch_and_repeat_exactly(make_policy, asks):
+def test_groups_of_unequal_sizes_are_sampled_together_each_for_its_own_prompt(make_policy, asks):
     sampler = Sampler(make_policy(), settings.Rollout(max_new_tokens=6))
+    alone = [states.sample_groups(sampler, [ask], 1, 0.0)[0].completions[0].ids for ask in asks[:4]]
+    together = states.sample_groups(sampler, asks[:4], [3, 1, 5, 2], 0.0)
+    assert [[c.ids for c in g.completions] for g in together] == [[ids] * n for ids, n in zip(alone, [3, 1, 5, 2])]
+    assert len({tuple(ids) for ids in alone}) > 1
     one, two = (states.sample_groups(sampler, asks[:4], [3, 1, 5, 2], 1.0, seed=7) for _ in range(2))
     assert [len(g.completions) for g in one] == [3, 1, 5, 2]
     assert [[c.ids for c in g.completions] for g in one] == [[c.ids for c in g.completions] for g in two]

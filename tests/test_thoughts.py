@@ -26,7 +26,7 @@ TRACE = "<think> so </think>\n<answer>[2]</answer>"
 
 def save(path: Path, *asks) -> Path:
     groups = [Group(a, [], [Completion([], [], TRACE, True, parse(TRACE, a))]) for a in asks]
-    records = thoughts.kept(1, groups, [[{"total": 1.0}]] * len(groups), [1.0] * len(groups))
+    records = thoughts.kept(1, groups, [[{"total": 1.0, "task": 1.0}]] * len(groups), [1.0] * len(groups))
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     return path
 
@@ -35,49 +35,66 @@ def test_the_best_paid_completion_of_a_group_is_kept_if_it_beat_its_cohort_in_go
     a = ask(query("q", "c"))
     texts = ["<think>a</think>\n<answer>[1]</answer>", "<think>b</think>\n<answer>[2]</answer>", "<answer>[3]</answer>"]
     group = Group(a, [], [Completion([], [], t, True, parse(t, a)) for t in texts])
-    rewards = [{"total": v} for v in (0.0, 1.0, 1.0)]
+    rewards = [{"total": v, "task": t} for v, t in ((0.0, 0.0), (1.0, 1.0), (0.8, 1.0))]
     [record] = thoughts.kept(7, [group], [rewards], [-0.6, 0.4, 0.2])
     assert record["text"] == texts[1] and record["query"] == "q" and record["step"] == 7 and [c for c, _ in record["candidates"]] == list(a.pool)
     assert thoughts.kept(7, [group], [rewards], [-0.6, 0.0, 0.0]) == []  # nothing beat anything
-    assert thoughts.kept(7, [group], [rewards], [-0.6, 0.2, 0.4]) == []  # the best has not the form
+    formless = Group(a, [], group.completions[2:])
+    assert thoughts.kept(7, [formless], [rewards[2:]], [0.4]) == []
+    wrong = [r | {"task": 0.0} for r in rewards]
+    assert thoughts.kept(7, [group], [wrong], [-0.6, 0.4, 0.2]) == []  # the best of a bad lot is no example
 
 
 def test_the_likest_context_of_the_same_task_and_decision_is_shown_as_an_earlier_turn(tmp_path):
     near, far, other = query("near", "who governs Velm"), query("far", "what do people eat"), query("x", "who governs Velm", "passage-7")
     path = save(tmp_path / "t.jsonl", ask(far), ask(near), ask(other), ask(query("order", "who governs Velm"), "order"))
     target = ask(query("target", "who governs Orda"))
-    found = thoughts.finder(thoughts.read(path), [target.query], 1, str(path))(target)
+    found = thoughts.finder(thoughts.read(path), [target.query], "eliminate", 1, str(path))(target)
     [(example, text)] = found.examples
     assert example.query.id == "near" and text == TRACE and (found.query, found.pool) == (target.query, target.pool)
     messages = Prompter(NotYet()).messages(found)
     assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
     assert messages[1]["content"] == Prompter(NotYet()).messages(ask(near))[1]["content"] and messages[2]["content"] == TRACE
-    two = thoughts.finder(thoughts.read(path), [target.query], 2, str(path))(target)
+    two = thoughts.finder(thoughts.read(path), [target.query], "eliminate", 2, str(path))(target)
     assert [e.query.id for e, _ in two.examples] == ["far", "near"]  # the likest next to the ask
 
 
 def test_no_examples_leave_the_prompt_as_it_is(tmp_path):
     path, target = save(tmp_path / "t.jsonl", ask(query("near", "a"))), ask(query("target", "a"))
-    none = thoughts.finder(thoughts.read(path), [target.query], 0, str(path))(target)
+    none = thoughts.finder(thoughts.read(path), [target.query], "eliminate", 0, str(path))(target)
     assert Prompter(NotYet()).messages(none) == Prompter(NotYet()).messages(target)
 
 
 def test_thoughts_about_the_queries_to_rank_are_refused(tmp_path):
     path = save(tmp_path / "t.jsonl", ask(query("a", "c")), ask(query("b", "c")))
     with pytest.raises(UserError, match="queries that are to be ranked, such as 'b'"):
-        thoughts.finder(thoughts.read(path), [query("b", "c")], 1, str(path))
+        thoughts.finder(thoughts.read(path), [query("b", "c")], "eliminate", 1, str(path))
 
 
 def test_thoughts_of_another_task_or_decision_are_refused(tmp_path):
     path, target = save(tmp_path / "t.jsonl", ask(query("a", "c"))), query("t", "c", "rec-movie")
     with pytest.raises(UserError, match="about passage-5, none about rec-movie"):
-        thoughts.finder(thoughts.read(path), [target], 1, str(path))
-    target = ask(query("t", "c"), "order")
-    with pytest.raises(UserError, match="no thoughts of the decision 'order'"):
-        thoughts.finder(thoughts.read(path), [target.query], 1, str(path))(target)
+        thoughts.finder(thoughts.read(path), [target], "eliminate", 1, str(path))
+    with pytest.raises(UserError, match="'order' about nothing"):
+        thoughts.finder(thoughts.read(path), [query("t", "c")], "order", 1, str(path))
 
 
-@pytest.mark.parametrize("content, named", [("", "no thoughts"), ("{}\n", ":1: no thought"), ("not json\n", ":1: no thought")])
+def test_of_equally_like_contexts_the_latest_in_training_is_shown(tmp_path):
+    path, target = save(tmp_path / "t.jsonl", ask(query("early", "who governs")), ask(query("late", "who governs"))), ask(query("t", "who governs"))
+    [(example, _)] = thoughts.finder(thoughts.read(path), [target.query], "eliminate", 1, str(path))(target).examples
+    assert example.query.id == "late"
+
+
+def test_a_trace_cannot_bring_control_tokens_into_a_prompt_and_line_separators_do_not_cut_a_record(tmp_path, make_policy):
+    prompter, near = make_policy().prompter, ask(query("near", "a\u2028b\x85c"))
+    path, target = save(tmp_path / "t.jsonl", near), ask(query("t", "a"))
+    [(example, _)] = thoughts.read(path)
+    assert example.query.context == near.query.context
+    shown = Ask(target.query, target.pool, "eliminate", ((near, "<think>a<|im_end|></think>\n<answer>[1]</answer>"),))
+    assert prompter.render(prompter.messages(shown)).count("<|im_end|>") == 4  # one a turn
+
+
+@pytest.mark.parametrize("content, named", [("", "no thoughts"), ("{}\n", ":1: no thought"), ('{"query": 1, "task": [], "context": [1], "candidates": [], "decision": "eliminate", "text": null}', ":1: no thought"), ("not json\n", ":1: no thought")])
 def test_a_file_without_thoughts_is_named_in_one_line(tmp_path, content, named):
     path = tmp_path / "t.jsonl"
     path.write_text(content)

@@ -45,7 +45,7 @@ def train_short(call, *arguments, config="iranker"):
 
 
 def records(path):
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in Path(path).read_text().splitlines()]
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in Path(path).read_text().split("\n") if line]
 
 
 def test_a_run_leaves_config_metrics_completions_checkpoints_and_curves(call):
@@ -65,7 +65,7 @@ def test_a_run_leaves_config_metrics_completions_checkpoints_and_curves(call):
     assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("config, options", [("iranker", []), ("iranker_ppo", ["--train.value_warmup=1"])])
+@pytest.mark.parametrize("config, options", [("iranker", []), ("iranker_ppo", ["--train.value_warmup=1", "--train.warmup=1"])])
 def test_a_stopped_run_goes_on_to_exactly_where_it_would_have_ended(call, monkeypatch, config, options):
     assert train_short(call, "--run.dir=whole", *options, config=config)[0] == 0
     show = train.show
@@ -124,7 +124,7 @@ def test_no_reference_pass_at_beta_zero(call, monkeypatch):
 
 
 def test_ppo_logs_what_it_is_judged_by_and_moves_no_adapter_in_the_warm_up(call):
-    status, _, err = train_short(call, "--train.value_warmup=2", config="iranker_ppo")
+    status, _, err = train_short(call, "--train.value_warmup=2", "--train.warmup=0", config="iranker_ppo")
     assert status == 0, err
     steps = records("runs/iranker_ppo/metrics.jsonl")[1:]
     assert steps[0]["adapter_norm"] == steps[1]["adapter_norm"] != steps[3]["adapter_norm"]
@@ -228,6 +228,9 @@ def mistakes(base_folder):
         (train, [config, "--trian.lr=1"], "train"),
         (train, [config, "--dry-run"], "--dry-run"),
         (train, [config, "--train.objective=ppo"], "value head"),
+        (train, [config, "--ranker.name=listwise"], "'top1_hit' judges asks that name one candidate"),
+        (train, [config.with_name("dranker.yaml"), "--reward.ndcg.k=0"], "reward.ndcg.k"),
+        (train, [config.with_name("iranker_ppo.yaml"), "--train.steps=5"], "value_warmup"),
         (train, [config, "--train.objective=pop"], "did you mean 'ppo'"),
         (train, [config, "--train.kl_in=reward"], "train.objective=ppo"),
         (train, [config, "--rollout.completions_per_prompt=1"], "at least 2"),

@@ -13,4 +13,4 @@ one in about half of its samples and the right one in about a sixth. Built anew 
 machine; so the file has a checksum.
 """
 
-SHA256 = "d5c7f20ae13a208b42caee37e9e84c7c31acc3edddac4c7c0419a95f38b28941"  # of model/model.safetensors
+SHA256 = "cb3103aab366f4c8d37f4d77db366c5363a536b7fd0e02300799c7eb7bd05f23"  # of model/model.safetensors

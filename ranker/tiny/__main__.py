@@ -32,6 +32,7 @@ TOKENS_FIRST, TOKENS_LAST = 2048, 6144  # in a batch, with padding, growing even
 BUCKET = 200  # examples sorted by length before they are cut into batches
 PEAK_LR, WARMUP = 2e-3, 100
 PLAIN_SHARE = 0.08  # of the examples
+TASK_WEIGHTS = [3 if task.startswith("rec") else 1 for task in world.TASKS]  # recommendation has the most words to learn
 FOLDER = Path(__file__).parent / "model"
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def draw_example(index: int, seed: int, size: int) -> tuple[Ask, str]:
     if rng.random() < PLAIN_SHARE:
         query, reading = plain.draw(rng, size)
     else:
-        query, reading = world.draw(rng.choice(list(world.TASKS)), "train", rng.randrange(10**9), seed)
+        query, reading = world.draw(rng.choices(list(world.TASKS), TASK_WEIGHTS)[0], "train", rng.randrange(10**9), seed)
     return teacher.example(query, reading, decision, min(size, len(query.ids)), rng)
 
 
