@@ -1,7 +1,8 @@
 """Worked examples for the built-in policy: right reading, wrong decisions.
 
-The trace reads rightly: it states what is wanted, then for each candidate what it offers, a pair of signs for how that
-fits (secondary wish, primary wish) and the identifier. How it means to decide mostly is wrong: in `ERROR_RATE` of the
+The trace reads rightly: it states what is wanted, then for each candidate its identifier, what it offers, a pair of
+signs for how that fits (secondary wish, primary wish) and the identifier again (before, it says what to read; after, it
+is what an answer copies). How it means to decide mostly is wrong: in `ERROR_RATE` of the
 examples the teacher goes by the first sign, the secondary wish, alone, in the rest by both signs; it says which, and
 then keeps to it. Among equals it always names the later position. So a policy that imitates it reads well and, decoded
 greedily, decides badly, but it samples right decisions often enough for a reward to find them.
@@ -26,7 +27,7 @@ def example(query: Query, reading: Reading, decision: str, size: int, rng: rando
 def completion(reading: Reading, members: list[int], decision: str, wrong: bool) -> str:
     """What the teacher writes about the candidates at places `members` when it goes by the first sign or by both."""
     value = reading.half if wrong else reading.fit
-    entries = "".join(f" {reading.offers[i]} {reading.signs[i]} [{k}]" for k, i in enumerate(members, 1))
+    entries = "".join(f" [{k}] {reading.offers[i]} {reading.signs[i]} [{k}]" for k, i in enumerate(members, 1))
     way = "first sign" if wrong else "both signs"
     return f"<think> {reading.want}, by {way}.{entries}</think>\n" + answer(decision, [value[i] for i in members], max(value))
 
