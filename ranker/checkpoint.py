@@ -19,6 +19,7 @@ from ranker.errors import UserError
 from ranker.files import write_text
 from ranker.policy import Policy, save_adapter
 from ranker.prompting import changed_prompts, prompt_versions
+from ranker.provenance import interpreter
 
 SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device"}  # may change between start and resume
 
@@ -132,7 +133,7 @@ def find(path: str | Path) -> Path:
     if not path.exists():
         near = sorted(str(p.parent.parent) for p in Path("runs").glob("*/last/adapter_config.json"))
         raise UserError(f"there is no checkpoint {path}" + (f"; runs here: {', '.join(near)}" if near else "; train one first:"
-                        " train.py configs/iranker.yaml"))
+                        f" {interpreter()} train.py configs/iranker.yaml"))
     raise UserError(f"{path} holds no adapter_config.json, so it is neither a checkpoint nor a run with one")
 
 

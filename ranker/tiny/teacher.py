@@ -2,10 +2,10 @@
 
 The trace reads rightly: it states what is wanted, then for each candidate its identifier, what it offers, a pair of
 signs for how that fits (secondary wish, primary wish) and the identifier again (before, it says what to read; after, it
-is what an answer copies). How it means to decide mostly is wrong: in `ERROR_RATE` of the
-examples the teacher goes by the first sign, the secondary wish, alone, in the rest by both signs; it says which, and
-then keeps to it. Among equals it always names the later position. So a policy that imitates it reads well and, decoded
-greedily, decides badly, but it samples right decisions often enough for a reward to find them.
+is what an answer copies). How it means to decide mostly is wrong: in `ERROR_RATE` of the examples the teacher goes by
+the first sign, the secondary wish, alone, in the rest by both signs; it says which, and then keeps to it. Among equals
+it always names the later position. So a policy that imitates it reads well and, decoded greedily, decides badly, but it
+samples right decisions often enough for a reward to find them.
 """
 
 import random
