@@ -94,9 +94,9 @@ def test_a_folder_of_another_run_is_refused_and_fresh_moves_it_aside(call):
     assert train_short(call)[0] == 0
     status, out, _ = train_short(call)
     assert status == 0 and "is finished" in out
-    status, _, err = train_short(call, "--train.lr=2e-3")
+    status, _, err = train_short(call, "--train.lr=3e-3")
     assert status == 2 and "train.lr" in err and len(err.splitlines()) == 1
-    status, _, _ = train_short(call, "--train.lr=2e-3", "--train.steps=1", "--train.warmup=0", "--fresh")
+    status, _, _ = train_short(call, "--train.lr=3e-3", "--train.steps=1", "--train.warmup=0", "--fresh")
     assert status == 0 and Path("runs/iranker.1/metrics.jsonl").is_file() and len(records("runs/iranker/metrics.jsonl")) == 2
 
 
@@ -135,7 +135,7 @@ def test_ppo_logs_what_it_is_judged_by_and_moves_no_adapter_in_the_warm_up(call)
 
 
 def test_a_drift_beyond_target_kl_ends_the_passes(call):
-    options = ["--train.updates_per_rollout=4", "--train.steps=1", "--train.warmup=0", "--eval.every=1", "--train.lr=3e-2"]
+    options = ["--data.tasks=router-cost", "--train.updates_per_rollout=4", "--train.steps=1", "--train.warmup=0", "--eval.every=1", "--train.lr=3e-2"]
     for name, target in (("free", "0"), ("held", "1e-9")):
         assert train_short(call, *options, f"--train.target_kl={target}", f"--run.dir={name}")[0] == 0
     free, held = (records(f"{name}/metrics.jsonl")[-1] for name in ("free", "held"))
