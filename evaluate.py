@@ -5,8 +5,8 @@
     python evaluate.py --config configs/iranker.yaml            the untrained base alone
     python evaluate.py --ckpt A --thoughts A/thoughts.jsonl     also the base, shown traces of a training run
 
-All tasks of the test data are ranked by default, those that a checkpoint was not trained on too. Settings of the checkpoint can be changed for the evaluation,
-such as --model.name=/path/to/base or --rollout.tokens_per_batch=65536.
+All tasks of the test data are ranked by default, those that a checkpoint was not trained on too. Settings of the
+checkpoint can be changed for the evaluation, such as --model.name=/path/to/base or --rollout.tokens_per_batch=65536.
 """
 
 import json
@@ -28,7 +28,6 @@ from ranker.prompting import changed_prompts
 from ranker.provenance import provenance
 from ranker.rollout import Sampler, greedy_model
 
-BASE = "untrained base"
 MUST_AGREE = {"model.name", "model.quantize", "model.dtype", "model.max_prompt", "ranker.name", "rollout.max_new_tokens",
               "eval.relevance_level"}
 
@@ -52,12 +51,13 @@ def main() -> None:
             raise UserError(f"{name} must be at least 1, got {value}")
 
     folders = [checkpoint.find(path) for path in args.ckpt]
-    config = read_config(folders, args, overrides)
+    records = [checkpoint.describe(folder) for folder in folders]
+    config = read_config(folders, records, args, overrides)
     config.data.tasks = [t for text in args.tasks for t in text.split(",") if t] or config.data.tasks
     config.ranker.name = args.ranker or config.ranker.name
     settings.check(config, "command line")
     ranker = load_ranker(config.ranker.name)
-    queries = test_queries(config, args, folders)
+    queries = test_queries(config, args, records)
     find = None
     if args.thoughts:
         decision = ranker.sampled_ask(queries[0], random.Random(0)).decision
@@ -69,17 +69,18 @@ def main() -> None:
 
     level = config.eval.relevance_level
     rows = report.baseline_rows(orders, level)
-    trained = {folder: checkpoint.describe(folder)["config"]["data"]["tasks"] for folder in folders}
-    models = [(BASE, None), *([(f"{BASE} + thoughts", None)] if find else []), *zip(args.ckpt, folders)]
+    models = [(report.BASE, None, None, ())]  # name, adapter, how worked examples are found, tasks it was trained on
+    models += [(f"{report.BASE} + thoughts", None, find, ())] if find else []
+    models += [(name, folder, None, r["config"]["data"]["tasks"]) for name, folder, r in zip(args.ckpt, folders, records)]
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
     with tqdm(total=total, unit="ask", dynamic_ncols=True) as bar, open_whole(out / "traces.jsonl") as file:
-        for name, folder in models:
+        for name, folder, examples, trained in models:
             bar.set_description(name)
             policy = model = None  # let go of the model before the next one is loaded
             policy = load_policy(config.model, adapter=folder, max_new_tokens=config.rollout.max_new_tokens)
             model = greedy_model(Sampler(policy, config.rollout), bar.update)
-            if name.endswith("+ thoughts"):
-                model = thoughts.with_thoughts(model, find)
+            if examples:
+                model = thoughts.with_thoughts(model, examples)
             ranked = []
             for number, order in enumerate(orders):
                 def trace(ask, round_number, completion):
@@ -87,23 +88,22 @@ def main() -> None:
                                            "pool": ask.pool, "text": completion.text, "tokens": len(completion.ids),
                                            "status": completion.answer.status, "answer": completion.answer.value}, ensure_ascii=False) + "\n")
                 ranked.append(rank(ranker, order, model, config.run.seed, trace))
-            rows.append(report.model_row(name, ranked, level, policy.prompter.shortened, trained.get(folder, ())))
+            rows.append(report.model_row(name, ranked, level, policy.prompter.shortened, trained))
 
     source = ", ".join(args.data) or config.data.test or f"{config.data.train}, the test split"
     head = (f"{len(queries)} queries of {source}; {config.ranker.name}, greedy decoding, {args.orders} candidate order(s), seed {config.run.seed}.\n"
             f"MRR and Hit count {f'relevance from {level:g} on' if level else 'the best grade of a query'} as relevant;"
             " nDCG has linear gain, its ideal over the query's candidates.\n"
             "Strict: a query with an answer that could not be read counts 0.")
-    base = next(row for row in rows if row.name == BASE)
+    base = next(row for row in rows if row.name == report.BASE)
     report.write(out, rows, base, head, record)
     print(f"\n{head}\n\n{report.tables(rows, base)}\nwritten to {out}: table.md, results.json, per_query.csv, traces.jsonl, TREC run and qrels files")
 
 
-def read_config(folders: list[Path], args, overrides: list[str]) -> settings.Config:
+def read_config(folders: list[Path], records: list[dict], args, overrides: list[str]) -> settings.Config:
     """The config of a file, or of the checkpoints, which must agree on all that an evaluation depends on."""
     if args.config:
         return settings.load(args.config, overrides)
-    records = [checkpoint.describe(folder) for folder in folders]
     for folder, record in zip(folders, records):
         changed = changed_prompts(record["prompts"])
         if changed:
@@ -119,12 +119,12 @@ def read_config(folders: list[Path], args, overrides: list[str]) -> settings.Con
     return config
 
 
-def test_queries(config: settings.Config, args, folders: list[Path]) -> list[Query]:
+def test_queries(config: settings.Config, args, records: list[dict]) -> list[Query]:
     """What to rank: the files named, or the test data of the config. Never what a checkpoint was trained on."""
     if args.data:
         queries = sources.first_of_each_task(sources.read_files(args.data, config.data.tasks), args.limit)
-        for folder in folders:
-            trained = settings.build(checkpoint.describe(folder)["config"], str(folder)).data
+        for record in records:
+            trained = settings.build(record["config"], "checkpoint.json").data
             sources.refuse_shared(queries, replace(trained, tasks=[]), ", ".join(args.data))
         return queries
     world = (config.data.test or config.data.train) == "world"

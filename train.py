@@ -24,7 +24,6 @@ import torch
 from tqdm import tqdm
 
 from ranker import checkpoint, config as settings, llms, log, losses, report, rewarding, sources, states, thoughts
-from ranker.answers import parse
 from ranker.data import Completion, Group
 from ranker.drive import load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
@@ -284,8 +283,7 @@ def finish(config: settings.Config, run_dir: Path) -> None:
 
 def judged(reward_parts, ask, write) -> tuple[Completion, dict[str, float]]:
     """What somebody who knows the relevance writes, and its rewards. Raises UserError for rewards that do not fit the ask."""
-    text = write(ask)
-    completion = Completion([], [], text, True, parse(text, ask))
+    [(_, completion)] = llms.scripted(write)([ask])
     return completion, rewarding.score(reward_parts, [Group(ask, [], [completion])])[0][0]
 
 

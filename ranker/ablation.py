@@ -6,17 +6,16 @@ for a whole list and asked to eliminate.
 """
 
 import json
-import math
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 from ranker.errors import Parser, UserError, exit_status
 from ranker.files import write_text
-from ranker.report import markdown
+from ranker.report import BASE, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = "untrained base"
 UNTRAINED = {"base, direct": "dranker", "base, iterative": "iranker"}  # row -> the config whose untrained base it is
 TRAINED = {"DRanker (GRPO)": "dranker", "IRanker (GRPO)": "iranker", "IRanker (PPO)": "iranker_ppo", "IRanker on-policy": "iranker_on_policy"}
 
@@ -66,10 +65,8 @@ def ablation_table(results: dict[str, list[dict]]) -> str:
 
 
 def mean_and_deviation(values: list[float]) -> str:
-    mean = sum(values) / len(values)
-    if len(values) == 1:
-        return f"{mean:.3f}"
-    return f"{mean:.3f} ± {math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)):.3f}"
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation}"
 
 
 if __name__ == "__main__":

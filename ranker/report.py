@@ -19,6 +19,8 @@ from ranker.drive import Ranking
 from ranker.files import write_text
 from ranker.prompting import wording
 
+BASE = "untrained base"  # the row that gains are measured against
+
 
 def scenario_of(task: str) -> str:
     return wording(task)["scenario"]

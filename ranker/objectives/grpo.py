@@ -15,7 +15,7 @@ def credit(train: Train, total: torch.Tensor, task: torch.Tensor, cohorts: torch
     The task part alone decides that: form must not revive a cohort in which every ranking was as good.
     """
     alive = losses.live(task, cohorts, train.min_spread)
-    return losses.cohort_advantages(total, cohorts, train.advantage) * alive, alive
+    return losses.cohort_advantages(total, cohorts, train.advantage), alive
 
 
 def signals(train: Train, credit: Tensors, before: dict[str, Tensors]) -> tuple[dict[str, Tensors], dict[str, float]]:
