@@ -7,7 +7,7 @@ train: .venv/installed
 	.venv/bin/python train.py configs/iranker.yaml
 
 test: .venv/installed-tests
-	.venv/bin/python -m pytest -q tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses=4 --dist=worksteal tests
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -42,6 +43,17 @@ def call(monkeypatch, tmp_path, capsys):
 
 def train_short(call, *arguments, config="iranker"):
     return call(train, ROOT / f"configs/{config}.yaml", *SHORT, *arguments)
+
+
+@pytest.fixture
+def finished_run(call, tmp_path_factory):
+    """A finished short run in runs/iranker: trained for the first test that wants one, copied for the others."""
+    kept = tmp_path_factory.getbasetemp() / "finished_run"
+    if kept.exists():
+        shutil.copytree(kept, "runs/iranker", symlinks=True)
+    else:
+        assert train_short(call)[0] == 0
+        shutil.copytree("runs/iranker", kept, symlinks=True)
 
 
 def records(path):
@@ -90,8 +102,7 @@ def test_a_stopped_run_goes_on_to_exactly_where_it_would_have_ended(call, monkey
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_a_folder_of_another_run_is_refused_and_fresh_moves_it_aside(call):
-    assert train_short(call)[0] == 0
+def test_a_folder_of_another_run_is_refused_and_fresh_moves_it_aside(call, finished_run):
     status, out, _ = train_short(call)
     assert status == 0 and "is finished" in out
     status, _, err = train_short(call, "--train.lr=3e-3")
@@ -158,8 +169,7 @@ def test_on_policy_runs_learn_from_whole_episodes(call):
     assert len(rows) == 4 * 4 + 4 * 6 and {len(r["pool"]) for r in rows} == {2, 3, 4, 5, 6, 7}
 
 
-def test_thoughts_of_a_run_are_shown_to_the_base_in_an_evaluation(call):
-    assert train_short(call)[0] == 0
+def test_thoughts_of_a_run_are_shown_to_the_base_in_an_evaluation(call, finished_run):
     thoughts = "runs/iranker/thoughts.jsonl"
     status, out, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "passage-5,passage-7", "--limit", 1)
     assert status == 0 and "untrained base + thoughts: all" in out, err
@@ -169,14 +179,12 @@ def test_thoughts_of_a_run_are_shown_to_the_base_in_an_evaluation(call):
     assert not test & {r["query"] for r in records(thoughts)}
 
 
-def test_a_scenario_that_a_checkpoint_was_not_trained_on_is_called_zero_shot(call):
-    assert train_short(call, "--train.steps=1", "--train.warmup=0", "--eval.every=1")[0] == 0
+def test_a_scenario_that_a_checkpoint_was_not_trained_on_is_called_zero_shot(call, finished_run):
     status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5,router-cost", "--limit", 1)
     assert status == 0 and "runs/iranker/last: routing (zero-shot)" in out and "passages (zero-shot)" not in out
 
 
-def test_evaluation_prints_what_training_saw_and_writes_every_file(call):
-    assert train_short(call)[0] == 0
+def test_evaluation_prints_what_training_saw_and_writes_every_file(call, finished_run):
     validation = [q for task in ("passage-5", "passage-7") for q in world.queries(task, "validation", 2)]
     write_queries("validation.jsonl", validation)
     status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--data", "validation.jsonl")
@@ -201,8 +209,7 @@ def test_evaluation_prints_what_training_saw_and_writes_every_file(call):
         assert len(by_query) == 4 and all(s == sorted(set(s), reverse=True) for s in by_query.values())
 
 
-def test_evaluation_of_a_config_of_two_checkpoints_and_of_shuffled_orders(call):
-    assert train_short(call)[0] == 0
+def test_evaluation_of_a_config_of_two_checkpoints_and_of_shuffled_orders(call, finished_run):
     status, out, _ = call(evaluate, "--config", ROOT / "configs/iranker.yaml", "--tasks", "passage-5", "--limit", 2, "--orders", 2)
     assert status == 0 and "untrained base" in out and Path("runs/eval-iranker/test/results.json").is_file()
     assert json.loads(Path("runs/eval-iranker/test/results.json").read_text())["rows"]["untrained base"]["spread_over_orders"] >= 0
@@ -258,13 +265,12 @@ def test_every_mistake_ends_with_one_line_and_status_two_and_leaves_no_run(call,
         assert list(tmp_path.iterdir()) == [], arguments
 
 
-def test_other_prompts_than_in_training_are_noticed(call, monkeypatch):
-    assert train_short(call, "--train.steps=1", "--eval.every=1", "--train.warmup=0")[0] == 0
+def test_other_prompts_than_in_training_are_noticed(call, finished_run):
     record = Path("runs/iranker/last/checkpoint.json")
     written = json.loads(record.read_text())
     written["prompts"]["eliminate.txt"] = "another"
     record.write_text(json.dumps(written | {"step": 0}))
-    status, _, err = call(evaluate, "--ckpt", "runs/iranker")
+    status, _, err = call(evaluate, "--ckpt", "runs/iranker/last")
     assert status == 2 and "other prompts (eliminate.txt changed)" in err
-    status, _, err = train_short(call, "--train.steps=1", "--eval.every=1", "--train.warmup=0")
+    status, _, err = train_short(call)
     assert status == 2 and "eliminate.txt changed" in err
