@@ -1,15 +1,19 @@
 """The paper's ablation table (arXiv 2506.21638, section 5) from one command: `python -m ranker.ablation [options]`.
 
-Trains every config with every seed (a run that is finished is not repeated), evaluates each by the two scripts, and
-prints MRR per scenario as mean and standard deviation over the seeds. The first two rows are the untrained base, asked
-for a whole list and asked to eliminate.
+Trains every config with every seed, evaluates each config's runs by the two scripts, and prints MRR per scenario as
+mean and standard deviation over the seeds. The first two rows are the untrained base, asked for a whole list and asked
+to eliminate. What is finished is not repeated. Settings of train.py may follow; they hold for all runs.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+
+from tqdm import tqdm
 
 from ranker.errors import Parser, UserError, exit_status
 from ranker.files import write_text
@@ -24,36 +28,53 @@ def main() -> None:
     parser = Parser(prog="python -m ranker.ablation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of every config")
     parser.add_argument("--dir", type=Path, default=Path("runs/ablation"), help="where the runs and the table go")
+    parser.add_argument("--jobs", type=int, default=1, help="scripts at a time, which share the CPU cores; 1 for a single GPU")
     parser.add_argument("--limit", type=int, help="at most this many test queries per task")
-    args, settings = parser.parse_known_args()  # settings of train.py, for all runs
-    if args.seeds < 1 or (args.limit is not None and args.limit < 1):
-        raise UserError("--seeds and --limit must be at least 1")
-    results = {}  # config -> one results.json per seed
-    for config in dict.fromkeys([*UNTRAINED.values(), *TRAINED.values()]):
-        results[config] = []
-        for seed in range(args.seeds):
-            run = args.dir / f"{config}-{seed}"
-            out = run / "eval" / (f"limit-{args.limit}" if args.limit else "test")
-            call("train.py", ROOT / "configs" / f"{config}.yaml", f"--run.seed={seed}", f"--run.dir={run}", *settings)
-            if not (out / "results.json").is_file():
-                call("evaluate.py", "--ckpt", run / "best", "--out", out, *(["--limit", args.limit] if args.limit else []))
-            results[config].append(json.loads((out / "results.json").read_text(encoding="utf-8")))
+    args, settings = parser.parse_known_args()
+    if min(args.seeds, args.jobs, args.limit or 1) < 1:
+        raise UserError("--seeds, --jobs and --limit must be at least 1")
+    configs = list(dict.fromkeys([*UNTRAINED.values(), *TRAINED.values()]))
+    runs = {config: [args.dir / f"{config}-{seed}" for seed in range(args.seeds)] for config in configs}
+    outs = {config: args.dir / f"eval-{config}-{args.seeds}-{args.limit or 'all'}" for config in configs}
+    training = [(run.with_suffix(".log"), "train.py", ROOT / "configs" / f"{config}.yaml", f"--run.seed={seed}", f"--run.dir={run}", *settings)
+                for config in configs for seed, run in enumerate(runs[config])]
+    evaluations = [(out.with_suffix(".log"), "evaluate.py", *(word for run in runs[config] for word in ("--ckpt", run / "best")), "--out", out,
+                    *(["--limit", args.limit] if args.limit else [])) for config, out in outs.items() if not (out / "results.json").is_file()]
+    for name, calls in (("train", training), ("evaluate", evaluations)):
+        run_scripts(name, calls, args.jobs)
+    results = {config: json.loads((out / "results.json").read_text(encoding="utf-8")) for config, out in outs.items()}
     table = ablation_table(results)
     write_text(args.dir / "table.md", table + "\n")
-    print(f"\nMRR on the test queries, mean ± standard deviation over {args.seeds} seed(s):\n\n{table}\n\nwritten to {args.dir}/table.md")
+    print(f"MRR on the test queries, mean ± standard deviation over {args.seeds} seed(s):\n\n{table}\n\nwritten to {args.dir}/table.md")
 
 
-def call(script: str, *arguments) -> None:
-    """Run one of the two scripts; its mistake is ours."""
-    status = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)]).returncode
-    if status:
-        raise UserError(f"{script} {' '.join(map(str, arguments))} ended with status {status}")
+def run_scripts(name: str, calls: list[tuple], jobs: int) -> None:
+    """Run (log file, script, arguments ...) `jobs` at a time. A script's mistake ends all with its last line."""
+    threads = str(max((os.cpu_count() or 1) // jobs, 1))  # more than there are cores would slow each other down
+    with tqdm(total=len(calls), desc=name, unit="run", dynamic_ncols=True) as bar, ThreadPoolExecutor(jobs) as pool:
+        def run(call: tuple) -> None:
+            log, script, *arguments = call
+            bar.set_postfix_str(f"see {log}")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("w", encoding="utf-8") as file:
+                status = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], stdout=file, stderr=subprocess.STDOUT,
+                                        env=os.environ | {"OMP_NUM_THREADS": threads}).returncode
+            if status:
+                last = (log.read_text(encoding="utf-8").split("\n")[-2:] or [""])[0]
+                raise UserError(f"{script} ended with status {status}, see {log}: {last}")
+            bar.update()
+        try:
+            for outcome in as_completed([pool.submit(run, call) for call in calls]):
+                outcome.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # those that run may end, no other begins
+            raise
 
 
-def ablation_table(results: dict[str, list[dict]]) -> str:
-    """Markdown: a row per method, a column per scenario. `results`: config -> what evaluate.py wrote, one per seed."""
-    rows = {name: [r["rows"][BASE] for r in results[config]] for name, config in UNTRAINED.items()}
-    rows |= {name: [row for r in results[config] for label, row in r["rows"].items() if row["strict"] and label != BASE]
+def ablation_table(results: dict[str, dict]) -> str:
+    """Markdown: a row per method, a column per scenario. `results`: config -> what evaluate.py wrote about its seeds."""
+    rows = {name: [results[config]["rows"][BASE]] for name, config in UNTRAINED.items()}
+    rows |= {name: [row for label, row in results[config]["rows"].items() if row["strict"] and label != BASE]
              for name, config in TRAINED.items()}
     scenarios = list(next(iter(rows.values()))[0]["repaired"]["scenarios"])
     lines = []

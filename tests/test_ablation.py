@@ -10,46 +10,55 @@ from ranker import ablation
 from ranker.errors import exit_status
 
 
-def result(base, trained):
+def result(base, *trained):
     averages = lambda v: {"scenarios": {"routing": {"MRR": v}, "passages": {"MRR": v + 0.1}}, "mean": {"MRR": v + 0.05}}  # noqa: E731
     row = lambda v, strict=True: {"repaired": averages(v), "strict": averages(v) if strict else None}  # noqa: E731
-    return {"rows": {"random order": row(0.0, False), "untrained base": row(base), "runs/x/best": row(trained)}}
+    return {"rows": {"random order": row(0.0, False), "untrained base": row(base)} | {f"runs/{i}/best": row(v) for i, v in enumerate(trained)}}
 
 
 def test_each_row_is_its_configs_mean_and_deviation_over_the_seeds():
     configs = dict.fromkeys([*ablation.UNTRAINED.values(), *ablation.TRAINED.values()])
-    results = {c: [result(0.2 if c == "dranker" else 0.3, 0.5 + 0.1 * seed) for seed in range(3)] for c in configs}
+    results = {c: result(0.2 if c == "dranker" else 0.3, 0.5, 0.6, 0.7) for c in configs}
     lines = ablation.ablation_table(results).splitlines()
     assert [c.strip() for c in lines[0].split("|")[1:-1]] == ["MRR", "routing", "passages", "mean"]
     rows = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]] for line in lines[2:]}
     assert list(rows) == [*ablation.UNTRAINED, *ablation.TRAINED]
-    assert rows["base, direct"] == ["0.200 ± 0.000", "0.300 ± 0.000", "0.250 ± 0.000"] and rows["base, iterative"][0] == "0.300 ± 0.000"
+    assert rows["base, direct"] == ["0.200", "0.300", "0.250"] and rows["base, iterative"][0] == "0.300"
     assert rows["IRanker (PPO)"] == ["0.600 ± 0.100", "0.700 ± 0.100", "0.650 ± 0.100"]
 
 
-def test_every_config_is_trained_and_evaluated_once_per_seed_and_not_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_every_seed_is_trained_and_every_config_evaluated_once(tmp_path, monkeypatch, jobs):
     calls = []
 
     def pretend(command, **options):
         script, arguments = command[1].name, command[2:]
-        calls.append(script)
+        calls.append((script, options["env"]["OMP_NUM_THREADS"]))
         if script == "evaluate.py":
             out = tmp_path / arguments[arguments.index("--out") + 1]
             out.mkdir(parents=True)
-            (out / "results.json").write_text(json.dumps(result(0.1, 0.2)))
+            (out / "results.json").write_text(json.dumps(result(0.1, *[0.2] * arguments.count("--ckpt"))))
         return SimpleNamespace(returncode=0)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", pretend)
-    monkeypatch.setattr("sys.argv", ["ablation", "--seeds", "2"])
-    assert exit_status(ablation.main) == 0 and calls.count("train.py") == calls.count("evaluate.py") == 2 * 4
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setattr("sys.argv", ["ablation", "--seeds", "2", "--jobs", jobs])
+    assert exit_status(ablation.main) == 0
+    threads = str(6 // int(jobs))
+    assert sorted(calls) == [("evaluate.py", threads)] * 4 + [("train.py", threads)] * 8
     assert "IRanker on-policy" in (tmp_path / "runs/ablation/table.md").read_text()
-    assert exit_status(ablation.main) == 0 and calls.count("evaluate.py") == 2 * 4  # train.py knows a finished run itself
+    assert exit_status(ablation.main) == 0 and calls[12:] == [("train.py", threads)] * 8  # it knows a finished run itself
 
 
-@pytest.mark.parametrize("arguments, named", [(["--seeds", "0"], "at least 1"), ([], "ended with status 2")])
+@pytest.mark.parametrize("arguments, named", [(["--seeds", "0"], "at least 1"), (["--jobs", "0"], "at least 1"),
+                                              ([], "train.py ended with status 2"), (["--jobs", "2"], "unknown key")])
 def test_a_mistake_ends_with_status_two(tmp_path, monkeypatch, capsys, arguments, named):
+    def fail(command, stdout, **options):
+        stdout.write("loading\nerror: unknown key\n")
+        return SimpleNamespace(returncode=2)
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(subprocess, "run", lambda command, **options: SimpleNamespace(returncode=2))
+    monkeypatch.setattr(subprocess, "run", fail)
     monkeypatch.setattr("sys.argv", ["ablation", *arguments])
     assert exit_status(ablation.main) == 2 and named in capsys.readouterr().err
