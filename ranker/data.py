@@ -6,7 +6,9 @@ One line of a data file is one query:
      "candidates": [{"id": "a", "text": "wool hat"}, {"id": "b", "text": "rain coat"}], "relevance": [0, 1]}
 
 `context` is a string, or a list of strings for a history (oldest first). `relevance` runs parallel to `candidates`;
-it may be graded or real-valued, and negative values are refused because nDCG has no meaning for them.
+it may be graded or real-valued, and negative values are refused because nDCG has no meaning for them. Two things may be
+added: `group` (queries of one group, such as those of one user, never stand in two splits), and for routing the
+measured `performance` and `cost` of each candidate, from which evaluations draw the cost-quality curve.
 """
 
 import json
@@ -16,15 +18,19 @@ from functools import cached_property
 from pathlib import Path
 
 from ranker.errors import UserError, nearest
-from ranker.files import write_text
+from ranker.files import open_whole
 
 FIELDS = ("id", "task", "context", "candidates", "relevance")
+OPTIONAL = ("group",)
+MEASURED = ("performance", "cost")  # of a candidate, optional
 
 
 @dataclass(frozen=True)
 class Candidate:
     id: str
     text: str
+    performance: float | None = None  # routing: what it scored on this query, and what that cost
+    cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Query:
     context: str | tuple[str, ...]
     candidates: tuple[Candidate, ...]
     relevance: tuple[float, ...]
+    group: str = ""  # what must not be split: a user, a question asked under several objectives; empty: the id
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -118,9 +125,9 @@ def parse_query(record: object, where: str) -> Query:
         if name not in record:
             raise UserError(f"{where}: missing field '{name}'")
     for name in record:
-        if name not in FIELDS:
-            raise UserError(f"{where}: unknown field '{name}'{nearest(name, FIELDS)}")
-    for name in ("id", "task"):
+        if name not in FIELDS + OPTIONAL:
+            raise UserError(f"{where}: unknown field '{name}'{nearest(name, FIELDS + OPTIONAL)}")
+    for name in ("id", "task", *(OPTIONAL if "group" in record else ())):
         if not isinstance(record[name], str) or not record[name].strip():
             raise UserError(f"{where}: '{name}' must be a non-empty string")
     if record["id"].split() != [record["id"]]:
@@ -132,7 +139,7 @@ def parse_query(record: object, where: str) -> Query:
         raise UserError(f"{where}: 'context' must be a string or a list of strings")
     candidates = _parse_candidates(record["candidates"], where)
     return Query(record["id"], record["task"], context, candidates,
-                 _parse_relevance(record["relevance"], len(candidates), where))
+                 _parse_relevance(record["relevance"], len(candidates), where), record.get("group", ""))
 
 
 def _parse_candidates(raw: object, where: str) -> tuple[Candidate, ...]:
@@ -149,7 +156,14 @@ def _parse_candidates(raw: object, where: str) -> tuple[Candidate, ...]:
         if item["id"] in seen:
             raise UserError(f"{where}: candidate id '{item['id']}' stands twice")
         seen.add(item["id"])
-    return tuple(Candidate(item["id"], item["text"]) for item in raw)
+        for name in item.keys() - {"id", "text"}:
+            if name not in MEASURED:
+                raise UserError(f"{where}: candidate {i + 1} has an unknown field '{name}'{nearest(name, MEASURED)}")
+            if type(item[name]) not in (int, float) or not abs(item[name]) <= 1e9:  # NaN fails this too
+                raise UserError(f"{where}: '{name}' of candidate {i + 1} must be a number, got {item[name]!r}")
+    if any(name in item for name in MEASURED for item in raw) and not all(name in item for name in MEASURED for item in raw):
+        raise UserError(f"{where}: where one candidate has performance and cost, all need both")
+    return tuple(Candidate(item["id"], item["text"], item.get("performance"), item.get("cost")) for item in raw)
 
 
 def _parse_relevance(raw: object, count: int, where: str) -> tuple[float, ...]:
@@ -166,8 +180,13 @@ def _parse_relevance(raw: object, count: int, where: str) -> tuple[float, ...]:
 
 def read_queries(path: str | Path) -> list[Query]:
     """All queries of a JSON lines file. Raises UserError with file and line for the first defect."""
+    return list(iter_queries(path))
+
+
+def iter_queries(path: str | Path) -> Iterator[Query]:
+    """The queries of a JSON lines file one by one. Raises UserError with file and line for the first defect."""
     path = Path(path).expanduser()
-    queries, first_line = [], {}
+    first_line: dict[str, int] = {}
     for number, line in _lines(path):
         where = f"{path}:{number}"
         try:
@@ -180,10 +199,9 @@ def read_queries(path: str | Path) -> list[Query]:
         if query.id in first_line:
             raise UserError(f"{where}: query id '{query.id}' stood in line {first_line[query.id]} already")
         first_line[query.id] = number
-        queries.append(query)
-    if not queries:
+        yield query
+    if not first_line:
         raise UserError(f"{path}: no queries in the file")
-    return queries
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -199,8 +217,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def write_queries(path: str | Path, queries: Iterable[Query]) -> None:
-    """Write queries as JSON lines, whole or not at all."""
-    write_text(path, "".join(json.dumps({
-        "id": q.id, "task": q.task, "context": q.context if isinstance(q.context, str) else list(q.context),
-        "candidates": [{"id": c.id, "text": c.text} for c in q.candidates], "relevance": list(q.relevance),
-    }, ensure_ascii=False) + "\n" for q in queries))
+    """Write queries as JSON lines, one by one; the file gets its name only when all are written."""
+    with open_whole(Path(path)) as file:
+        for q in queries:
+            file.write(json.dumps({
+                "id": q.id, "task": q.task, **({"group": q.group} if q.group else {}),
+                "context": q.context if isinstance(q.context, str) else list(q.context),
+                "candidates": [{k: v for k, v in vars(c).items() if v is not None} for c in q.candidates], "relevance": list(q.relevance),
+            }, ensure_ascii=False) + "\n")

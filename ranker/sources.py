@@ -1,7 +1,8 @@
 """Which queries a run trains on, validates on and is tested on: the built-in world, or JSON lines files.
 
 Splits are by query, before any ask is drawn. A file that serves for training alone also gives the other two: a query
-goes to test or validation by a hash of its id, a tenth each, so that it stays there when the file grows.
+goes to test or validation by a hash of its group (its id where it has none), a tenth each, so that it stays there when
+the file grows, and so that what belongs together (a user, a question under several objectives) stays together.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]
         return [q for task in world_tasks(data.tasks) for q in world.queries(task, split, per_task or 50, data.seed)]
     queries = read_files([source], data.tasks)
     if source == data.train:
-        queries = [q for q in queries if split_of(q.id, data.seed, bool(data.validation), bool(data.test)) == split]
+        queries = [q for q in queries if split_of(q.group or q.id, data.seed, bool(data.validation), bool(data.test)) == split]
         if not queries:
             raise UserError(f"{source} is too small to hold out queries for {split}; name a file in data.{split}")
     else:
@@ -58,16 +59,16 @@ def refuse_shared(queries: Sequence[Query], data: Data, where: str) -> None:
     """Raises UserError when a query stands in the training part of the training file, if there is one."""
     if data.train == "world" or not Path(data.train).expanduser().is_file():
         return
-    trained = {q.id for q in held_out(data, "train")}
-    shared = [q.id for q in queries if q.id in trained]
+    trained = {name for q in held_out(data, "train") for name in (q.id, q.group or q.id)}
+    shared = [q.id for q in queries if q.id in trained or q.group in trained]
     if shared:
         raise UserError(f"{where}: {len(shared)} of its {len(queries)} queries are trained on, such as '{shared[0]}';"
                         " without a file of its own the held-out part of the training file is used")
 
 
-def split_of(query_id: str, seed: int, has_validation: bool = False, has_test: bool = False) -> str:
-    """The split that a query of a training file belongs to; what has a file of its own takes nothing from it."""
-    digest = hashlib.sha256(f"{seed}/{query_id}".encode()).digest()
+def split_of(group: str, seed: int, has_validation: bool = False, has_test: bool = False) -> str:
+    """The split that a group of queries of a training file belongs to; what has a file of its own takes nothing from it."""
+    digest = hashlib.sha256(f"{seed}/{group}".encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
     if share < HELD_OUT and not has_test:
         return "test"

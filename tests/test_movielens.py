@@ -1,9 +1,11 @@
 """Ratings become queries as the protocol says: per user by time, a history of 20, the next movie as the target, 19 negatives
-the user never rated. Both layouts of the raw data give the same queries; broken files are named."""
+the user never rated. All layouts of the raw data give the same queries; broken files are named."""
 
+import argparse
 import csv
 import gzip
 import io
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -54,21 +56,42 @@ def write_recbole(folder, events, titles=TITLES, packed=False):
     return folder
 
 
+def write_dat(folder, events, titles=TITLES, packed=False):
+    """ml-1m's layout, which has no header and is not UTF-8."""
+    folder.mkdir(exist_ok=True)
+    for name, text in (("movies.dat", "".join(f"{m}::{t}::Drama|War\n" for m, t in titles.items())),
+                       ("ratings.dat", "".join(f"{u}::{m}::3::{t}\n" for u, m, t in events))):
+        with gzip.open(folder / f"{name}.gz", "wb") if packed else (folder / name).open("wb") as file:
+            file.write(text.encode("iso-8859-1"))
+    return folder
+
+
+def prepare(folder, seed=0, **options):
+    """(queries, reason -> users dropped)."""
+    parser = argparse.ArgumentParser()
+    movielens.arguments(parser)
+    dropped = Counter()
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    args = argparse.Namespace(**vars(parser.parse_args([str(folder), *words])), seed=seed)
+    return list(movielens.prepare(args, dropped)), dropped
+
+
 def complaint(folder) -> str:
     with pytest.raises(UserError) as caught:
-        movielens.prepare(folder)
+        prepare(folder)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-def test_both_layouts_give_the_same_queries(tmp_path, packed):
-    queries, dropped = movielens.prepare(write_csv(tmp_path / "csv", default_events(), packed=packed))
-    assert movielens.prepare(write_recbole(tmp_path / "recbole", default_events(), packed=not packed)) == (queries, dropped)
+def test_all_layouts_give_the_same_queries(tmp_path, packed):
+    queries, dropped = prepare(write_csv(tmp_path / "csv", default_events(), packed=packed))
+    assert prepare(write_recbole(tmp_path / "recbole", default_events(), packed=not packed)) == (queries, dropped)
+    assert prepare(write_dat(tmp_path / "dat", default_events(), packed=packed)) == (queries, dropped)
     assert [q.id for q in queries] == ["movielens.1", "movielens.2"] and sum(dropped.values()) == 1
 
 
 def test_the_target_is_the_last_movie_and_the_history_the_twenty_before_it_oldest_first(tmp_path):
-    (one, two), _ = movielens.prepare(write_csv(tmp_path, default_events()))
+    (one, two), _ = prepare(write_csv(tmp_path, default_events()))
     assert one.context == tuple(TITLES[str(m)] for m in range(5, 25)) and one.positives == ("25",)
     assert two.context == tuple(TITLES[str(m)] for m in range(50, 30, -1)) and two.positives == ("30",)
     assert one.task == two.task == "rec-movie" in prompting.wordings()
@@ -76,7 +99,7 @@ def test_the_target_is_the_last_movie_and_the_history_the_twenty_before_it_oldes
 
 def test_negatives_are_distinct_movies_that_the_user_never_rated_and_somebody_did(tmp_path):
     for seed in range(20):
-        (one, two), _ = movielens.prepare(write_csv(tmp_path, default_events()), seed)
+        (one, two), _ = prepare(write_csv(tmp_path, default_events()), seed)
         for query, rated in ((one, range(1, 26)), (two, range(30, 51))):
             negatives = [c for c in query.ids if c not in query.positives]
             assert len(query.ids) == len(set(query.ids)) == 20 and sorted(query.relevance) == [0.0] * 19 + [1.0]
@@ -86,35 +109,35 @@ def test_negatives_are_distinct_movies_that_the_user_never_rated_and_somebody_di
 
 def test_a_seed_repeats_itself_and_another_gives_other_pools_and_places(tmp_path):
     folder = write_csv(tmp_path, default_events())
-    assert movielens.prepare(folder, 1) == movielens.prepare(folder, 1)
-    pools = [movielens.prepare(folder, seed)[0][0] for seed in range(12)]
+    assert prepare(folder, 1) == prepare(folder, 1)
+    pools = [prepare(folder, seed)[0][0] for seed in range(12)]
     assert len({frozenset(q.ids) for q in pools}) > 6 and len({q.ids.index("25") for q in pools}) > 4
 
 
 def test_two_users_of_the_same_taste_get_their_own_negatives(tmp_path):
     events = default_events() + [event("1b", m, 1000 + m) for m in range(1, 26)]
-    one, _, other = movielens.prepare(write_csv(tmp_path, events))[0]
+    one, _, other = prepare(write_csv(tmp_path, events))[0]
     assert one.context == other.context and one.candidates != other.candidates
 
 
 def test_a_users_query_does_not_depend_on_the_other_users_order(tmp_path):
     events = default_events()
     apart = [e for user in "213" for e in events if e[0] == user]
-    first, second = (movielens.prepare(write_csv(tmp_path / name, e))[0] for name, e in (("a", events), ("b", apart)))
+    first, second = (prepare(write_csv(tmp_path / name, e))[0] for name, e in (("a", events), ("b", apart)))
     assert sorted(first, key=lambda q: q.id) == sorted(second, key=lambda q: q.id)
 
 
 def test_ratings_of_equal_time_keep_the_order_of_the_file(tmp_path):
     order = [3, 1, 2, *range(20, 3, -1), 22, 21]
     events = [event(1, m, 77) for m in order] + [event(2, m, m) for m in range(23, 60)]
-    for folder in (write_csv(tmp_path / "csv", events), write_recbole(tmp_path / "recbole", events)):
-        [one, _], _ = movielens.prepare(folder)
+    for folder in (write_csv(tmp_path / "csv", events), write_recbole(tmp_path / "recbole", events), write_dat(tmp_path / "dat", events)):
+        [one, _], _ = prepare(folder)
         assert one.context == tuple(TITLES[str(m)] for m in order[1:-1]) and one.positives == ("21",)
 
 
 def test_times_are_compared_as_numbers(tmp_path):
     events = [event(1, m, 10 ** (m % 3) * m) for m in range(1, 26)] + [event(2, m, m) for m in range(26, 60)]
-    [one, _], _ = movielens.prepare(write_csv(tmp_path, events))
+    [one, _], _ = prepare(write_csv(tmp_path, events))
     expected = sorted(range(1, 26), key=lambda m: 10 ** (m % 3) * m)
     assert one.positives == (str(expected[-1]),) and one.context == tuple(TITLES[str(m)] for m in expected[4:-1])
 
@@ -123,7 +146,7 @@ def test_commas_quotes_accents_and_repeated_titles_survive_to_the_file(tmp_path)
     events = [event(1, m, i) for i, m in enumerate([*range(20, 40), 7])]
     events += [event(2, m, i) for i, m in enumerate([*range(41, 57), 11, 12, 8, 9, 10])]
     for name, folder in (("csv", write_csv(tmp_path / "csv", events)), ("recbole", write_recbole(tmp_path / "recbole", events))):
-        queries, _ = movielens.prepare(folder)
+        queries, _ = prepare(folder)
         write_queries(tmp_path / f"{name}.jsonl", queries)
         assert read_queries(tmp_path / f"{name}.jsonl") == queries
         assert queries[0].texts["7"] == "City of Lost Children, The (Cité des enfants perdus, La) (1995)"
@@ -138,10 +161,19 @@ def test_users_that_give_no_query_are_counted_by_reason(tmp_path):
     harmless = [event("old-unknown", m, i) for i, m in enumerate([99, *range(1, 22)])]  # neither history nor target
     all_seen = [event("saturated", m, m) for m in range(1, 58)]
     rest = [event("kept", m, m) for m in range(40, 61)]
-    queries, dropped = movielens.prepare(write_csv(tmp_path, short + unknown + harmless + all_seen + rest))
+    queries, dropped = prepare(write_csv(tmp_path, short + unknown + harmless + all_seen + rest))
     assert [q.id for q in queries] == ["movielens.old-unknown", "movielens.kept"]
-    assert list(dropped.values()) == [1, 1, 1] and all("99" not in q.ids for q in queries)
-    assert [reason.split()[2] for reason in dropped] == ["at", "a", "fewer"]
+    assert sorted(dropped.items()) == [("users with an item that has no title", 1), ("users with fewer than 19 items they never touched to choose from", 1),
+                                       ("users with fewer than 21 items", 1)]
+    assert all("99" not in q.ids for q in queries)
+
+
+def test_a_history_of_any_length_shows_the_newest(tmp_path):
+    folder = write_csv(tmp_path, default_events())
+    (one, two, three), dropped = prepare(folder, history=3, candidates=5)
+    assert one.context == tuple(TITLES[m] for m in ("22", "23", "24")) and len(one.ids) == 5 and not dropped
+    (one, *_), dropped = prepare(folder, history=30, min_history=20)
+    assert one.context == tuple(TITLES[str(m)] for m in range(1, 25)) and dropped == {"users with fewer than 21 items": 1}
 
 
 def test_the_folder_and_what_it_lacks_are_named(tmp_path):
@@ -169,12 +201,12 @@ def test_a_broken_table_is_named_with_its_line(tmp_path, name, text, words):
 def test_a_file_that_can_not_be_read_is_named(tmp_path):
     write_csv(tmp_path, default_events())
     (tmp_path / "movies.csv").write_bytes(b"movieId,title\n1,Am\xe9lie\n")
-    assert complaint(tmp_path).startswith(f"{tmp_path / 'movies.csv'}: cannot be read")
+    assert complaint(tmp_path).startswith(f"{tmp_path / 'movies.csv'}: not UTF-8 text (byte 0xe9)")
     (tmp_path / "movies.csv").unlink()
     (tmp_path / "movies.csv.gz").write_bytes(b"not gzip")
     assert complaint(tmp_path).startswith(f"{tmp_path / 'movies.csv.gz'}: cannot be read")
     (tmp_path / "movies.csv.gz").write_bytes(gzip.compress(b"movieId,title\n" + b"1,x\n" * 5000)[:-20])
-    assert complaint(tmp_path).startswith(f"{tmp_path / 'movies.csv.gz'}: cannot be read")
+    assert complaint(tmp_path).startswith(f"{tmp_path / 'movies.csv.gz'}: the gzip file is cut short")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/ml_latest_small beside the repository")
@@ -183,8 +215,8 @@ def test_the_real_ratings_give_the_same_596_queries_from_both_layouts(tmp_path):
         (tmp_path / name).mkdir()
         for path in (p for pattern in patterns for p in REAL.glob(pattern)):
             (tmp_path / name / path.name).write_bytes(path.read_bytes())
-    queries, dropped = movielens.prepare(tmp_path / "csv")
-    assert movielens.prepare(tmp_path / "recbole") == (queries, dropped)
+    queries, dropped = prepare(tmp_path / "csv")
+    assert prepare(tmp_path / "recbole") == (queries, dropped)
     assert len(queries) == 596 and sum(dropped.values()) == 610 - 596
     assert all(len(q.ids) == len(set(q.ids)) == 20 and len(q.context) == 20 and len(q.positives) == 1 for q in queries)
     assert sum(q.ids.index(q.positives[0]) for q in queries) / 596 == pytest.approx(9.5, abs=0.75)  # no leak by place; sd 0.24
@@ -192,17 +224,17 @@ def test_the_real_ratings_give_the_same_596_queries_from_both_layouts(tmp_path):
 
 def test_a_blank_last_line_and_a_byte_order_mark_do_no_harm(tmp_path):
     folder = write_csv(tmp_path, default_events())
-    expected = movielens.prepare(folder)
+    expected = prepare(folder)
     for path in folder.iterdir():
         opener = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rb") as file:
             content = file.read()
         with opener(path, "wb") as file:
             file.write(b"\xef\xbb\xbf" + content + b"\n")
-    assert movielens.prepare(folder) == expected
+    assert prepare(folder) == expected
 
 
 def test_a_time_that_is_no_number_is_refused_with_its_line(tmp_path):
     folder = write_csv(tmp_path, [*default_events(), event("1", 3, "nan")])
     with pytest.raises(UserError, match="nan"):
-        movielens.prepare(folder)
+        prepare(folder)

@@ -1,35 +1,72 @@
-"""`python -m ranker.prepare NAME DIR --out FILE [--seed N]`: NAME is a file in this folder with `prepare(folder, seed)`."""
+"""`python -m ranker.prepare NAME ... --out FILE [--seed N]`: NAME is a file in this folder.
+
+It has `arguments(parser)`, which adds what it needs, and `prepare(args, dropped)`, a generator of queries that counts
+in `dropped` (reason -> count) what it leaves out.
+"""
 
 import logging
 import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from ranker.data import write_queries
+from ranker.baselines import context_text
+from ranker.data import Query, iter_queries, write_queries
 from ranker.errors import Parser, UserError, exit_status, nearest
 from ranker.files import sha256
+from ranker.prepare._groups import merged
+from ranker.sources import split_of
 
-NAMES = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
+NAMES = sorted(p.stem.replace("_", "-") for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
 
 
 def main() -> None:
-    parser = Parser(prog="python -m ranker.prepare", description=__doc__)
-    parser.add_argument("name", help=", ".join(NAMES))
-    parser.add_argument("folder", type=Path, help="the raw files")
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in ("", "-h", "--help"):
+        raise UserError(f"name a data set: python -m ranker.prepare NAME ... (known: {', '.join(NAMES)}); NAME --help says what it needs")
+    if name not in NAMES:
+        raise UserError(f"unknown data set '{name}'{nearest(name, NAMES)}")
+    module = import_module(f"ranker.prepare.{name.replace('-', '_')}")
+    parser = Parser(prog=f"python -m ranker.prepare {name}", description=module.__doc__)
+    module.arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="the JSON lines file to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled candidates and their order")
-    args = parser.parse_args()
-    if args.name not in NAMES:
-        raise UserError(f"unknown data set '{args.name}'{nearest(args.name, NAMES)}")
-    queries, dropped = import_module(f"ranker.prepare.{args.name}").prepare(args.folder, args.seed)
-    if not queries:
-        raise UserError(f"{args.folder}: no query came out of it; dropped: {dropped}")
-    write_queries(args.out, queries)
-    print(f"{args.out}: {len(queries)} queries, {sum(len(q.ids) for q in queries)} candidates,"
-          f" {sum(len(q.positives) for q in queries)} positives, sha256 {sha256(args.out)[:16]}")
+    parser.add_argument("--seed", type=int, default=0, help="of sampled candidates and their order")
+    args = parser.parse_args(sys.argv[2:])
+    dropped, counts, seen = Counter(), Counter(), {}
+    ungrouped = args.out.with_name(f"{args.out.name}.ungrouped")
+    try:  # a context that comes late may join two groups, so groups are known when all queries are
+        write_queries(ungrouped, noted(module.prepare(args, dropped), seen))
+        if not seen:
+            raise UserError(f"no query came out of it; dropped: {', '.join(f'{n} {reason}' for reason, n in dropped.items()) or 'nothing'}")
+        group = dict(zip(seen, merged(*zip(*seen.values()))))
+        write_queries(args.out, counted(iter_queries(ungrouped), group, counts))
+    finally:
+        ungrouped.unlink(missing_ok=True)
+    print(f"{args.out}: {counts['queries']} queries, {counts['candidates']} candidates, {counts['positives']} positives,"
+          f" sha256 {sha256(args.out)[:16]}")
+    print(f"  splits by group: {counts['train']} training, {counts['validation']} validation, {counts['test']} test;"
+          f" {counts['joined']} queries joined the group of one with nearly the same context")
     for reason, count in dropped.items():
         print(f"  dropped {count}: {reason}")
     print(f"next: python train.py configs/iranker.yaml --data.train={args.out} --run.dir=runs/{args.out.stem}")
+
+
+def noted(queries: Iterable[Query], seen: dict[str, tuple[str, str]]) -> Iterator[Query]:
+    """The queries; `seen` takes the group and the context of each by its id."""
+    for query in queries:
+        seen[query.id] = (query.group or query.id, context_text(query))
+        yield query
+
+
+def counted(queries: Iterable[Query], group: dict[str, str], counts: Counter) -> Iterator[Query]:
+    """The queries in their final groups, counted as they pass."""
+    for query in queries:
+        name = group[query.id]
+        counts.update({"queries": 1, "candidates": len(query.ids), "positives": len(query.positives), split_of(name, 0): 1,
+                       "joined": name != (query.group or query.id)})
+        yield replace(query, group="" if name == query.id else name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,95 @@
+"""What the raw data sets have in common: tables and JSON lines, gzipped or not, with file and line in every complaint."""
+
+import csv
+import gzip
+import html
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from ranker.errors import UserError
+
+csv.field_size_limit(2**31 - 1)  # a prompt may be longer than csv's 128 kB
+
+
+@contextmanager
+def open_text(path: Path, encoding: str = "utf-8-sig") -> Iterator[TextIO]:
+    """A text file, gzipped or not. Whatever goes wrong while it is read is a UserError that names it."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding=encoding, newline="") as file:
+            yield file
+    except EOFError:
+        raise UserError(f"{path}: the gzip file is cut short; download it again") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.object[error.start]:#x}); convert it first, as with iconv -t utf-8") from None
+    except (OSError, csv.Error, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+
+
+def columns(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
+    """(line number, the named columns) of a table with a header. A comma table may quote; titles may hold line breaks."""
+    quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
+    with open_text(path) as file:
+        reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
+        header = next(reader, [])
+        missing = [name for name in names if name not in header]
+        if missing:
+            raise UserError(f"{path}:1: no column '{missing[0]}' (found: {', '.join(header)})")
+        places = [header.index(name) for name in names]
+        line = reader.line_num + 1  # where the next record begins
+        for row in reader:
+            if row:
+                if len(row) != len(header):
+                    raise UserError(f"{path}:{line}: {len(row)} columns, expected {len(header)}")
+                yield line, [row[i] for i in places]
+            line = reader.line_num + 1
+
+
+def header(path: Path, separator: str) -> list[str]:
+    """The column names of a table."""
+    with open_text(path) as file:
+        return next(csv.reader(file, delimiter=separator), [])
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of a JSON lines file; empty lines are skipped."""
+    with open_text(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}:{number}: not JSON ({error})") from None
+            if not isinstance(record, dict):
+                raise UserError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
+            yield number, record
+
+
+def find(folder: Path, *patterns: str) -> Path | None:
+    """The first file of a folder that fits one of the patterns, in their order; `.gz` or not."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    found = [path for pattern in patterns for suffix in ("", ".gz") for path in sorted(folder.glob(pattern + suffix))]
+    return found[0] if found else None
+
+
+def number(text: str, where: str, what: str) -> float:
+    """A finite number, or a UserError that says where it stands."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        value = float("nan")
+    if value - value != 0:  # NaN and the infinities
+        raise UserError(f"{where}: {what} {text!r} is no number")
+    return value
+
+
+def clean(text: str) -> str:
+    """A title without HTML entities, tags and runs of spaces."""
+    return " ".join(re.sub(r"<[a-zA-Z/!][^<>]*>", " ", html.unescape(html.unescape(text))).split())
