@@ -4,6 +4,9 @@
     python evaluate.py --ckpt A --ckpt B --data test.jsonl      several checkpoints of one base on your own data
     python evaluate.py --config configs/iranker.yaml            the untrained base alone
     python evaluate.py --ckpt A --thoughts A/thoughts.jsonl     also the base, shown traces of a training run
+    python evaluate.py --data FILE.jsonl --baselines            what a model must beat, in seconds, without one
+    python evaluate.py --run RUN --qrels QRELS                  the run of another tool
+    python evaluate.py --run RUN --qrels QRELS --corpus FILE --replay RESPONSES.jsonl --window 20 --step 10
 
 All tasks of the test data are ranked by default, those that a checkpoint was not trained on too. Settings of the
 checkpoint can be changed for the evaluation, such as --model.name=/path/to/base or --rollout.tokens_per_batch=65536.
@@ -13,103 +16,193 @@ import json
 import logging
 import random
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
-from ranker import checkpoint, config as settings, report, sources, thoughts
+from ranker import answers, baselines, checkpoint, config as settings, foreign, llms, metrics, report, sources, thoughts, trec
 from ranker.data import Query
 from ranker.drive import load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
 from ranker.files import open_whole
-from ranker.policy import load as load_policy, pick_device
 from ranker.prompting import changed_prompts
+from ranker.policy import load as load_policy, pick_device
 from ranker.provenance import provenance
+from ranker.report import Row
 from ranker.rollout import Sampler, greedy_model
 
-MUST_AGREE = {"model.name", "model.quantize", "model.dtype", "model.max_prompt", "ranker.name", "rollout.max_new_tokens",
-              "eval.relevance_level"}
+MUST_AGREE = {"model.name", "model.quantize", "model.dtype", "model.max_prompt", "rollout.max_new_tokens", "eval.relevance_level"}
 
 
 def main() -> None:
-    parser = Parser(prog="evaluate.py", description=__doc__, usage="python evaluate.py (--ckpt PATH ... | --config CONFIG) [options]")
+    parser = Parser(prog="evaluate.py", description=__doc__, usage="python evaluate.py (--ckpt PATH ... | --config CONFIG | --baselines | --run RUN) [options]")
     parser.add_argument("--ckpt", action="append", default=[], help="a checkpoint folder or a run folder; may be repeated")
     parser.add_argument("--config", help="evaluate the untrained base of this config instead")
     parser.add_argument("--data", nargs="+", default=[], help="JSON lines files instead of the config's test data")
+    parser.add_argument("--baselines", action="store_true", help="all baselines, fitted on the training queries; alone: a file's own test split is ranked")
     parser.add_argument("--tasks", nargs="+", default=[], help="only these tasks")
     parser.add_argument("--ranker", help="another ranker than the config's")
     parser.add_argument("--thoughts", type=Path, help="thoughts.jsonl of a training run: rank also with the base that is shown its traces")
+    parser.add_argument("--metrics", help="names joined by commas, such as ndcg_cut_10,mrr@10,hr@1; rows are compared by the first")
     parser.add_argument("--limit", type=int, help="at most this many queries per task")
     parser.add_argument("--orders", type=int, default=1, help="rank this many shuffles of each query's candidates")
     parser.add_argument("--out", type=Path, help="where to write (default: eval/ in the run folder)")
+    for name, text in (("run", "a TREC run"), ("qrels", "its judgements"), ("corpus", "its texts: retrieve_results JSON, or JSON lines with --topics"),
+                       ("topics", "query texts, id TAB text"), ("replay", "recorded completions to rank the run again with")):
+        parser.add_argument(f"--{name}", type=Path, help=text)
+    parser.add_argument("--ties", choices=trec.TIES, help="how to order documents of equal score")
+    parser.add_argument("--parse", choices=("answer", "digits"), default="answer", help="digits: the rule of older tools, and nothing else")
+    for name in ("window", "step", "depth"):
+        parser.add_argument(f"--{name}", type=int, help=f"short for --ranker.{name}")
     args, overrides = parser.parse_known_args()
-    if bool(args.ckpt) == bool(args.config):
-        raise UserError("name either checkpoints (--ckpt PATH) or a config (--config CONFIG)")
+    if sum(map(bool, (args.ckpt, args.config, args.run))) > 1 or not (args.ckpt or args.config or args.run or args.baselines):
+        raise UserError("name what to evaluate: checkpoints (--ckpt PATH), a config's base (--config CONFIG), a run (--run RUN), or --baselines")
     for name, value in (("--limit", args.limit), ("--orders", args.orders)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
+    overrides += [f"--ranker.{name}={value}" for name, value in (("window", args.window), ("step", args.step), ("depth", args.depth)) if value is not None]
+    names = [metrics.canonical(name) for name in args.metrics.split(",")] if args.metrics else None
+    (evaluate_run if args.run else evaluate_queries)(args, overrides, names)
 
+
+def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> None:
+    """Baselines, the untrained base and checkpoints on queries."""
     folders = [checkpoint.find(path) for path in args.ckpt]
     records = [checkpoint.describe(folder) for folder in folders]
     config = read_config(folders, records, args, overrides)
     config.data.tasks = [t for text in args.tasks for t in text.split(",") if t] or config.data.tasks
-    config.ranker.name = args.ranker or config.ranker.name
+    if args.ranker:
+        config.ranker = {"name": args.ranker}
     settings.check(config, "command line")
-    ranker = load_ranker(config.ranker.name)
-    queries = test_queries(config, args, records)
+    ranker = load_ranker(config.ranker, "command line")
+    queries, train = test_queries(config, args, records)
     find = None
     if args.thoughts:
         decision = ranker.sampled_ask(queries[0], random.Random(0)).decision
         find = thoughts.finder(thoughts.read(args.thoughts), queries, decision, config.eval.thoughts, str(args.thoughts))
-    out = args.out or default_out(folders, args.config, args.data)
     orders = [shuffled(queries, o, config.run.seed) for o in range(args.orders)]
-    record = provenance(config, pick_device(config.model.device), args.data or [config.data.test or config.data.train]) | {
-        "checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders}
-
-    level = config.eval.relevance_level
-    rows = report.baseline_rows(orders, level)
-    models = [(report.BASE, None, None, ())]  # name, adapter, how worked examples are found, tasks it was trained on
-    models += [(f"{report.BASE} + thoughts", None, find, ())] if find else []
-    models += [(name, folder, None, r["config"]["data"]["tasks"]) for name, folder, r in zip(args.ckpt, folders, records)]
+    table = Table(config, config.eval.relevance_level, names or list(metrics.NAMES))
+    rows = report.baseline_rows(orders, table.level, table.names, baselines.every(queries, train) if args.baselines else baselines.PLAIN)
+    models = []  # name, adapter, how worked examples are found, tasks it was trained on
+    if args.ckpt or args.config:
+        models = [(report.BASE, None, None, ())]
+        models += [(f"{report.BASE} + thoughts", None, find, ())] if find else []
+        models += [(name, folder, None, r["config"]["data"]["tasks"]) for name, folder, r in zip(args.ckpt, folders, records)]
+    out = args.out or default_out(folders, args.config, args.data)
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
-    with tqdm(total=total, unit="ask", dynamic_ncols=True) as bar, open_whole(out / "traces.jsonl") as file:
+    with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar, open_whole(out / "traces.jsonl") as file:
         for name, folder, examples, trained in models:
             bar.set_description(name)
-            policy = model = None  # let go of the model before the next one is loaded
-            policy = load_policy(config.model, adapter=folder, max_new_tokens=config.rollout.max_new_tokens)
-            model = greedy_model(Sampler(policy, config.rollout), bar.update)
-            if examples:
-                model = thoughts.with_thoughts(model, examples)
-            ranked = []
-            for number, order in enumerate(orders):
-                def trace(ask, round_number, completion):
-                    file.write(json.dumps({"row": name, "order": number, "query": ask.query.id, "decision": ask.decision, "round": round_number,
-                                           "pool": ask.pool, "text": completion.text, "tokens": len(completion.ids),
-                                           "status": completion.answer.status, "answer": completion.answer.value}, ensure_ascii=False) + "\n")
-                ranked.append(rank(ranker, order, model, config.run.seed, trace))
-            rows.append(report.model_row(name, ranked, level, policy.prompter.shortened, trained))
+            model = None  # let go of the one before, before the next is loaded
+            model, policy = policy_model(config, folder, bar.update, examples)
+            rows.append(table.model_row(name, ranker, orders, model, file, policy.prompter, trained))
 
     source = ", ".join(args.data) or config.data.test or f"{config.data.train}, the test split"
-    head = (f"{len(queries)} queries of {source}; {config.ranker.name}, greedy decoding, {args.orders} candidate order(s), seed {config.run.seed}.\n"
-            f"MRR and Hit count {f'relevance from {level:g} on' if level else 'the best grade of a query'} as relevant;"
-            " nDCG has linear gain, its ideal over the query's candidates.\n"
-            "Strict: a query with an answer that could not be read counts 0.")
-    base = next(row for row in rows if row.name == report.BASE)
-    report.write(out, rows, base, head, record)
+    how = f"{config.ranker['name']}, greedy decoding, " if models else ""
+    head = (f"{len(queries)} queries of {source}; {how}{args.orders} candidate order(s), seed {config.run.seed}.\n{relevance_words(table.level)}"
+            f"; nDCG has linear gain, its ideal over the query's candidates.\nOn average a positive stands at place {input_place(orders):.1f} of the order given."
+            f" Strict: a query with an answer that could not be read counts 0.")
+    base = next(row for row in rows if row.name == (report.BASE if models else "input order"))
+    files = args.data or [config.data.test or config.data.train]
+    finish(out, rows, base, head, config, files, {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders})
+
+
+def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
+    """A run of another tool, and what recorded completions make of it."""
+    if not args.qrels or (args.replay and not args.corpus):
+        raise UserError("--run needs --qrels FILE" if not args.qrels else "--replay needs --corpus FILE: an answer may name a passage by its text")
+    config = settings.Config(ranker={"name": args.ranker or "sliding"})
+    for text in overrides:
+        settings.override(config, text)
+    config.run.dir = config.run.dir or "runs"
+    settings.check(config, "command line")
+    ranker = load_ranker(config.ranker, "command line")
+    qrels = trec.read_qrels(args.qrels)
+    run = trec.read_run(args.run, args.ties, qrels)
+    texts = foreign.read_corpus(args.corpus, args.topics) if args.corpus else None
+    queries, judged, unjudged = foreign.queries(run, qrels, texts, str(args.corpus))
+    absent = sum(not q.ids for q in queries)
+    if absent == len(queries):
+        raise UserError(f"{args.run} and {args.qrels} have no query in common")
+    table = Table(config, config.eval.relevance_level or 1.0, names or ["nDCG@10", "nDCG@1", "nDCG@5", "MRR@10", "AP", "Recall@100"], judged)
+    rows = report.baseline_rows([queries], table.level, table.names, {args.run.name: baselines.input_order}, judged)
+    out = args.out or Path("runs") / f"eval-{args.run.stem}" / (args.replay.stem if args.replay else "run")
+    with open_whole(out / "traces.jsonl") as file:
+        for name, read in ((("replay", answers.parse_recorded),) if args.parse == "answer" else ()) + (("replay, digits", answers.digits),):
+            if args.replay:
+                rows.append(table.model_row(name, ranker, [queries], llms.replay(args.replay, read), file))
+    how = f"{args.replay} replayed with {' '.join(f'{k}={v}' for k, v in config.ranker.items())}" if args.replay else "the run as it is"
+    head = (f"{len(queries)} judged queries of {args.qrels}, {how}; {absent} of them are not in the run and count 0,"
+            f" {len(unjudged)} of the run's have no judgements and are left out.\n{relevance_words(table.level)}; nDCG has linear gain,"
+            " its ideal over all judged documents.\nStrict: a query with an answer that could not be read counts 0.")
+    files = [str(path) for path in (args.run, args.qrels, args.corpus, args.replay) if path]
+    finish(out, rows, rows[1], head, config, files, {"queries": len(queries)})
+
+
+@dataclass
+class Table:
+    """What all rows of one evaluation share."""
+
+    config: settings.Config
+    level: float  # relevance from which MRR, Hit, ... count; 0: a query's best grade
+    names: list[str]  # metrics
+    judged: dict[str, list[float]] | None = None
+
+    def model_row(self, name: str, ranker, orders: Sequence[Sequence[Query]], model, file: TextIO, prompter=None, trained=()) -> Row:
+        """The row of what stands behind the driver; every ask goes to the traces file."""
+        ranked = []
+        for number, order in enumerate(orders):
+            def trace(ask, round_number, completion):
+                file.write(json.dumps({"row": name, "order": number, "query": ask.query.id, "decision": ask.decision, "round": round_number,
+                                       "pool": ask.pool, "text": completion.text, "tokens": len(completion.ids),
+                                       "status": completion.answer.status, "answer": completion.answer.value}, ensure_ascii=False) + "\n")
+            ranked.append(rank(ranker, order, model, self.config.run.seed, trace))
+        return report.model_row(name, ranked, self.level, prompter.shortened if prompter else 0, trained, self.names, self.judged)
+
+
+def policy_model(config: settings.Config, folder: Path | None, progress: Callable[[int], None], examples):
+    """(the policy with an adapter behind the driver, the policy)."""
+    policy = load_policy(config.model, adapter=folder, max_new_tokens=config.rollout.max_new_tokens)
+    model = greedy_model(Sampler(policy, config.rollout), progress)
+    return (thoughts.with_thoughts(model, examples) if examples else model), policy
+
+
+def finish(out: Path, rows: list[Row], base: Row, head: str, config: settings.Config, files: list[str], more: dict) -> None:
+    report.write(out, rows, base, head, provenance(config, pick_device(config.model.device), files) | more)
     print(f"\n{head}\n\n{report.tables(rows, base)}\nwritten to {out}: table.md, results.json, per_query.csv, traces.jsonl, TREC run and qrels files")
+
+
+def relevance_words(level: float) -> str:
+    return f"MRR, AP, Hit, Recall and P count {f'relevance from {level:g} on' if level else 'the best grade of a query'} as relevant"
+
+
+def input_place(orders: Sequence[Sequence[Query]]) -> float:
+    """Mean place of the positives, from 1: half of the pool's size where nothing leaks through the order."""
+    places = [q.ids.index(c) + 1 for order in orders for q in order for c in q.positives]
+    return sum(places) / len(places)
 
 
 def read_config(folders: list[Path], records: list[dict], args, overrides: list[str]) -> settings.Config:
     """The config of a file, or of the checkpoints, which must agree on all that an evaluation depends on."""
     if args.config:
         return settings.load(args.config, overrides)
+    if not folders:
+        config = settings.Config()
+        config.run.dir = "runs"
+        if args.data:
+            config.data.train = args.data[0]
+        for text in overrides:
+            settings.override(config, text)
+        return config
     for folder, record in zip(folders, records):
         changed = changed_prompts(record["prompts"])
         if changed:
             raise UserError(f"{folder} was trained with other prompts ({', '.join(changed)} changed); restore them, or train again")
         differing = [key for key in settings.differences(records[0]["config"], record["config"])
-                     if key in MUST_AGREE or key.startswith("data.") and key != "data.tasks" and not args.data]
+                     if key in MUST_AGREE or key.startswith("ranker.") or key.startswith("data.") and key != "data.tasks" and not args.data]
         if differing:
             raise UserError(f"{folder} and {folders[0]} differ in {', '.join(differing)}; evaluate them one by one")
     config = settings.build(records[0]["config"], str(folders[0] / "checkpoint.json"))
@@ -119,16 +212,22 @@ def read_config(folders: list[Path], records: list[dict], args, overrides: list[
     return config
 
 
-def test_queries(config: settings.Config, args, records: list[dict]) -> list[Query]:
-    """What to rank: the files named, or the test data of the config. Never what a checkpoint was trained on."""
+def test_queries(config: settings.Config, args, records: list[dict]) -> tuple[list[Query], list[Query]]:
+    """(what to rank, what baselines are fitted on): the files named, or the test data of the config.
+
+    Never what a checkpoint was trained on. With --baselines alone a file is split as training would split it.
+    """
+    world = config.data.train == "world"
+    if args.baselines and not records and args.data and args.data == [config.data.train]:
+        return sources.held_out(config.data, "test", args.limit), sources.held_out(config.data, "train")
+    train = sources.held_out(config.data, "train") if args.baselines and not world else []
     if args.data:
         queries = sources.first_of_each_task(sources.read_files(args.data, config.data.tasks), args.limit)
-        for record in records:
-            trained = settings.build(record["config"], "checkpoint.json").data
-            sources.refuse_shared(queries, replace(trained, tasks=[]), ", ".join(args.data))
-        return queries
-    world = (config.data.test or config.data.train) == "world"
-    return sources.held_out(config.data, "test", args.limit or (config.eval.test_queries if world else None))
+        for data in [config.data] if train else [settings.build(r["config"], "checkpoint.json").data for r in records]:
+            sources.refuse_shared(queries, replace(data, tasks=[]), ", ".join(args.data))
+        return queries, train
+    limit = args.limit or (config.eval.test_queries if (config.data.test or config.data.train) == "world" else None)
+    return sources.held_out(config.data, "test", limit), train
 
 
 def shuffled(queries: list[Query], order: int, seed: int) -> list[Query]:
@@ -149,6 +248,8 @@ def default_out(folders: list[Path], config: str | None, data: list[str]) -> Pat
     name = Path(data[0]).stem if data else "test"
     if config:
         return Path("runs") / f"eval-{Path(config).stem}" / name
+    if not folders:
+        return Path("runs") / "eval-baselines" / name
     run = folders[0].resolve().parent
     return (run.parent if run.name == "checkpoints" else run) / "eval" / name
 

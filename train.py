@@ -46,7 +46,7 @@ def main() -> int | None:
     reward_parts = rewarding.load(config.reward, args.config)
     next_query = sources.training(config.data, config.run.seed)
     validation = sources.held_out(config.data, "validation", config.eval.queries)
-    ranker = load_ranker(config.ranker.name)
+    ranker = load_ranker(config.ranker, args.config)
     objective = import_module(f"ranker.objectives.{config.train.objective}")
     run_dir = Path(config.run.dir)
     done = 0 if args.dry_run else checkpoint.inspect_run(config, args.fresh)

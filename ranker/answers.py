@@ -58,6 +58,21 @@ def parse(text: str, ask: Ask, finished: bool = True) -> Answer:
     return Answer("ok" if len(distinct) == wanted else "missing_ids", distinct, len(named))
 
 
+def parse_recorded(text: str, ask: Ask) -> Answer:
+    """The answer of a completion that another tool asked for, whose prompt may not have wanted the answer tags."""
+    return parse(text if span(text) is not None else f"<answer>{text.rpartition('</think>')[2]}</answer>", ask)
+
+
+def digits(text: str, ask: Ask) -> Answer:
+    """The rule of older rerankers, to replay their runs and for nothing else: every run of digits is an identifier.
+
+    Repeats and numbers out of range are dropped and the missing appended in the order shown, so nothing ever fails: in
+    `1. [14] > [15]` the list marker lifts the first passage to the top.
+    """
+    named = [ask.pool[int(k) - 1] for k in re.findall(r"[0-9]+", text) if len(k) < 10 and 1 <= int(k) <= len(ask.pool)]
+    return Answer("ok", tuple(dict.fromkeys([*named, *ask.pool])), len(named))
+
+
 def _score(inside: str) -> Answer:
     number = _SCORE.fullmatch(inside)
     if not number:

@@ -1,16 +1,22 @@
-"""Rankings that need no model: the order given, and BM25 between the context and the candidates' texts.
+"""Rankings that need no model: what a model has to beat.
 
-BM25 (k1 0.9, b 0.4, as Anserini's defaults) takes its document frequencies from the pool, since a reranker has no
-corpus; ties keep the order given.
+`PLAIN` ones know the query alone. BM25 (k1 0.9, b 0.4, as Anserini's defaults) takes its document frequencies from the
+pool, since a reranker has no corpus. `fitted` ones also know training queries: for histories the popularity of an item
+and item-kNN (cosine of co-occurrence), both over texts, since a history has no ids; for routing the cheapest and the
+dearest model (the dearest stands for the largest: sizes are not published), the best single one, each for its task, and
+the mean of the nearest questions (kNN over BM25). Ties keep the order given.
 """
 
 import math
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
+from heapq import nlargest
 
 from ranker.data import Query
 
 K1, B = 0.9, 0.4
+NEIGHBOURS = 20  # of kNN
 _WORD = re.compile(r"\w+")
 
 
@@ -54,3 +60,84 @@ def bm25(query: Query) -> list[str]:
     """Candidate ids by falling BM25 score."""
     scores = BM25(query.texts).scores(context_text(query))
     return sorted(query.ids, key=lambda c: -scores[c])  # stable: ties keep the order given
+
+
+def reverse_order(query: Query) -> list[str]:
+    return list(query.ids[::-1])
+
+
+def oracle(query: Query) -> list[str]:
+    return by_score(query, query.rel)
+
+
+def by_score(query: Query, scores: dict[str, float]) -> list[str]:
+    """Candidate ids by falling score, 0 for one without."""
+    return sorted(query.ids, key=lambda c: -scores.get(c, 0.0))
+
+
+PLAIN: dict[str, Callable[[Query], list[str]]] = {"input order": input_order, "BM25": bm25}
+
+
+def every(queries: Sequence[Query], train: Sequence[Query]) -> dict[str, Callable[[Query], list[str]]]:
+    """All baselines that can rank all of `queries`, by name, the fitted ones from `train`."""
+    found = {"input order": input_order, "reverse order": reverse_order, "BM25": bm25}
+    if train and all(isinstance(q.context, tuple) for q in (*queries, *train)):
+        found |= {"popularity": popularity(train), "item-kNN": item_knn(train)}
+    if train and all(c.cost is not None for q in (*queries, *train) for c in q.candidates):
+        cost, relevance = (means(train, value) for value in (lambda q, c: c.cost, lambda q, c: q.rel[c.id]))
+        found |= {"cheapest": lambda q: by_score(q, {c: -v for c, v in cost[q.task].items()}),
+                  "dearest (largest)": lambda q: by_score(q, cost[q.task]), "best single": lambda q: by_score(q, relevance[q.task]),
+                  "kNN": nearest_questions(train)}
+    return found | {"oracle": oracle}
+
+
+def popularity(train: Sequence[Query]) -> Callable[[Query], list[str]]:
+    """How many training users have the item, before or next."""
+    count = Counter(text for query in train for text in owned(query))
+    return lambda query: by_score(query, {c: count[text] for c, text in query.texts.items()})
+
+
+def item_knn(train: Sequence[Query]) -> Callable[[Query], list[str]]:
+    """Sum over the history of shared users / sqrt(users of one x users of the other)."""
+    users: dict[str, set[int]] = {}
+    for number, query in enumerate(train):
+        for text in owned(query):
+            users.setdefault(text, set()).add(number)
+    nobody: set[int] = set()
+
+    def rank(query: Query) -> list[str]:
+        return by_score(query, {c: sum(len(users.get(h, nobody) & mine) / math.sqrt(len(users[h]) * len(mine)) for h in query.context if h in users)
+                                for c, text in query.texts.items() for mine in [users.get(text, nobody)] if mine})
+
+    return rank
+
+
+def owned(query: Query) -> set[str]:
+    """The texts of a user's items: the history and the next one."""
+    return {*query.context, *(query.texts[c] for c in query.positives)}
+
+
+def means(train: Sequence[Query], value: Callable) -> dict[str, Counter]:
+    """task -> candidate id -> mean of value(query, candidate) over the training queries."""
+    total: dict[str, Counter] = {}
+    count: dict[str, Counter] = {}
+    for query in train:
+        for candidate in query.candidates:
+            total.setdefault(query.task, Counter())[candidate.id] += value(query, candidate)
+            count.setdefault(query.task, Counter())[candidate.id] += 1
+    return {task: Counter({c: v / count[task][c] for c, v in values.items()}) for task, values in total.items()}
+
+
+def nearest_questions(train: Sequence[Query]) -> Callable[[Query], list[str]]:
+    """Mean relevance of each candidate over the training queries of the task whose contexts are most alike."""
+    shelves: dict[str, dict[str, Query]] = {}
+    for query in train:
+        shelves.setdefault(query.task, {})[query.id] = query
+    index = {task: BM25({q.id: context_text(q) for q in shelf.values()}) for task, shelf in shelves.items()}
+
+    def rank(query: Query) -> list[str]:
+        scores = index[query.task].scores(context_text(query))
+        near = [shelves[query.task][q] for q in nlargest(NEIGHBOURS, scores, key=scores.__getitem__)]
+        return by_score(query, means(near, lambda q, c: q.rel[c.id])[query.task])
+
+    return rank

@@ -6,6 +6,7 @@ stands and the nearest valid key.
 """
 
 import dataclasses
+import inspect
 import math
 import typing
 from dataclasses import dataclass, field
@@ -57,11 +58,6 @@ class Data:
     test: str = ""
     tasks: list[str] = setting([])  # empty: all tasks of the data
     seed: int = 0  # of the built-in world
-
-
-@dataclass
-class Ranker:
-    name: str = "elimination"  # a file in ranker/rankers/
 
 
 @dataclass
@@ -117,7 +113,7 @@ class Config:
     model: Model = field(default_factory=Model)
     lora: Lora = field(default_factory=Lora)
     data: Data = field(default_factory=Data)
-    ranker: Ranker = field(default_factory=Ranker)
+    ranker: dict = field(default_factory=lambda: {"name": "elimination"})  # a file in ranker/rankers/, and its options
     rollout: Rollout = field(default_factory=Rollout)
     reward: dict = field(default_factory=lambda: {"top1_hit": {"weight": 1.0}})  # file in rewards/ -> weight, options
     train: Train = field(default_factory=Train)
@@ -153,6 +149,8 @@ def build(raw: object, where: str) -> Config:
             raise UserError(f"{where}: section '{section}' must hold keys, got {values!r}")
         if section == "reward":
             config.reward = {name: reward_entry(entry) for name, entry in values.items()}
+        elif section == "ranker":
+            config.ranker = config.ranker | values
         else:
             for key, value in values.items():
                 _set(config, section, key, value, where)
@@ -170,9 +168,11 @@ def override(config: Config, text: str) -> None:
         value = yaml.safe_load(value) if value else ""
     except (yaml.YAMLError, ValueError):
         raise UserError(f"command line: cannot read the value of '{text}'") from None
-    if parts[0] != "reward":
-        return _set(config, parts[0], ".".join(parts[1:]), value, "command line")
-    if len(parts) == 2:
+    if parts[0] == "ranker":
+        config.ranker = config.ranker | {".".join(parts[1:]): value}
+    elif parts[0] != "reward":
+        _set(config, parts[0], ".".join(parts[1:]), value, "command line")
+    elif len(parts) == 2:
         config.reward[parts[1]] = reward_entry(value)
     elif len(parts) == 3:
         config.reward[parts[1]] = config.reward.get(parts[1], {}) | {parts[2]: value}
@@ -234,14 +234,30 @@ def cast(value: object, hint: type, limits: typing.Mapping, where: str):
     return value
 
 
+def options(function: typing.Callable, given: dict, where: str, name: str, taken: int, more: typing.Sequence[str] = ()) -> dict:
+    """The options `given` in the section `name`, cast as the parameters of `function` say, the first `taken` aside. Raises UserError.
+
+    `more` are options that are somebody else's, named in the error for an unknown one.
+    """
+    accepted = {p.name: p for p in list(inspect.signature(function).parameters.values())[taken:]}
+    hints = typing.get_type_hints(function)
+    for key in given:
+        if key not in accepted:
+            raise UserError(f"{where}: {name} has no option '{key}'{nearest(str(key), [*more, *accepted])}")
+    missing = [p.name for p in accepted.values() if p.default is p.empty and p.name not in given]
+    if missing:
+        raise UserError(f"{where}: {name} needs its option '{missing[0]}': --{name}.{missing[0]}=value")
+    return {key: cast(value, hints[key], {}, f"{where}: {name}.{key}") for key, value in given.items()}
+
+
 def check(config: Config, where: str) -> None:
     """What no single field can know. Rewards check their own names and options when they are loaded."""
     if config.train.warmup >= config.train.steps and config.train.warmup:
         raise UserError(f"{where}: train.warmup ({config.train.warmup}) must be below train.steps ({config.train.steps})")
-    for key, name, folder in (("ranker.name", config.ranker.name, "rankers"), ("train.objective", config.train.objective, "objectives")):
+    for key, name, folder in (("ranker.name", config.ranker["name"], "rankers"), ("train.objective", config.train.objective, "objectives")):
         known = [p.stem for p in (Path(__file__).parent / folder).glob("*.py") if p.stem != "__init__"]
         if name not in known:
-            raise UserError(f"{where}: unknown {key} '{name}'{nearest(name, known)}")
+            raise UserError(f"{where}: unknown {key} '{name}'{nearest(str(name), known)}")
     train, ppo = config.train, config.train.objective == "ppo"
     if train.value_warmup + train.warmup >= train.steps and train.value_warmup:
         raise UserError(f"{where}: train.value_warmup ({train.value_warmup}) and train.warmup ({train.warmup}) leave none of"

@@ -10,9 +10,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
-from types import ModuleType
+from types import SimpleNamespace
 
+from ranker import config as settings
 from ranker.data import Ask, Completion, Query
 
 
@@ -38,11 +40,18 @@ Model = Callable[[Sequence[Ask]], Sequence[tuple[int, Completion]]]
 """Asks -> (number of prompt tokens, completion) for each."""
 
 
-def load_ranker(name: str) -> ModuleType:
-    return import_module(f"ranker.rankers.{name}")
+def load_ranker(section: dict, where: str = "config") -> SimpleNamespace:
+    """The functions of a file in rankers/ with the options of a config's `ranker` section bound. Raises UserError."""
+    module = import_module(f"ranker.rankers.{section['name']}")
+    given = {key: value for key, value in section.items() if key != "name"}
+    options = settings.options(module.rank, given, where, "ranker", 2, ["name"])
+    if hasattr(module, "check"):
+        module.check(where, **options)
+    return SimpleNamespace(name=section["name"], **{function: partial(getattr(module, function), **options)
+                                                    for function in ("rank", "calls", "sampled_ask")})
 
 
-def run(ranker: ModuleType, queries: Sequence[Query], model: Model, seed: int = 0,
+def run(ranker: SimpleNamespace, queries: Sequence[Query], model: Model, seed: int = 0,
         on_ask: Callable[[Ask, int, Completion], None] | None = None) -> list[Ranking]:
     """Rank every query. `on_ask` sees each finished ask with its round.
 
@@ -61,7 +70,7 @@ def run(ranker: ModuleType, queries: Sequence[Query], model: Model, seed: int = 
             pending.pop(i, None)
             rankings[i].order = list(stop.value)
             if sorted(stop.value) != sorted(rankings[i].query.ids):
-                raise AssertionError(f"{ranker.__name__} did not return a permutation for query {rankings[i].query.id}")
+                raise AssertionError(f"{ranker.name} did not return a permutation for query {rankings[i].query.id}")
 
     for i in range(len(queries)):
         step(i, None)

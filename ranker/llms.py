@@ -1,9 +1,17 @@
-"""Scripted models behind the driver, for tests and dry runs: they write completions, and the real parser reads them."""
+"""Models behind the driver that are not the policy: scripted ones for tests and dry runs, and a replay of recorded completions.
 
+They give texts, and the real parser reads them.
+"""
+
+from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from ranker.answers import parse
-from ranker.data import Ask, Completion
+from ranker.answers import parse, parse_recorded
+from ranker.data import Answer, Ask, Completion
+from ranker.drive import Model
+from ranker.errors import UserError
+from ranker.prepare._files import json_lines
 
 
 def scripted(write: Callable[[Ask], str]) -> Callable[[Sequence[Ask]], list[tuple[int, Completion]]]:
@@ -32,3 +40,32 @@ def _answer(ask: Ask, sign: float) -> str:
         named = {"eliminate": order[-1:], "pick": order[:1], "order": order, "narrow": order[:(len(order) + 1) // 2]}
         span = " > ".join(f"[{number[c]}]" for c in named[ask.decision])
     return f"<think>{ask.query.task}: {len(ask.pool)} shown</think>\n<answer>{span}</answer>"
+
+
+def replay(path: Path, read: Callable[[str, Ask], Answer] = parse_recorded) -> Model:
+    """A model that gives the recorded completions of a JSON lines file: to the k-th ask about a query its k-th record.
+
+    A record has `qid` or `query` and `response` or `text`, as other tools' logs and our traces.jsonl do; records of one
+    query stand in the order of the calls. `read` is the parser.
+    """
+    recorded: dict[str, list[str]] = {}
+    for line, record in json_lines(path):
+        query, text = (next((record[name] for name in names if name in record), None) for names in (("qid", "query"), ("response", "text")))
+        if not isinstance(query, (str, int)) or not isinstance(text, str):
+            raise UserError(f"{path}:{line}: a recorded answer needs 'qid' and 'response' (or 'query' and 'text')")
+        recorded.setdefault(str(query), []).append(text)
+    asked: Counter = Counter()
+
+    def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
+        completions = []
+        for ask in asks:
+            texts = recorded.get(ask.query.id, [])
+            asked[ask.query.id] += 1
+            if asked[ask.query.id] > len(texts):
+                raise UserError(f"{path}: no recorded answer for ask {asked[ask.query.id]} about query '{ask.query.id}' ({len(texts)} are there);"
+                                " do --ranker, --window, --step and the depth of the run fit the recording?")
+            text = texts[asked[ask.query.id] - 1]
+            completions.append((0, Completion([], [], text, True, read(text, ask))))
+        return completions
+
+    return model

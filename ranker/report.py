@@ -2,7 +2,8 @@
 
 A row is a way to rank: an order that needs no model, the untrained base, a checkpoint. Every metric comes twice for
 a model: repaired (an answer that could not be read was replaced by the ranker's seeded fallback) and strict (a query
-with such an answer counts 0). Metrics are averaged over all queries of a task, then over tasks.
+with such an answer counts 0). Metrics are averaged over all queries of a task, then over tasks. The first metric is the
+one that rows are compared by.
 """
 
 import csv
@@ -13,7 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ranker import baselines, metrics, stats
+import numpy as np
+
+from ranker import baselines, metrics, routing, stats, trec
 from ranker.data import STATUSES, Query
 from ranker.drive import Ranking
 from ranker.files import write_text
@@ -35,9 +38,14 @@ class Row:
     repaired: dict[str, dict[str, float]]  # query id -> metric -> value, mean over the orders
     strict: dict[str, dict[str, float]] = field(default_factory=dict)
     rankings: list[Ranking] = field(default_factory=list)  # of all orders
-    spread: float = 0.0  # standard deviation of mean MRR over the orders
+    spread: float = 0.0  # standard deviation of the first metric's mean over the orders
     shortened: int = 0  # prompts whose texts had to be cut
     trained: frozenset[str] = frozenset()  # the tasks it was trained on; empty: all, or none
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics it has, the main one first."""
+        return list(next(iter(self.repaired.values())))
 
     def zero_shot(self, scenario: str | None) -> bool:
         """Whether it was trained, but on no task of this scenario."""
@@ -59,41 +67,45 @@ class Row:
         return self.mean(metric, lambda task: scenario_of(task) == scenario, strict)
 
 
-def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, shortened: int = 0, trained: Sequence[str] = ()) -> Row:
-    """The row of a model from one list of rankings per candidate order."""
-    zero = dict.fromkeys(metrics.NAMES, 0.0)
-    repaired: dict[str, list] = {}
-    strict: dict[str, list] = {}
-    for rankings in orders:
-        for r in rankings:
-            values = metrics.all_metrics(r.gains, level)
-            repaired.setdefault(r.query.id, []).append(values)
-            strict.setdefault(r.query.id, []).append(zero if r.failed else values)
-    averages = [metrics.mean([metrics.all_metrics(r.gains, level) for r in rankings])["MRR"] for rankings in orders]
-    centre = sum(averages) / len(averages)
-    return Row(name, {r.query.id: r.query.task for r in orders[0]},
-               {q: metrics.mean(v) for q, v in repaired.items()}, {q: metrics.mean(v) for q, v in strict.items()},
-               [r for rankings in orders for r in rankings],
-               (sum((a - centre) ** 2 for a in averages) / max(len(averages) - 1, 1)) ** 0.5, shortened, frozenset(trained))
+def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, shortened: int = 0, trained: Sequence[str] = (),
+              names: Sequence[str] = metrics.NAMES, judged: dict[str, Sequence[float]] | None = None) -> Row:
+    """The row of a model from one list of rankings per candidate order. `judged`: query -> all its grades, where not just the candidates'."""
+    queries = [r.query for r in orders[0]]
+    known = [judged[q.id] for q in queries] if judged else None
+    values = np.array([list(metrics.compute(names, [r.gains for r in rankings], known, level).values()) for rankings in orders])  # [orders, metrics, Q]
+    failed = np.array([[bool(r.failed) for r in rankings] for rankings in orders])  # [orders, Q]
+    table = lambda matrix: {q.id: dict(zip(names, row)) for q, row in zip(queries, matrix.mean(0).T.tolist())}  # noqa: E731
+    spread = values[:, 0].mean(1).std(ddof=1) if len(orders) > 1 else 0.0
+    return Row(name, {q.id: q.task for q in queries}, table(values), table(np.where(failed[:, None], 0.0, values)),
+               [r for rankings in orders for r in rankings], float(spread), shortened, frozenset(trained))
 
 
-def baseline_rows(orders: Sequence[Sequence[Query]], level: float) -> list[Row]:
-    """Random order (its exact expectation), the order given, and BM25, over the same candidate orders as the models."""
-    rows = [Row("random order", {q.id: q.task for q in orders[0]}, {q.id: metrics.random_order(q.relevance, level) for q in orders[0]})]
-    for name, rank in (("input order", baselines.input_order), ("BM25", baselines.bm25)):
-        row = model_row(name, [[Ranking(q, rank(q)) for q in queries] for queries in orders], level)
+def baseline_rows(orders: Sequence[Sequence[Query]], level: float, names: Sequence[str] = metrics.NAMES,
+                  rankers: dict[str, Callable[[Query], list[str]]] = baselines.PLAIN, judged: dict[str, Sequence[float]] | None = None) -> list[Row]:
+    """Random order (its exact expectation), and each of `rankers` over the same candidate orders as the models."""
+    chance = {q.id: metrics.random_order(q.relevance, level, names, judged and judged[q.id]) for q in orders[0]}
+    rows = [Row("random order", {q.id: q.task for q in orders[0]}, chance)]
+    for name, rank in rankers.items():
+        row = model_row(name, [[Ranking(q, rank(q)) for q in queries] for queries in orders], level, names=names, judged=judged)
         row.strict = {}  # there is nothing to parse
         rows.append(row)
     return rows
 
 
-def gain(base: Row, row: Row, metric: str = "MRR", scenario: str | None = None) -> dict[str, float]:
-    """`row` minus `base`, paired by query: mean over queries, randomization p, 95% bootstrap interval, wins, losses."""
-    ids = [q for q, task in base.tasks.items() if scenario is None or scenario_of(task) == scenario]
+def gain(base: Row, row: Row, scenario: str | None = None) -> dict[str, float]:
+    """`row` minus `base` in the first metric, paired by query: mean, randomization p, 95% bootstrap interval, wins, ties, losses."""
+    ids, metric = [q for q, task in base.tasks.items() if scenario is None or scenario_of(task) == scenario], base.names[0]
     differences = [row.repaired[q][metric] - base.repaired[q][metric] for q in ids]
-    low, high = stats.bootstrap_interval(differences)
-    return {"queries": len(ids), "gain": sum(differences) / len(ids), "p": stats.randomization_p(differences), "low": low,
-            "high": high, "wins": sum(d > 1e-12 for d in differences), "losses": sum(d < -1e-12 for d in differences)}
+    return stats.compare(differences)
+
+
+def gains(base: Row, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """Row name -> scenario or `all` -> its gain; `holm` is p corrected over the rows compared in that scenario."""
+    table = {row.name: {s or "all": gain(base, row, s) for s in [*base.scenarios(), None]} for row in rows}
+    for scenario in [*base.scenarios(), "all"]:
+        for row, p in zip(rows, stats.holm([table[row.name][scenario]["p"] for row in rows])):
+            table[row.name][scenario]["holm"] = p
+    return table
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -104,8 +116,9 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([pad(header), rule, *map(pad, lines)])
 
 
-def task_table(rows: Sequence[Row], metric: str = "MRR") -> str:
-    """Ways to rank by tasks; a model's strict values stand below its repaired ones."""
+def task_table(rows: Sequence[Row]) -> str:
+    """Ways to rank by tasks, in the first metric; a model's strict values stand below its repaired ones."""
+    metric = rows[0].names[0]
     tasks = list(dict.fromkeys(rows[0].tasks.values()))
     lines = []
     for row in rows:
@@ -125,20 +138,20 @@ def metric_table(rows: Sequence[Row], by: str) -> str:
         for row in rows:
             for strict in (False, True) if row.strict else (False,):
                 lines.append([f"{group}: {row.name}" + (", strict" if strict else ""),
-                              *(f"{row.mean(m, lambda task: key(task) == group, strict):.3f}" for m in metrics.NAMES)])
-    return markdown([f"by {by}", *metrics.NAMES], lines)
+                              *(f"{row.mean(m, lambda task: key(task) == group, strict):.3f}" for m in row.names)])
+    return markdown([f"by {by}", *rows[0].names], lines)
 
 
 def gain_table(base: Row, rows: Sequence[Row]) -> str:
-    """What each row gains over `base` in MRR (repaired), by scenario and over all queries."""
-    lines = []
-    for row in rows:
-        for scenario in [*base.scenarios(), None]:
-            g = gain(base, row, scenario=scenario)
-            name = f"{row.name}: {scenario or 'all'}" + (" (zero-shot)" if row.zero_shot(scenario) else "")
-            lines.append([name, str(g["queries"]), f"{g['gain']:+.3f}", f"{g['low']:+.3f} to {g['high']:+.3f}",
-                          f"{g['p']:.4f}", str(g["wins"]), str(g["losses"])])
-    return markdown([f"MRR against {base.name}", "queries", "gain", "95% interval", "p", "better", "worse"], lines)
+    """What each row gains over `base` in the first metric (repaired), by scenario and over all queries."""
+    lines, several = [], len(rows) > 1
+    for row, by_scenario in zip(rows, gains(base, rows).values()):
+        for scenario, g in by_scenario.items():
+            name = f"{row.name}: {scenario}" + (" (zero-shot)" if scenario != "all" and row.zero_shot(scenario) else "")
+            lines.append([name, str(g["queries"]), f"{g['gain']:+.3f}", f"{g['low']:+.3f} to {g['high']:+.3f}", f"{g['p']:.4f}",
+                          *([f"{g['holm']:.4f}"] if several else []), *(str(g[k]) for k in ("wins", "ties", "losses"))])
+    return markdown([f"{base.names[0]} against {base.name}", "queries", "gain", "95% interval", "p", *(["Holm"] if several else []),
+                     "better", "same", "worse"], lines)
 
 
 def cost_table(rows: Sequence[Row]) -> str:
@@ -156,25 +169,30 @@ def cost_table(rows: Sequence[Row]) -> str:
     return markdown(["per query", "calls", "prompt tokens", "completion tokens", "seconds", "prompts cut", "queries failed", *failures], lines)
 
 
+def compared(rows: Sequence[Row], base: Row) -> list[Row]:
+    """The rows whose gain over `base` is shown: models against a model, or all that rank against an order given."""
+    return [row for row in rows if row is not base and row.rankings and (row.strict or not base.strict)]
+
+
 def tables(rows: Sequence[Row], base: Row) -> str:
-    """The whole report as Markdown. Models are the rows with strict values; `base` is the untrained one."""
-    models = [row for row in rows if row.strict]
-    others = [row for row in models if row is not base]
-    parts = [task_table(rows)]
-    if others:
-        parts.append(gain_table(base, others))
-    return "\n\n".join([*parts, metric_table(rows, "scenario"), cost_table(models)]) + "\n"
+    """The whole report as Markdown; `base` is what gains are measured against."""
+    models, others = [row for row in rows if row.strict], compared(rows, base)
+    parts = [task_table(rows), *([gain_table(base, others)] if others else []), metric_table(rows, "scenario")]
+    queries = list({r.query.id: r.query for r in base.rankings}.values())
+    if routing.measured(queries):
+        parts.append(markdown(*routing.table_lines([row for row in rows if row.rankings], queries)))
+    return "\n\n".join([*parts, *([cost_table(models)] if models else [])]) + "\n"
 
 
 def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: dict) -> None:
-    """table.md, results.json, per_query.csv, and TREC files: qrels.txt and run.NAME.txt for each row with an order."""
-    others = [row for row in rows if row.strict and row is not base]
+    """table.md, results.json, per_query.csv, routing.png, and TREC files: qrels.txt and run.NAME.txt for each row with an order."""
     write_text(folder / "table.md", f"{head}\n\n{tables(rows, base)}\n{metric_table(rows, 'task')}\n")
     write_text(folder / "results.json", json.dumps(provenance | {
+        "base": base.name, "metrics": base.names,
         "rows": {row.name: {"repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
                             "spread_over_orders": row.spread, "prompts_cut": row.shortened,
                             "statuses": dict(sum((r.statuses for r in row.rankings), Counter()))} for row in rows},
-        "gains": {row.name: {s or "all": gain(base, row, scenario=s) for s in [*base.scenarios(), None]} for row in others},
+        "gains": gains(base, compared(rows, base)),
     }, indent=1) + "\n")
     sheet = io.StringIO()
     writer = csv.writer(sheet, lineterminator="\n")
@@ -183,12 +201,15 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
         for suffix, values in (("", row.repaired), (" strict", row.strict)):
             writer.writerows([row.name, q, m + suffix, f"{v:.6f}"] for q, by_metric in values.items() for m, v in by_metric.items())
     write_text(folder / "per_query.csv", sheet.getvalue())
+    queries = list({r.query.id: r.query for r in base.rankings}.values())
+    if routing.measured(queries):
+        routing.plot(folder / "routing.png", [row for row in rows if row.rankings], queries)
     trec_files(folder, rows)
 
 
 def averages(row: Row, strict: bool = False) -> dict:
     """Every metric's mean over all tasks, per scenario and per task."""
-    over = lambda group: {m: row.mean(m, group, strict) for m in metrics.NAMES}  # noqa: E731
+    over = lambda group: {m: row.mean(m, group, strict) for m in row.names}  # noqa: E731
     return {"mean": over(lambda task: True),
             "scenarios": {s: over(lambda task, s=s: scenario_of(task) == s) for s in row.scenarios()},
             "tasks": {t: over(lambda task, t=t: task == t) for t in dict.fromkeys(row.tasks.values())}}
@@ -200,10 +221,9 @@ def trec_files(folder: Path, rows: Sequence[Row]) -> None:
     relevance = [value for q in queries.values() for value in q.relevance]
     whole = all(value == int(value) for value in relevance) and max(relevance) <= 100
     grade = lambda value, best: int(value) if whole else round(100 * value / best)  # noqa: E731
-    write_text(folder / "qrels.txt", "".join(f"{q.id} 0 {c} {grade(q.rel[c], max(q.relevance))}\n" for q in queries.values() for c in q.ids))
+    trec.write_qrels(folder / "qrels.txt", {q.id: {c: grade(q.rel[c], max(q.relevance)) for c in q.ids} for q in queries.values()})
     for row in rows:
-        first = {r.query.id: r for r in reversed(row.rankings)}  # the first order
+        first = {r.query.id: r.order for r in reversed(row.rankings)}  # the first order
         if first:
             tag = row.name.replace(" ", "_").replace("/", "_")
-            write_text(folder / f"run.{tag}.txt", "".join(
-                f"{q} Q0 {c} {i} {len(r.order) - i + 1} {tag}\n" for q, r in sorted(first.items()) for i, c in enumerate(r.order, 1)))
+            trec.write_run(folder / f"run.{tag}.txt", sorted(first.items()), tag)

@@ -3,15 +3,13 @@
 A reward file has `TASK` (bool) and `reward(groups, **options) -> list of one number per completion, per group`.
 """
 
-import inspect
 import math
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from ranker.config import cast, reward_entry
+from ranker import config as settings
 from ranker.data import Group
 from ranker.errors import UserError, nearest
 
@@ -34,17 +32,9 @@ def load(section: dict, where: str = "config") -> list[Part]:
         if name not in known:
             raise UserError(f"{where}: unknown reward '{name}'{nearest(str(name), known)}")
         module = import_module(f"rewards.{name}")
-        options = dict(reward_entry(options))
-        weight = cast(options.pop("weight", 1.0), float, {"low": 0.0}, f"{where}: reward.{name}.weight")
-        accepted = {p.name: p for p in list(inspect.signature(module.reward).parameters.values())[1:]}
-        hints = typing.get_type_hints(module.reward)
-        for key, value in options.items():
-            if key not in accepted:
-                raise UserError(f"{where}: reward '{name}' has no option '{key}'{nearest(str(key), ['weight', *accepted])}")
-            options[key] = cast(value, hints[key], {}, f"{where}: reward.{name}.{key}")
-        missing = [p.name for p in accepted.values() if p.default is p.empty and p.name not in options]
-        if missing:
-            raise UserError(f"{where}: reward '{name}' needs its option '{missing[0]}': --reward.{name}.{missing[0]}=value")
+        options = dict(settings.reward_entry(options))
+        weight = settings.cast(options.pop("weight", 1.0), float, {"low": 0.0}, f"{where}: reward.{name}.weight")
+        options = settings.options(module.reward, options, where, f"reward.{name}", 1, ["weight"])
         parts.append(Part(name, weight, module.TASK,
                           lambda groups, f=module.reward, o=options: f(groups, **o)))
     task = sum(p.weight for p in parts if p.task)

@@ -10,7 +10,7 @@ pool share its prompt.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import SimpleNamespace
 
 from ranker.data import Ask, Group, Query
 from ranker.errors import UserError
@@ -26,14 +26,14 @@ class Experience:
     following: list[int] = field(default_factory=list)  # the next completion of the same episode, -1 for none
 
 
-def sampled(sampler: Sampler, ranker: ModuleType, queries: Sequence[Query], count: int, temperature: float, seed: int) -> Experience:
+def sampled(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int) -> Experience:
     """One random ask a query, `count` completions each."""
     asks = [ranker.sampled_ask(q, random.Random(f"{seed}/ask/{i}")) for i, q in enumerate(queries)]
     groups = sample_groups(sampler, asks, count, temperature, seed)
     return Experience(groups, [g for g in range(len(groups)) for _ in range(count)], [-1] * (len(groups) * count))
 
 
-def on_policy(sampler: Sampler, ranker: ModuleType, queries: Sequence[Query], count: int, temperature: float, seed: int) -> Experience:
+def on_policy(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int) -> Experience:
     """`count` episodes a query, in lockstep: every round's asks are sampled in one batch."""
     made = Experience()
     cohorts: dict[tuple, int] = {}

@@ -1,4 +1,4 @@
-"""Paired statistics over queries: a sign-flip randomization test and a bootstrap interval, seeded, in numpy."""
+"""Paired statistics over queries: a sign-flip randomization test, Holm's correction and a bootstrap interval, seeded, in numpy."""
 
 from collections.abc import Sequence
 
@@ -26,3 +26,22 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, samples: int = SA
                             for s in range(0, samples, 1000)])
     tail = (1 - level) / 2 * 100
     return float(np.percentile(means, tail)), float(np.percentile(means, 100 - tail))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected for the number of comparisons (Holm 1979), in the order given; NaN is refused."""
+    if any(value != value for value in p):
+        raise ValueError("a p-value is NaN")
+    corrected, largest = [0.0] * len(p), 0.0
+    for place, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        largest = max(largest, min((len(p) - place) * p[i], 1.0))
+        corrected[i] = largest
+    return corrected
+
+
+def compare(differences: Sequence[float]) -> dict[str, float]:
+    """Of paired differences: their number, mean (`gain`), p, 95% interval, and how many are above, at and below zero."""
+    low, high = bootstrap_interval(differences)
+    wins, losses = sum(d > 1e-12 for d in differences), sum(d < -1e-12 for d in differences)
+    return {"queries": len(differences), "gain": sum(differences) / len(differences), "p": randomization_p(differences), "low": low,
+            "high": high, "wins": wins, "ties": len(differences) - wins - losses, "losses": losses}

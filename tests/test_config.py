@@ -91,6 +91,7 @@ def test_the_command_line_has_the_last_word(tmp_path, text, read, value):
     ("model: {quantize: nf5}", ["model.quantize must be one of none, nf4", "did you mean 'nf4'?"]),
     ("train: {schedule: cosin}", ["train.schedule must be one of", "did you mean 'cosine'?"]),
     ("data: {tasks: [1, 2]}", ["data.tasks must be a list of names"]),
+    ("ranker: {name: 7}", ["ranker.name '7'"]),
     ("ranker: {name: eliminaton}", ["ranker.name 'eliminaton'", "did you mean 'elimination'?"]),
     ("train: {steps: 10, warmup: 10}", ["train.warmup (10) must be below train.steps (10)"]),
     ("train: 3", ["section 'train' must hold keys"]),
@@ -138,7 +139,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 @pytest.mark.parametrize("section, words", [
     ({"top1_hti": 1}, ["unknown reward 'top1_hti'", "did you mean 'top1_hit'?"]),
     ({"__init__": 1}, ["unknown reward '__init__'"]),
-    ({"top1_hit": {"grade": True}}, ["'top1_hit' has no option 'grade'", "did you mean 'graded'?"]),
+    ({"top1_hit": {"grade": True}}, ["reward.top1_hit has no option 'grade'", "did you mean 'graded'?"]),
     ({"top1_hit": {"wieght": 1}}, ["has no option 'wieght'", "did you mean 'weight'?"]),
     ({"top1_hit": {"graded": 1}}, ["reward.top1_hit.graded must be true or false"]),
     ({"top1_hit": {"weight": "much"}}, ["reward.top1_hit.weight must be a number"]),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from ranker import drive, llms, metrics, world
+from ranker.errors import UserError
 from ranker.data import Ask, Candidate, Query
 from ranker.rankers import elimination
 
@@ -28,7 +29,7 @@ def one_positive(n, name="q", place=None) -> Query:
 
 
 def mrr(ranking) -> float:
-    return metrics.reciprocal_rank(ranking.gains)
+    return metrics.of(ranking.gains)["MRR"]
 
 
 @pytest.mark.parametrize("n", range(2, 21))
@@ -42,14 +43,14 @@ def test_an_oracle_orders_graded_and_tied_relevance_perfectly_and_a_liar_the_oth
     rng = random.Random(0)
     queries = [query(f"q{i}", [rng.choice((0, 0.25, 0.5, 1, 3)) for _ in range(rng.randint(2, 15))] + [1]) for i in range(60)]
     for right, wrong in zip(drive.run(elimination, queries, oracle), drive.run(elimination, queries, liar)):
-        assert right.gains == sorted(right.gains, reverse=True) and metrics.ndcg(right.gains, 20) == pytest.approx(1)
+        assert right.gains == sorted(right.gains, reverse=True) and metrics.of(right.gains)["nDCG@20"] == pytest.approx(1)
         assert wrong.gains == sorted(wrong.gains)
 
 
 def test_every_built_in_task_is_solved_by_an_oracle():
     queries = [q for task in world.TASKS for q in world.queries(task, "test", 3)]
     for ranking in drive.run(elimination, queries, oracle):
-        assert metrics.all_metrics(ranking.gains) == pytest.approx(dict.fromkeys(metrics.NAMES, 1.0)) and ranking.failed == 0
+        assert metrics.of(ranking.gains) == pytest.approx(dict.fromkeys(metrics.NAMES, 1.0)) and ranking.failed == 0
 
 
 @pytest.mark.parametrize("model, status", [(mute, "missing_answer"), (babbler, "not_a_candidate")])
@@ -177,7 +178,7 @@ def test_a_ranker_that_loses_or_doubles_a_candidate_is_a_bug(result):
         return result
 
     with pytest.raises(AssertionError, match="toy did not return a permutation for query q"):
-        drive.run(SimpleNamespace(__name__="toy", rank=rank), [query("q", [1, 0, 0])], oracle)
+        drive.run(SimpleNamespace(name="toy", rank=rank), [query("q", [1, 0, 0])], oracle)
 
 
 def test_a_model_that_loses_an_answer_is_a_bug():
@@ -185,8 +186,14 @@ def test_a_model_that_loses_an_answer_is_a_bug():
         drive.run(elimination, [one_positive(3, "a"), one_positive(3, "b")], lambda asks: oracle(asks)[:1])
 
 
-def test_rankers_are_found_by_the_name_of_their_file():
-    assert drive.load_ranker("elimination") is elimination
+def test_rankers_are_found_by_the_name_of_their_file_and_take_options():
+    assert drive.load_ranker({"name": "elimination"}).rank.func is elimination.rank
+    sliding = drive.load_ranker({"name": "sliding", "window": "4", "step": 2})
+    assert sliding.calls(10) == 4 and len(sliding.sampled_ask(one_positive(9), random.Random(0)).pool) == 4
+    for section, words in (({"name": "elimination", "window": 4}, "ranker has no option 'window'"), ({"name": "sliding", "step": 20}, "step below the window"),
+                           ({"name": "sliding", "windw": 4}, "did you mean 'window'"), ({"name": "sliding", "window": 1.5}, "ranker.window must be a whole number")):
+        with pytest.raises(UserError, match=words):
+            drive.load_ranker(section, "my.yaml")
 
 
 def chi_square(counts, cells) -> float:

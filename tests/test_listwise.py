@@ -40,7 +40,7 @@ def test_the_reward_falls_strictly_with_the_rank_of_the_positive(n):
 def test_graded_relevance_has_linear_gain_and_the_ideal_of_the_pool():
     question = query([0, 3, 1, 2])
     [value] = paid(question, "[3] > [2] > [1] > [4]", k=3)
-    assert value == pytest.approx(metrics.ndcg([1, 3, 0, 2], 3)) and paid(question, "[2] > [4] > [3] > [1]") == [1.0]
+    assert value == pytest.approx(metrics.of([1, 3, 0, 2], names=["nDCG@3"])["nDCG@3"]) and paid(question, "[2] > [4] > [3] > [1]") == [1.0]
 
 
 @pytest.mark.parametrize("garbage", ["pppppp", "((((((((", "", ">>>", "[9] > [8]", "text", "<answer>[1] > [2]", "[2] > [1]</think>"])

@@ -1,18 +1,25 @@
-"""Metrics agree with trec_eval wherever both are defined, the chance row is the mean over all orders, BM25 is the textbook's
+"""Metrics agree with trec_eval to the last digit, the chance row is the mean over all orders, BM25 is the textbook's
 formula, and the statistics give known p-values and intervals for known cases, the same ones for the same seed."""
 
 import itertools
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import pytrec_eval
 
-from ranker import baselines, metrics, stats
+from ranker import baselines, metrics, stats, trec
 from ranker.data import Candidate, Query
+from ranker.errors import UserError
+
+REAL = Path(__file__).parents[2] / "shared/data/trec_eval_tests"
 
 H = lambda n: sum(1 / i for i in range(1, n + 1))  # noqa: E731
+EVERY = (*metrics.NAMES, "nDCG", "MRR@3", "AP", "AP@4", "Recall@5", "P@5", "P@30")
+TREC = {"MRR": "recip_rank", "nDCG": "ndcg", "nDCG@10": "ndcg_cut_10", "nDCG@3": "ndcg_cut_3", "AP": "map", "AP@10": "map_cut_10", "Hit@1": "success_1",
+        "Hit@5": "success_5", "Recall@5": "recall_5", "Recall@100": "recall_100", "P@5": "P_5", "P@20": "P_20"}
 
 
 def lists(count, seed=0):
@@ -24,57 +31,112 @@ def lists(count, seed=0):
         yield gains
 
 
-def trec(gains, level):
-    names = [f"d{i}" for i in range(len(gains))]
-    measures = {"ndcg_cut.1,5,10,20", "recip_rank", "success.1,5,10"}
-    evaluator = pytrec_eval.RelevanceEvaluator({"q": dict(zip(names, gains))}, measures, relevance_level=level)
-    found = evaluator.evaluate({"q": {name: float(len(gains) - i) for i, name in enumerate(names)}})["q"]
-    return {"MRR": found["recip_rank"], **{f"nDCG@{k}": found[f"ndcg_cut_{k}"] for k in (1, 5, 10, 20)},
-            **{f"Hit@{k}": found[f"success_{k}"] for k in (1, 5, 10)}}
+def one(name, gains, level=0.0):
+    return metrics.of(gains, level, [name])[name]
 
 
-def test_metrics_equal_trec_eval():
-    for gains in lists(500):
-        for level in (1, 2, 3):
-            assert metrics.all_metrics(gains, level) == pytest.approx(trec(gains, level), abs=1e-9)
-        assert metrics.all_metrics(gains) == pytest.approx(trec(gains, max(gains)), abs=1e-9)  # level 0 is the best grade
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_metrics_equal_trec_eval_on_two_thousand_runs(tmp_path, level):
+    """Judged documents that were not retrieved, unjudged ones, queries without relevant ones, short lists, tied scores, missing queries."""
+    rng = random.Random(level)
+    qrels, run = {}, {}
+    for q in range(2000):
+        judged = {f"d{i}": rng.choice((-1, 0, 0, 1, 2, 3)) for i in range(rng.randint(1, 30))}
+        if q % 50 == 0:
+            judged = dict.fromkeys(judged, 0)
+        qrels[f"q{q}"] = judged
+        if q % 40 != 1:
+            found = rng.sample([*judged, "x1", "x2", "x10"], rng.randint(1, len(judged) + 3))
+            run[f"q{q}"] = {d: float(rng.randint(0, 6)) if q % 3 == 0 else rng.random() for d in found}
+    (tmp_path / "run").write_text("".join(f"{q} Q0 {d} 1 {s!r} t\n" for q, scores in run.items() for d, s in scores.items()))
+    ours = trec.read_run(tmp_path / "run", ties="trec")
+    gains = [[qrels[q].get(d, 0) for d in ours.get(q, [])] for q in qrels]
+    values = metrics.compute(list(TREC), gains, [list(judged.values()) for judged in qrels.values()], level)
+    evaluator = pytrec_eval.RelevanceEvaluator(
+        qrels, {"recip_rank", "ndcg", "map", "ndcg_cut.3,10", "map_cut.10", "success.1,5", "recall.5,100", "P.5,20"}, relevance_level=level)
+    theirs = evaluator.evaluate(run)
+    for i, q in enumerate(qrels):  # a missing query counts 0, as in trec_eval -c
+        for name, name_there in TREC.items():
+            assert values[name][i] == pytest.approx(theirs[q][name_there] if q in theirs else 0.0, abs=1e-12), (q, name)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/trec_eval_tests beside the repository")
+@pytest.mark.parametrize("expected, qrels_file, run_file, level", [
+    ("out.test.a", "qrels.test.gz", "results.test.gz", 1), ("out.test.aq", "qrels.test.gz", "results.test.gz", 1),
+    ("out.test.aqc", "qrels.test.gz", "results.trunc.gz", 1), ("out.test.aql", "qrels.rel_level.gz", "results.test.gz", 2)])
+def test_metrics_equal_the_outputs_that_trec_eval_ships(expected, qrels_file, run_file, level):
+    with open(REAL / expected) as file:
+        wanted = {(m, q): float(v) for m, q, v in (line.split() for line in file) if m != "runid" and not m.startswith("relstring")}
+    qrels, run = trec.read_qrels(REAL / qrels_file), trec.read_run(REAL / run_file, ties="trec")
+    names = {m: metrics.canonical(m) for m, _ in wanted if m in ("map", "ndcg", "recip_rank") or m.startswith(("ndcg_cut_", "map_cut_", "success_", "recall_", "P_"))}
+    values = metrics.compute(list(names.values()), [[qrels[q].get(d, 0) for d in run.get(q, [])] for q in qrels], [list(g.values()) for g in qrels.values()], level)
+    compared = 0
+    for (measure, query), value in wanted.items():
+        if measure in names:
+            ours = values[names[measure]]
+            assert (ours.mean() if query == "all" else ours[list(qrels).index(query)]) == pytest.approx(value, abs=5.1e-5), (measure, query)
+            compared += 1
+    assert compared >= len(names) >= 34
 
 
 def test_hand_values():
     gains = [0, 2, 0, 1]
     ideal = 2 + 1 / math.log2(3)
-    assert metrics.ndcg(gains, 10) == pytest.approx((2 / math.log2(3) + 1 / math.log2(5)) / ideal)
-    assert metrics.ndcg(gains, 3) == pytest.approx(2 / math.log2(3) / ideal)
-    assert metrics.ndcg(gains, 1) == 0
-    assert metrics.reciprocal_rank(gains) == 1 / 2
-    assert metrics.reciprocal_rank([0, 1, 0, 2]) == 1 / 4  # only the best grade counts ...
-    assert metrics.reciprocal_rank([0, 1, 0, 2], level=1) == 1 / 2  # ... unless a level is named
-    assert [metrics.hit(gains, k) for k in (1, 2, 5)] == [0, 1, 1]
-    assert metrics.hit([0, 1, 0, 2], 2) == 0 and metrics.hit([0, 1, 0, 2], 2, level=1) == 1
+    assert one("nDCG@10", gains) == pytest.approx((2 / math.log2(3) + 1 / math.log2(5)) / ideal)
+    assert one("nDCG@3", gains) == pytest.approx(2 / math.log2(3) / ideal)
+    assert one("nDCG@1", gains) == 0
+    assert one("MRR", gains) == 1 / 2 and one("MRR@1", gains) == 0
+    assert one("MRR", [0, 1, 0, 2]) == 1 / 4  # only the best grade counts ...
+    assert one("MRR", [0, 1, 0, 2], level=1) == 1 / 2  # ... unless a level is named
+    assert [one(f"Hit@{k}", gains) for k in (1, 2, 5)] == [0, 1, 1]
+    assert one("Hit@2", [0, 1, 0, 2]) == 0 and one("Hit@2", [0, 1, 0, 2], level=1) == 1
+    assert one("AP", gains, level=1) == pytest.approx((1 / 2 + 2 / 4) / 2) and one("Recall@2", gains, level=1) == 0.5 and one("P@5", gains, level=1) == 0.4
+
+
+def test_what_was_judged_but_not_ranked_counts_in_the_ideal():
+    values = metrics.compute(["nDCG@10", "AP", "Recall@10", "MRR"], [[1, 0], []], [[1, 0, 3, 1], [2]], level=1)
+    assert values["nDCG@10"].tolist() == pytest.approx([1 / (3 + 1 / math.log2(3) + 1 / 2), 0])
+    assert values["AP"].tolist() == pytest.approx([1 / 3, 0]) and values["Recall@10"].tolist() == pytest.approx([1 / 3, 0]) and values["MRR"].tolist() == [1, 0]
 
 
 def test_real_valued_and_tied_utilities():
-    assert metrics.reciprocal_rank([0.1, 0.8, 0.8, 0.0]) == 1 / 2
-    assert metrics.ndcg([0.8, 0.8, 0.1], 10) == 1
-    assert metrics.all_metrics([0.0, 0.0]) == dict.fromkeys(metrics.NAMES, 0.0)  # no gain, no credit, no error
-    assert metrics.reciprocal_rank([0, 1], level=2) == 0
+    assert one("MRR", [0.1, 0.8, 0.8, 0.0]) == 1 / 2
+    assert one("nDCG@10", [0.8, 0.8, 0.1]) == 1
+    assert metrics.of([0.0, 0.0]) == dict.fromkeys(metrics.NAMES, 0.0)  # no gain, no credit, no error
+    assert one("MRR", [0, 1], level=2) == 0
+
+
+@pytest.mark.parametrize("alias, name", [("ndcg_cut_10", "nDCG@10"), ("ndcg@10", "nDCG@10"), ("NDCG", "nDCG"), ("mrr@10", "MRR@10"), ("recip_rank", "MRR"), ("RR", "MRR"),
+                                         ("hr@1", "Hit@1"), ("success_5", "Hit@5"), ("map", "AP"), ("map_cut_100", "AP@100"), ("recall@5", "Recall@5"),
+                                         ("R@1000", "Recall@1000"), ("P_20", "P@20"), (" Precision@1 ", "P@1")])
+def test_other_tools_names_are_understood(alias, name):
+    assert metrics.canonical(alias) == name == metrics.canonical(name)
+
+
+@pytest.mark.parametrize("name", ["ndgc@10", "recall", "hit", "ndcg@0", "", "@10", "f1@3", "mrr@ten"])
+def test_unknown_metrics_are_refused(name):
+    with pytest.raises(UserError, match="unknown metric"):
+        metrics.canonical(name)
 
 
 def test_a_perfect_order_scores_one_and_any_swap_that_hurts_scores_less():
     for gains in lists(100, seed=1):
         best = sorted(gains, reverse=True)
-        assert all(value == pytest.approx(1) for value in metrics.all_metrics(best).values())
+        assert all(value == pytest.approx(1) for value in metrics.of(best).values())
         if best[0] > best[-1]:
             swapped = [best[-1], *best[1:-1], best[0]]
-            assert metrics.ndcg(swapped, 20) < 1
+            assert one("nDCG@20", swapped) < 1
 
 
 @pytest.mark.parametrize("gains", [[1], [0, 1], [0, 1, 0], [1, 1, 0], [2, 1, 0, 0], [2, 2, 1, 0], [0.5, 0.2, 0.5, 0.0, 0.1],
                                    [1, 1, 1], [3, 2, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]])
 @pytest.mark.parametrize("level", [0.0, 1.0, 2.0, 9.0])
-def test_the_chance_row_is_the_mean_over_all_orders(gains, level):
-    orders = [metrics.all_metrics(order, level) for order in itertools.permutations(gains)]
-    assert metrics.random_order(gains, level) == pytest.approx(metrics.mean(orders), abs=1e-12)
+@pytest.mark.parametrize("judged", [None, (0, 3, 2)])
+def test_the_chance_row_is_the_mean_over_all_orders(gains, level, judged):
+    orders = list(itertools.permutations(gains))
+    known = judged and [*gains, *judged]
+    values = metrics.compute(EVERY, orders, known and [known] * len(orders), level)
+    assert metrics.random_order(gains, level, EVERY, known) == pytest.approx({name: v.mean() for name, v in values.items()}, abs=1e-12)
 
 
 @pytest.mark.parametrize("n, mrr", [(20, 0.1799), (10, 0.2929), (5, 0.4567), (7, 0.3704), (9, 0.3143)])

@@ -91,7 +91,7 @@ def test_shaped_rewards_of_an_episode_sum_to_the_ndcg_of_its_ranking(guessing, k
         for chain in episodes_of(experience):
             dropped = [rows[i][1].answer.value[0] for i in chain]
             order = [c for c in query.ids if c not in dropped] + dropped[::-1]
-            assert returns[chain[0]].item() == pytest.approx(metrics.ndcg([query.rel[c] for c in order], k), abs=1e-6)
+            assert returns[chain[0]].item() == pytest.approx(metrics.of([query.rel[c] for c in order], names=[f"nDCG@{k}"])[f"nDCG@{k}"], abs=1e-6)
 
 
 def test_surviving_pays_as_published_and_losing_the_positive_pays_nothing():

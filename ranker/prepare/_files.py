@@ -6,7 +6,7 @@ import html
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -56,26 +56,37 @@ def header(path: Path, separator: str) -> list[str]:
         return next(csv.reader(file, delimiter=separator), [])
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of a JSON lines file; empty lines are skipped."""
+def json_lines(path: Path, parse: Callable[[str], object] = json.loads) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of a JSON lines file; empty lines are skipped. `parse` reads one line."""
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
+                record = parse(line)
+            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # json's and literal_eval's
                 raise UserError(f"{path}:{number}: not JSON ({error})") from None
             if not isinstance(record, dict):
                 raise UserError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
             yield number, record
 
 
-def find(folder: Path, *patterns: str) -> Path | None:
-    """The first file of a folder that fits one of the patterns, in their order; `.gz` or not."""
+def json_file(path: Path) -> object:
+    """What a file of one JSON value holds."""
+    with open_text(path) as file:
+        content = file.read()
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}:{getattr(error, 'lineno', 1)}: not JSON ({error})") from None
+
+
+def find(folder: Path, *patterns: str, but: str | None = None) -> Path | None:
+    """The first file of a folder that fits one of the patterns, in their order, and not the pattern `but`; `.gz` or not."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    found = [path for pattern in patterns for suffix in ("", ".gz") for path in sorted(folder.glob(pattern + suffix))]
+    found = [path for pattern in patterns for suffix in ("", ".gz") for path in sorted(folder.glob(pattern + suffix))
+             if but is None or not path.match(but)]
     return found[0] if found else None
 
 
@@ -87,6 +98,15 @@ def number(text: str, where: str, what: str) -> float:
         value = float("nan")
     if value - value != 0:  # NaN and the infinities
         raise UserError(f"{where}: {what} {text!r} is no number")
+    return value
+
+
+def words(value: object, where: str, what: str) -> str:
+    """A text that is not blank and can be written, or a UserError that says where it should stand."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: {what} must be a text, got {value!r}")
+    if re.search(r"[\ud800-\udfff]", value):
+        raise UserError(f"{where}: {what} holds half of a surrogate pair (\\ud800 to \\udfff), which is no text")
     return value
 
 

@@ -5,7 +5,7 @@ given (so that a model that says nothing scores the input order); the driver cou
 """
 
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 
 from ranker.data import Answer, Ask, Query
 
@@ -15,7 +15,12 @@ def rank(query: Query, rng: random.Random) -> Generator[Ask, Answer, list[str]]:
     if len(query.ids) < 2:
         return list(query.ids)
     answer = yield Ask(query, query.ids, "order")
-    return [*answer.value, *(c for c in query.ids if c not in answer.value)]
+    return completed(answer, query.ids)
+
+
+def completed(answer: Answer, pool: Sequence[str]) -> list[str]:
+    """What could be read, then what is missing in the order given."""
+    return [*answer.value, *(c for c in pool if c not in answer.value)]
 
 
 def calls(n: int) -> int:

@@ -1,0 +1,74 @@
+"""Runs of other tools as queries: a TREC run or a dump of retrieved passages, its judgements, its texts."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from ranker.data import Candidate, Query
+from ranker.errors import UserError
+from ranker.prepare._files import clean, json_lines, open_text
+from ranker.trec import Qrels, Run
+
+
+def read_corpus(path: Path, topics: Path | None = None) -> tuple[dict[str, str], dict[str, str]]:
+    """(query id -> its text, document id -> its text).
+
+    Two layouts: a JSON list of {query, hits: [{qid, docid, content}]}, or JSON lines of {_id, title, text} with the
+    queries in `topics` (id TAB text).
+    """
+    queries, documents = {}, {}
+    for line, document, text, query in _documents(path):
+        if not isinstance(document, (str, int)) or not isinstance(text, str):
+            raise UserError(f"{path}:{line}: a document needs an id ('docid' or '_id') and a text ('content' or 'text')")
+        documents[str(document)] = clean(text)
+        if query:
+            queries[str(query[0])] = query[1]
+    if topics:
+        with open_text(topics) as file:
+            for line, text in enumerate(file, 1):
+                query, tab, words = text.rstrip("\r\n").partition("\t")
+                if text.strip() and not tab:
+                    raise UserError(f"{topics}:{line}: expected a query id, a tab and its text")
+                queries[query] = words
+    return queries, documents
+
+
+def _documents(path: Path) -> Iterator[tuple[int, object, object, tuple[object, str] | None]]:
+    """(line, id, text, (query id, its text) where known) of every document."""
+    with open_text(path) as file:
+        start = file.read(64).lstrip()
+        if not start.startswith("["):
+            for line, record in json_lines(path):
+                title = record.get("title") or ""
+                text = record.get("text", record.get("contents"))
+                yield line, record.get("_id", record.get("docid", record.get("id"))), f"{title} {text}".strip() if isinstance(text, str) else None, None
+            return
+        file.seek(0)
+        try:
+            entries = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not JSON ({error})") from None
+    for entry in entries:
+        if not isinstance(entry, dict) or not isinstance(entry.get("query"), str) or not isinstance(entry.get("hits"), list):
+            raise UserError(f"{path}: every entry needs 'query' and 'hits'")
+        for hit in entry["hits"]:
+            hit = hit if isinstance(hit, dict) else {}
+            yield 1, hit.get("docid"), hit.get("content"), (hit.get("qid"), entry["query"]) if "qid" in hit else None
+
+
+def queries(run: Run, qrels: Qrels, texts: tuple[dict[str, str], dict[str, str]] | None, where: str,
+            task: str = "rank") -> tuple[list[Query], dict[str, list[float]], list[str]]:
+    """(a query for every judged one, candidates in the order of the run; query -> all its grades; queries of the run without judgements).
+
+    A judged query that the run lacks has no candidates and counts 0, as in `trec_eval -c`. Without `texts` candidates
+    have none. Raises UserError for a document that has no text. Negative grades count as 0.
+    """
+    made, (contexts, documents) = [], texts or ({}, {})
+    for query, grades in qrels.items():
+        ids = run.get(query, [])
+        missing = [d for d in ids if texts and d not in documents]
+        if missing or (texts and ids and query not in contexts):
+            raise UserError(f"{where}: no text for {f'document {missing[0]!r} of ' if missing else ''}query '{query}' in the corpus")
+        made.append(Query(query, task, contexts.get(query, ""), tuple(Candidate(d, documents.get(d, "")) for d in ids),
+                          tuple(float(max(grades.get(d, 0), 0)) for d in ids)))
+    return made, {query: [float(max(g, 0)) for g in grades.values()] for query, grades in qrels.items()}, sorted(run.keys() - qrels.keys())

@@ -1,0 +1,86 @@
+"""TREC files: runs (`qid Q0 docid rank score tag`) and qrels (`qid 0 docid grade`), gzipped or not, in and out.
+
+The rank column of a run is never trusted: trec_eval sorts by score. Where scores tie, the order is nobody's; a run
+with ties is refused until the reader says how to break them: `trec` (document ids falling, scores in single precision,
+as trec_eval does), `input` (the order of the file) or `pessimistic` (what is relevant comes last).
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from ranker.errors import UserError
+from ranker.files import write_text
+from ranker.prepare._files import number, open_text
+
+TIES = ("trec", "input", "pessimistic")
+Qrels = dict[str, dict[str, int]]  # query -> document -> grade
+Run = dict[str, list[str]]  # query -> documents, best first
+
+
+def read_qrels(path: Path) -> Qrels:
+    """Raises UserError with file and line for every defect."""
+    grades: Qrels = {}
+    for where, fields in _rows(path, (4,)):
+        query, _, document, grade = fields
+        if not re.fullmatch(r"[+-]?\d{1,9}", grade):
+            raise UserError(f"{where}: the grade {grade!r} is no whole number of at most 9 digits")
+        if document in grades.setdefault(query, {}):
+            raise UserError(f"{where}: document '{document}' of query '{query}' is judged twice")
+        grades[query][document] = int(grade)
+    if not grades:
+        raise UserError(f"{path}: no judgements in the file")
+    return grades
+
+
+def read_run(path: Path, ties: str | None = None, qrels: Qrels | None = None) -> Run:
+    """Documents by falling score. Six columns, or three (`qid docid score`); words behind the tag are ignored."""
+    scores: dict[str, dict[str, float]] = {}
+    tied = None
+    for where, fields in _rows(path, (3, 6)):
+        query, document, score = (fields[0], *fields[1:]) if len(fields) == 3 else (fields[0], fields[2], fields[4])
+        found = scores.setdefault(query, {})
+        if document in found:
+            raise UserError(f"{where}: document '{document}' of query '{query}' stands twice")
+        found[document] = number(score, where, "the score")
+    if not scores:
+        raise UserError(f"{path}: no rows in the file")
+    run = {}
+    for query, found in scores.items():
+        values = {d: float(np.float32(s)) for d, s in found.items()} if ties == "trec" else found
+        if ties is None and len(set(found.values())) < len(found):
+            tied = tied or query
+        if ties == "trec":
+            order = sorted(sorted(found, reverse=True), key=lambda d: -values[d])
+        elif ties == "pessimistic":
+            order = sorted(found, key=lambda d: (-values[d], (qrels or {}).get(query, {}).get(d, 0)))
+        else:
+            order = sorted(found, key=lambda d: -values[d])  # stable
+        run[query] = order
+    if tied is not None:
+        raise UserError(f"{path}: documents of query '{tied}' have equal scores; say how to order them: --ties {'|'.join(TIES)}")
+    return run
+
+
+def _rows(path: Path, counts: tuple[int, ...]):
+    """(file:line, fields) of the rows; more fields than the largest count are cut."""
+    with open_text(Path(path)) as file:
+        for line, text in enumerate(file, 1):
+            fields = text.split()
+            if not fields or fields[0].startswith("#"):
+                continue
+            if len(fields) not in counts and len(fields) < max(counts):
+                raise UserError(f"{path}:{line}: {len(fields)} columns, expected {' or '.join(map(str, counts))}")
+            yield f"{path}:{line}", fields[:max(counts)] if len(fields) not in counts else fields
+
+
+def write_run(path: Path, rankings: Iterable[tuple[str, list[str]]], tag: str) -> None:
+    """Scores fall by 1 from each document to the next, so that they never tie."""
+    write_text(path, "".join(f"{query} Q0 {document} {rank} {len(order) - rank + 1} {tag}\n"
+                             for query, order in rankings for rank, document in enumerate(order, 1)))
+
+
+def write_qrels(path: Path, qrels: Qrels) -> None:
+    write_text(path, "".join(f"{query} 0 {document} {grade}\n" for query, grades in qrels.items() for document, grade in grades.items()))
