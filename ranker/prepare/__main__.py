@@ -16,6 +16,7 @@ from ranker.baselines import context_text
 from ranker.data import Query, iter_queries, write_queries
 from ranker.errors import Parser, UserError, exit_status, nearest
 from ranker.files import sha256
+from ranker.prepare import requests
 from ranker.prepare._groups import merged
 from ranker.sources import split_of
 
@@ -33,6 +34,7 @@ def main() -> None:
     module.arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="the JSON lines file to write")
     parser.add_argument("--seed", type=int, default=0, help="of sampled candidates and their order")
+    parser.add_argument("--requests_out", type=Path, help="also write the queries as rank_llm's requests, for other rerankers")
     args = parser.parse_args(sys.argv[2:])
     dropped, counts, seen = Counter(), Counter(), {}
     ungrouped = args.out.with_name(f"{args.out.name}.ungrouped")
@@ -44,6 +46,8 @@ def main() -> None:
         write_queries(args.out, counted(iter_queries(ungrouped), group, counts))
     finally:
         ungrouped.unlink(missing_ok=True)
+    if args.requests_out:
+        requests.write(args.requests_out, iter_queries(args.out))
     print(f"{args.out}: {counts['queries']} queries, {counts['candidates']} candidates, {counts['positives']} positives,"
           f" sha256 {sha256(args.out)[:16]}")
     print(f"  splits by group: {counts['train']} training, {counts['validation']} validation, {counts['test']} test;"

@@ -1,0 +1,50 @@
+"""A TREC run with its judgements and texts -> queries: the first `depth` documents of the run are the candidates.
+
+Grades are the relevance; unjudged documents count 0, which is a claim of the metric, not of a judge. The order of the
+run is kept (a reranker sees its first stage), unless `--shuffle`. Nothing is added: a query whose relevant documents
+the first stage missed is dropped and counted, since there is nothing to rank.
+"""
+
+import argparse
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ranker import foreign, trec
+from ranker.data import Query
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="qid Q0 docid rank score tag")
+    parser.add_argument("qrels", type=Path, help="qid 0 docid grade")
+    parser.add_argument("corpus", type=Path, help="retrieve_results JSON, or JSON lines of {_id, title, text} with --topics")
+    parser.add_argument("--topics", type=Path, help="query texts, id TAB text")
+    parser.add_argument("--depth", type=int, default=20, help="candidates of a query")
+    parser.add_argument("--ties", choices=trec.TIES, help="how to order documents of equal score")
+    parser.add_argument("--task", default="rank", help="the wording, from prompts/tasks.yaml")
+    parser.add_argument("--shuffle", action="store_true", help="shuffle the candidates of each query")
+
+
+def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
+    """A query for every judged one. Raises UserError with file and line for broken files and for documents without text."""
+    qrels = trec.read_qrels(args.qrels)
+    run = trec.read_run(args.run, args.ties, qrels)
+    queries, _, unjudged = foreign.queries({q: ids[:args.depth] for q, ids in run.items()}, qrels,
+                                           foreign.read_corpus(args.corpus, args.topics), str(args.corpus), args.task)
+    if unjudged:
+        dropped["queries of the run without judgements"] += len(unjudged)
+    for query in tqdm(queries, desc="queries", unit="query"):
+        if len(query.ids) < 2:
+            dropped["judged queries with fewer than two documents in the run"] += 1
+        elif max(query.relevance) <= 0:
+            dropped[f"queries without a relevant document in the first {args.depth} of the run"] += 1
+        else:
+            if args.shuffle:
+                pairs = list(zip(query.candidates, query.relevance))
+                random.Random(f"{args.seed}/trec/{query.id}").shuffle(pairs)
+                query = replace(query, candidates=tuple(c for c, _ in pairs), relevance=tuple(r for _, r in pairs))
+            yield query

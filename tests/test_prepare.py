@@ -1,0 +1,185 @@
+"""What all preparations share: groups that never split, near-duplicates found exactly, files written whole or not at all; TREC and request files."""
+
+import itertools
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ranker import config as settings, sources, trec
+from ranker.baselines import tokens
+from ranker.data import Candidate, Query, read_queries, write_queries
+from ranker.errors import UserError, exit_status
+from ranker.prepare import __main__ as prepare, _groups
+
+WORDS = [f"w{i}" for i in range(40)]
+
+
+def jaccard(a, b) -> float:
+    a, b = set(tokens(a)), set(tokens(b))
+    return len(a & b) / len(a | b)
+
+
+def contexts(rng, count):
+    """Texts of 4 to 14 words, a third of them near or exact copies of earlier ones."""
+    made = []
+    for _ in range(count):
+        if made and rng.random() < 0.35:
+            words = made[rng.randrange(len(made))].split()
+            if rng.random() < 0.7:
+                words[rng.randrange(len(words))] = rng.choice(WORDS)
+            rng.shuffle(words)
+        else:
+            words = rng.choices(WORDS, k=rng.randint(4, 14))
+        made.append(" ".join(words))
+    return made
+
+
+@pytest.mark.parametrize("alike", [0.5, 0.8, 1.0])
+def test_near_duplicates_end_in_one_group_and_nothing_else_does(alike):
+    for seed in range(20):
+        texts = contexts(random.Random(seed), 60)
+        groups = _groups.merged([f"g{i}" for i in range(60)], texts, alike)
+        parent = list(range(60))  # the plain way: every pair
+
+        def find(i):
+            return i if parent[i] == i else find(parent[i])
+        for i, j in itertools.combinations(range(60), 2):
+            if jaccard(texts[i], texts[j]) >= alike:
+                parent[max(find(i), find(j))] = min(find(i), find(j))
+        assert groups == [f"g{find(i)}" for i in range(60)]
+
+
+def test_groups_that_were_given_are_joined_by_their_members():
+    texts = ["a b c d e", "x y z v w", "e d c b a", "one two three four five", "x y z v w"]
+    assert _groups.merged(["u", "v", "w", "w", "t"], texts) == ["u", "v", "u", "u", "v"]
+
+
+def query(name, context, group="") -> Query:
+    return Query(name, "rank", context, (Candidate("a", "x"), Candidate("b", "y")), (1.0, 0.0), group)
+
+
+def run_prepare(monkeypatch, queries, *arguments):
+    """`python -m ranker.prepare movielens` with other queries behind it."""
+    from ranker.prepare import movielens
+    monkeypatch.setattr(movielens, "prepare", lambda args, dropped: (dropped.update({"short ones": 3}), iter(queries))[1])
+    monkeypatch.setattr("sys.argv", ["prepare", "movielens", "folder", *map(str, arguments)])
+    return exit_status(prepare.main)
+
+
+def test_no_group_and_no_near_duplicate_context_stands_in_two_splits(tmp_path, monkeypatch, capsys):
+    rng = random.Random(0)
+    texts = contexts(rng, 400)
+    queries = [query(f"q{i}", text, f"user{i % 300}") for i, text in enumerate(texts)]
+    assert run_prepare(monkeypatch, queries, "--out", tmp_path / "q.jsonl") == 0
+    split = {}
+    for name in ("train", "validation", "test"):
+        for q in sources.held_out(settings.Data(train=str(tmp_path / "q.jsonl")), name):
+            split[q.id] = name
+    assert len(split) == 400 and min(Counter(split.values()).values()) > 5
+    for i, j in itertools.combinations(range(400), 2):
+        if i % 300 == j % 300 or jaccard(texts[i], texts[j]) >= 0.8:
+            assert split[f"q{i}"] == split[f"q{j}"], (texts[i], texts[j])
+    out = capsys.readouterr().out
+    counts = Counter(split.values())
+    assert f"{counts['train']} training, {counts['validation']} validation, {counts['test']} test" in out and "dropped 3: short ones" in out
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    def broken():
+        yield query("q1", "x")
+        raise UserError("raw.csv:7: broken")
+    (tmp_path / "q.jsonl").write_text("before")
+    assert run_prepare(monkeypatch, broken(), "--out", tmp_path / "q.jsonl") == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["q.jsonl"] and (tmp_path / "q.jsonl").read_text() == "before"
+    assert run_prepare(monkeypatch, [], "--out", tmp_path / "q.jsonl") == 2
+    assert "no query came out of it; dropped: 3 short ones" in capsys.readouterr().err and (tmp_path / "q.jsonl").read_text() == "before"
+
+
+@pytest.mark.parametrize("arguments, words", [([], "name a data set"), (["movilens"], "did you mean 'movielens'"), (["movielens"], "--help"),
+                                              (["movielens", "nowhere", "--out", "x.jsonl"], "there is no folder nowhere")])
+def test_a_wrong_command_ends_with_one_line(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["prepare", *arguments])
+    assert exit_status(prepare.main) == 2 and words in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_held_out_file_may_not_share_a_group_with_training(tmp_path):
+    write_queries(tmp_path / "train.jsonl", [query(f"q{i}", f"text {i}", f"user{i}") for i in range(50)])
+    data = settings.Data(train=str(tmp_path / "train.jsonl"))
+    trained = sources.held_out(data, "train")[0]
+    write_queries(tmp_path / "test.jsonl", [query("new", "another", trained.group)])
+    with pytest.raises(UserError, match="1 of its 1 queries are trained on"):
+        sources.held_out(replace(data, test=str(tmp_path / "test.jsonl")), "test")
+
+
+@pytest.fixture
+def trec_files(tmp_path):
+    (tmp_path / "run").write_text("1 Q0 a 1 3.0 t\n1 Q0 b 2 2.5 t more words\n1 Q0 c 3 1 t\n2 Q0 a 1 1 t\n2 Q0 c 2 0 t\n3 Q0 a 1 1 t\n3 Q0 b 1 0 t\n")
+    (tmp_path / "qrels").write_text("1 0 b 2\n1 0 c -1\n2 0 b 1\n4 0 a 1\n")
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"_id": d, "title": d.upper(), "text": f"text {d}"}) + "\n" for d in "abc"))
+    (tmp_path / "topics.tsv").write_text("1\tfirst\n2\tsecond\n3\tthird\n")
+    return [str(tmp_path / name) for name in ("run", "qrels", "corpus.jsonl")] + ["--topics", str(tmp_path / "topics.tsv")]
+
+
+def test_a_trec_run_becomes_queries_in_its_order(trec_files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["prepare", "trec", *trec_files, "--out", str(tmp_path / "q.jsonl"), "--requests_out", str(tmp_path / "r.jsonl")])
+    assert exit_status(prepare.main) == 0
+    [q] = read_queries(tmp_path / "q.jsonl")
+    assert (q.id, q.context, q.ids, q.relevance, q.texts["b"]) == ("1", "first", ("a", "b", "c"), (0, 2, 0), "B text b")
+    out = capsys.readouterr().out
+    for words in ("dropped 1: queries of the run without judgements", "dropped 1: queries without a relevant document", "dropped 1: judged queries with fewer"):
+        assert words in out
+    request = json.loads((tmp_path / "r.jsonl").read_text())
+    assert request["query"] == {"text": "first", "qid": "1"} and [c["docid"] for c in request["candidates"]] == ["a", "b", "c"]
+    monkeypatch.setattr("sys.argv", ["prepare", "requests", str(tmp_path / "r.jsonl"), trec_files[1], "--out", str(tmp_path / "again.jsonl")])
+    assert exit_status(prepare.main) == 0 and read_queries(tmp_path / "again.jsonl") == [q]
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("run", "1 Q0 a 1 3.0 t\n1 Q0 b 2 3.0 t\n", "documents of query '1' have equal scores; say how to order them: --ties"),
+    ("run", "1 Q0 a 1 x t\n", "run:1: the score 'x' is no number"),
+    ("run", "1 Q0 a 1\n", "run:1: 4 columns, expected 3 or 6"),
+    ("run", "1 Q0 a 1 3 t\n1 Q0 a 2 2 t\n", "run:2: document 'a' of query '1' stands twice"),
+    ("run", "1 Q0 zzz 1 3 t\n", "no text for document 'zzz' of query '1'"),
+    ("run", "\n", "no rows"),
+    ("qrels", "1 0 a 99999999999999999999\n", "qrels:1: the grade '99999999999999999999' is no whole number"),
+    ("qrels", "1 0 a 1.5\n", "qrels:1: the grade '1.5'"),
+    ("qrels", "1 0 a 1\n1 0 a 0\n", "qrels:2: document 'a' of query '1' is judged twice"),
+    ("corpus.jsonl", '{"_id": "a", "text": 3}\n', "corpus.jsonl:1: a document needs"),
+    ("corpus.jsonl", '{"_id": "a"\n', "corpus.jsonl:1: not JSON"),
+])
+def test_a_broken_trec_file_is_named_with_its_line(trec_files, tmp_path, monkeypatch, capsys, name, text, words):
+    (tmp_path / name).write_text(text)
+    monkeypatch.setattr("sys.argv", ["prepare", "trec", *trec_files, "--out", str(tmp_path / "q.jsonl")])
+    assert exit_status(prepare.main) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.strip().count("\n") == 0 and not (tmp_path / "q.jsonl").exists()
+
+
+@pytest.mark.parametrize("text, words", [("[1]\n", "expected a JSON object"), ('{"query": "x"}\n', ":1: a request needs"),
+                                         ('{"query": {"text": "x", "qid": 1}, "candidates": [{"docid": 1}]}\n', ":1: candidate 1 needs 'docid' and 'doc'")])
+def test_a_broken_request_is_named_with_its_line(tmp_path, monkeypatch, capsys, text, words):
+    (tmp_path / "r.jsonl").write_text(text)
+    (tmp_path / "qrels").write_text("1 0 a 1\n")
+    monkeypatch.setattr("sys.argv", ["prepare", "requests", str(tmp_path / "r.jsonl"), str(tmp_path / "qrels"), "--out", str(tmp_path / "q.jsonl")])
+    assert exit_status(prepare.main) == 2 and words in capsys.readouterr().err
+
+
+def test_ties_are_broken_as_asked(tmp_path):
+    (tmp_path / "run").write_text("1 b 2\n1 a 2\n1 c 2.00000001\n1 d 9\n")
+    qrels = {"1": {"d": 1, "b": 1}}
+    assert trec.read_run(tmp_path / "run", "trec")["1"] == ["d", "c", "b", "a"]  # in single precision c ties too
+    assert trec.read_run(tmp_path / "run", "input")["1"] == ["d", "c", "b", "a"]
+    assert trec.read_run(tmp_path / "run", "pessimistic", qrels)["1"] == ["d", "c", "a", "b"]
+    (tmp_path / "run").write_text("1 a 1\n1 c 1\n1 b 1.00000001\n")
+    assert trec.read_run(tmp_path / "run", "trec")["1"] == ["c", "b", "a"] and trec.read_run(tmp_path / "run", "input")["1"] == ["b", "a", "c"]
+
+
+def test_runs_that_we_write_never_tie_and_come_back(tmp_path):
+    orders = {f"q{i}": random.Random(i).sample([f"d{j}" for j in range(1000)], 1000) for i in range(3)}
+    trec.write_run(tmp_path / "run", orders.items(), "tag")
+    assert trec.read_run(Path(tmp_path / "run")) == orders == trec.read_run(tmp_path / "run", "trec")
