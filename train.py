@@ -90,7 +90,7 @@ def main() -> int | None:
         record = {"step": step, **reward_means(rewards), **rollout_means(groups),
                   "shortened": (policy.prompter.shortened - shortened) / len(groups)}
         # Return, of the task part and of all; an ask of its own has one reward, a step of an episode those after it too.
-        task, total = (losses.returns_to_go(torch.tensor([r[part] for row in rewards for r in row]), experience.following)
+        task, total = (losses.returns_to_go(torch.tensor([r[part] for row in rewards for r in row]), experience.following, config.rollout.discount)
                        for part in ("task", "total"))  # [completions] each
         credit, alive = objective.credit(config.train, total, task, torch.tensor(experience.cohorts))  # [completions] each
         record["dead"] = 1 - alive.float().mean().item()

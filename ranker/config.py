@@ -65,6 +65,7 @@ class Rollout:
     states: str = setting("sampled", choices=("sampled", "on_policy"))  # pools: random ones, or those of the policy's own episodes
     prompts_per_step: int = setting(16, low=1)  # with on_policy: queries
     completions_per_prompt: int = setting(8, low=1)  # the group; with on_policy: episodes
+    discount: float = setting(1.0, low=0.0, high=1.0)  # with on_policy: of the reward one ask later
     temperature: float = setting(1.0, low=0.01, high=10.0)  # of sampling and scoring alike
     max_new_tokens: int = setting(1024, low=1)
     tokens_per_batch: int = setting(131072, low=16)  # held in the cache at once: rows x (prompt + max_new_tokens)

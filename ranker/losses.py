@@ -20,12 +20,12 @@ Tensor = torch.Tensor
 MAX_LOG_RATIO = 20.0  # one token must not dominate exp()
 
 
-def returns_to_go(rewards: Tensor, following: list[int]) -> Tensor:
-    """[N]: the rewards of a completion and of all that follow it in its episode; `following[i]` > i, or -1 at the end."""
+def returns_to_go(rewards: Tensor, following: list[int], discount: float = 1.0) -> Tensor:
+    """[N]: the reward of a completion and, discounted, of those that follow it in its episode; `following[i]` > i, or -1 at the end."""
     returns = rewards.nan_to_num(nan=0.0)
     for i in reversed(range(len(following))):
         if following[i] >= 0:
-            returns[i] += returns[following[i]]
+            returns[i] += discount * returns[following[i]]
     return torch.where(rewards.isnan(), rewards, returns)  # unscored stays unscored
 
 

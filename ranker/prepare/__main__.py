@@ -69,7 +69,7 @@ def counted(queries: Iterable[Query], group: dict[str, str], counts: Counter) ->
     for query in queries:
         name = group[query.id]
         counts.update({"queries": 1, "candidates": len(query.ids), "positives": len(query.positives), split_of(name, 0): 1,
-                       "joined": name != (query.group or query.id)})
+                       "joined": int(name != (query.group or query.id))})
         yield replace(query, group="" if name == query.id else name)
 
 

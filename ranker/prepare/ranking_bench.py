@@ -1,0 +1,137 @@
+"""Ranking-bench, the data of R1-Ranker's authors -> one query a row: its prompt taken apart into a context and candidates.
+
+Found in github.com/ulab-uiuc/R1-Ranker (commit 583c9e6: examples/data_preprocess and eval; the data set itself was not
+looked at): two subsets, `direct` (full pools, what the authors evaluate on) and `iterative` (pools of every size, drawn
+from the same queries), each with the splits train and test. A row has the texts
+
+    task_name    Rec-Movie, Rec-Music, Rec-Game, Router-Performance, Router-Balance, Router-Cost, Passage-5, -7 or -9
+    problem      the prompt. Rec: "... in order: ['0. A', '1. B'] Now there are ..."; Router: lines "# NAME: DESCRIPTION",
+                 then "Here is a query: Q and LLM condidates: ..." (sic); Passage: "Here is a query: Q and candidate
+                 passages:", lines "passage 0: TEXT", then "Please think step by step ..."
+    candidates   a list of titles, of LLM names, or of passage texts
+    gt           the positive: a title, an LLM name, or the id of a passage as the problem spells it ("passage 3")
+
+Assumed: the published rows follow these scripts, and passages may be listed by id too, since the scripts disagree on
+names. A row that does not fit ends the run with its number; nothing is guessed. Decisions one could doubt: candidates
+are c1, c2, ... in the order listed; an LLM's text is its name with the problem's description of it, for a name alone
+does not say the price; where several candidates have the positive's title all are positive. The authors' routing labels
+keep only the first of tied LLMs, which can't be undone here, and their iterative routing rows were split after they
+were drawn, so that the queries of its test split have rows in train: hence `direct` is the default.
+"""
+
+import argparse
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from ranker.data import Candidate, Query
+from ranker.errors import UserError, nearest
+from ranker.prepare._files import clean, json_lines
+
+NAME = "ulab-ai/Ranking-bench"
+FIELDS = {"task_name": str, "problem": str, "candidates": list, "gt": str}
+TASKS = ("rec-movie", "rec-music", "rec-game", "router-performance", "router-balance", "router-cost",
+         "passage-5", "passage-7", "passage-9")
+Parts = tuple[str | tuple[str, ...], list[str], list[str]]  # the context, what `gt` may be, the candidates' texts
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", default=NAME, help="a name on the hub, a folder, or a .jsonl[.gz] or .parquet file")
+    parser.add_argument("--subset", default="direct", help="direct or iterative (not for a file)")
+    parser.add_argument("--split", default="train", help="train or test (not for a file)")
+
+
+def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
+    """A query a row; none is dropped. Raises UserError for the first row that does not fit."""
+    for where, name, row in rows(args):
+        try:
+            found = query(row, f"ranking-bench.{name}")
+        except ValueError as error:
+            raise UserError(f"{where}: {error}; the row has {', '.join(map(str, row))}, expected are {', '.join(FIELDS)}") from None
+        yield found
+
+
+def rows(args: argparse.Namespace) -> Iterator[tuple[str, str, dict]]:
+    """(where it stands, a name for it, the row). JSON lines need no further package."""
+    path = Path(args.name)
+    stem = "-".join(path.name.split(".")[0].split())
+    if path.suffix in (".jsonl", ".json", ".gz"):
+        yield from ((f"{path}:{line}", f"{stem}.{line}", row) for line, row in json_lines(path))
+        return
+    if path.suffix == ".parquet" and not path.is_file():
+        raise UserError(f"there is no file {path}")
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise UserError(f"{args.name} is read with a package that is not installed: pip install datasets") from None
+    part, source = f"{args.subset}.{args.split}", {"path": args.name, "name": args.subset, "split": args.split}
+    if path.suffix == ".parquet":
+        part, source = stem, {"path": "parquet", "data_files": str(path), "split": "train"}
+    try:
+        for number, row in enumerate(load_dataset(**source, streaming=True), 1):
+            yield f"{args.name} ({part}) row {number}", f"{part}.{number}", row
+    except Exception as error:  # the package, the network or the file: all are told, none is ours
+        raise UserError(f"{args.name} ({part}) could not be loaded: {type(error).__name__}: {error}") from error
+
+
+def query(row: dict, name: str) -> Query:
+    """A row as a query. Raises ValueError for one that does not fit."""
+    for field, kind in FIELDS.items():
+        if not isinstance(row.get(field), kind):
+            raise ValueError(f"no {'text' if kind is str else 'list'} in '{field}'")
+    problem, candidates, gold, task = row["problem"], row["candidates"], row["gt"].strip(), row["task_name"].lower()
+    if task not in TASKS:
+        raise ValueError(f"unknown task_name '{row['task_name']}'{nearest(task, TASKS)}")
+    if len(candidates) < 2 or not all(isinstance(c, str) for c in candidates):
+        raise ValueError("'candidates' must be at least two texts")
+    "".join([problem, *candidates]).encode()  # half of a surrogate pair can't be written: a ValueError
+    context, names, texts = KINDS[task.split("-")[0]](problem, [c.strip() for c in candidates])
+    if gold not in names:
+        raise ValueError(f"gt '{gold}' is none of the candidates")
+    return Query(name, task, context, tuple(Candidate(f"c{i}", text) for i, text in enumerate(texts, 1)),
+                 tuple(float(n == gold) for n in names))
+
+
+def recommendation(problem: str, candidates: list[str]) -> Parts:
+    (listed,) = parts(r"in order:\s*(\[.*\])\s*Now there are", problem, "history between 'in order:' and 'Now there are'")
+    return tuple(clean(title) for title in numbered(listed)), candidates, [clean(title) for title in candidates]
+
+
+def routing(problem: str, candidates: list[str]) -> Parts:
+    before, question = parts(r"(.*?)Here is a query:\s*(.*\S)\s*and LLM c[ao]ndidates:", problem, "query before 'and LLM condidates:'")
+    described = dict(re.findall(r"^[ \t]*# (.+?): (.*\S)", before, re.MULTILINE))
+    return question, candidates, [f"{name}: {described[name]}" if name in described else name for name in candidates]
+
+
+def passages(problem: str, candidates: list[str]) -> Parts:
+    question, listed = parts(r"Here is a query:\s*(.*?)\s*and candidate passages:\s*(.*\S)\s*Please think step by step", problem,
+                             "passages between 'and candidate passages:' and 'Please think step by step'")
+    found = re.findall(r"^(passage \d+): ?(.*?)\s*(?=^passage \d+:|\Z)", listed, re.MULTILINE | re.DOTALL)
+    ids, texts = [i for i, _ in found], [text for _, text in found]
+    if sorted(" ".join(c.split()) for c in candidates) not in (sorted(ids), sorted(" ".join(text.split()) for text in texts)):
+        raise ValueError("the passages in its problem are not its candidates")
+    return question, ids, texts
+
+
+KINDS = {"rec": recommendation, "router": routing, "passage": passages}
+
+
+def parts(pattern: str, problem: str, what: str) -> tuple[str, ...]:
+    found = re.search(pattern, problem, re.DOTALL)
+    if not found:
+        raise ValueError(f"its problem has no {what}")
+    return found.groups()
+
+
+def numbered(listed: str) -> list[str]:
+    """The titles of ['0. A', "1. B's"], which is a Python list, or of ['0. A', '1. B's'], which only looks like one."""
+    try:
+        items = ast.literal_eval(listed)
+    except (ValueError, SyntaxError):
+        items = re.split(r"""['"], ['"](?=\d+\. )""", listed[2:-2])
+    found = [re.fullmatch(r"(\d+)\. (.*)", str(item), re.DOTALL) for item in items]
+    if not (found and all(found)) or [int(f[1]) - int(found[0][1]) for f in found] != list(range(len(found))):
+        raise ValueError("its history is no list of numbered titles")
+    return [f[2] for f in found]
