@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
-from ranker.prepare._files import clean, json_lines, open_text
+from ranker.tables import clean, json_lines, open_text
 from ranker.trec import Qrels, Run
 
 

@@ -11,7 +11,7 @@ from ranker.answers import parse, parse_recorded
 from ranker.data import Answer, Ask, Completion
 from ranker.drive import Model
 from ranker.errors import UserError
-from ranker.prepare._files import json_lines
+from ranker.tables import json_lines
 
 
 def scripted(write: Callable[[Ask], str]) -> Callable[[Sequence[Ask]], list[tuple[int, Completion]]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ranker.errors import UserError
 from ranker.files import write_text
-from ranker.prepare._files import number, open_text
+from ranker.tables import number, open_text
 
 TIES = ("trec", "input", "pessimistic")
 Qrels = dict[str, dict[str, int]]  # query -> document -> grade

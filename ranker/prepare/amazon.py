@@ -26,9 +26,9 @@ from pathlib import Path
 from ranker.data import Query
 from ranker.errors import UserError
 from ranker.prepare import _next_item
-from ranker.prepare._files import clean, columns, find, header, json_lines, number, open_text
 from ranker.prepare._next_item import Sequence
 from ranker.prepare.movielens import table_events
+from ranker.tables import clean, columns, find, header, json_lines, number, open_text
 
 TASKS = ("rec-game", "rec-music", "rec-movie", "rank")
 

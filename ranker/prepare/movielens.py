@@ -14,8 +14,8 @@ from pathlib import Path
 from ranker.data import Query
 from ranker.errors import UserError
 from ranker.prepare import _next_item
-from ranker.prepare._files import clean, columns, find, number, open_text
 from ranker.prepare._next_item import arguments  # noqa: F401
+from ranker.tables import clean, columns, find, number, open_text
 
 Events, Titles = Iterator[tuple[str, str, float]], dict[str, str]
 

@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
-from ranker.prepare._files import json_file, json_lines, words
 from ranker.prompting import wording
+from ranker.tables import json_file, json_lines, words
 from ranker.trec import read_qrels, read_run
 
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from ranker.data import Candidate, Query
 from ranker.errors import UserError, nearest
-from ranker.prepare._files import clean, json_lines
+from ranker.tables import clean, json_lines
 
 NAME = "ulab-ai/Ranking-bench"
 FIELDS = {"task_name": str, "problem": str, "candidates": list, "gt": str}

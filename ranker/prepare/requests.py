@@ -18,7 +18,7 @@ from ranker.baselines import context_text
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
 from ranker.files import open_whole
-from ranker.prepare._files import clean, json_lines
+from ranker.tables import clean, json_lines
 
 TEXTS = ("contents", "text", "segment", "passage", "body")
 

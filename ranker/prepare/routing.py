@@ -28,10 +28,10 @@ from tqdm import tqdm
 
 from ranker.data import Candidate, Query
 from ranker.errors import UserError, nearest
-from ranker.prepare._files import columns, header, json_file, number, words
 from ranker.prepare._groups import merged
 from ranker.prompting import wording
 from ranker.sources import split_of
+from ranker.tables import columns, header, json_file, number, words
 
 COST = "|total_cost"
 EXAMPLE = re.compile(r"Answer:\n[^\n]+\n\n")  # the end of a worked example: its answer, then a blank line

@@ -1,4 +1,4 @@
-"""What the raw data sets have in common: tables and JSON lines, gzipped or not, with file and line in every complaint."""
+"""Other people's files: tables and JSON lines, gzipped or not, with file and line in every complaint."""
 
 import csv
 import gzip
