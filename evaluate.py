@@ -91,7 +91,7 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
         models = [(report.BASE, None, None, ())]
         models += [(f"{report.BASE} + thoughts", None, find, ())] if find else []
         models += [(name, folder, None, r["config"]["data"]["tasks"]) for name, folder, r in zip(args.ckpt, folders, records)]
-    out = args.out or default_out(folders, args.config, args.data)
+    out = args.out or default_out(folders, args.config, args.data or ([] if args.ckpt or args.config else [config.data.train]))
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
     with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar, open_whole(out / "traces.jsonl") as file:
         for name, folder, examples, trained in models:
@@ -104,7 +104,7 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     how = f"{config.ranker['name']}, greedy decoding, " if models else ""
     head = (f"{len(queries)} queries of {source}; {how}{args.orders} candidate order(s), seed {config.run.seed}.\n{relevance_words(table.level)}"
             f"; nDCG has linear gain, its ideal over the query's candidates.\nOn average a positive stands at place {input_place(orders):.1f} of the order given."
-            f" Strict: a query with an answer that could not be read counts 0.")
+            + (" Strict: a query with an answer that could not be read counts 0." if models else ""))
     base = next(row for row in rows if row.name == (report.BASE if models else "input order"))
     files = args.data or [config.data.test or config.data.train]
     finish(out, rows, base, head, config, files, {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders})
@@ -137,7 +137,7 @@ def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
     how = f"{args.replay} replayed with {' '.join(f'{k}={v}' for k, v in config.ranker.items())}" if args.replay else "the run as it is"
     head = (f"{len(queries)} judged queries of {args.qrels}, {how}; {absent} of them are not in the run and count 0,"
             f" {len(unjudged)} of the run's have no judgements and are left out.\n{relevance_words(table.level)}; nDCG has linear gain,"
-            " its ideal over all judged documents.\nStrict: a query with an answer that could not be read counts 0.")
+            " its ideal over all judged documents." + ("\nStrict: a query with an answer that could not be read counts 0." if args.replay else ""))
     files = [str(path) for path in (args.run, args.qrels, args.corpus, args.replay) if path]
     finish(out, rows, rows[1], head, config, files, {"queries": len(queries)})
 
@@ -171,8 +171,8 @@ def policy_model(config: settings.Config, folder: Path | None, progress: Callabl
 
 
 def finish(out: Path, rows: list[Row], base: Row, head: str, config: settings.Config, files: list[str], more: dict) -> None:
-    report.write(out, rows, base, head, provenance(config, pick_device(config.model.device), files) | more)
-    print(f"\n{head}\n\n{report.tables(rows, base)}\nwritten to {out}: table.md, results.json, per_query.csv, traces.jsonl, TREC run and qrels files")
+    text = report.write(out, rows, base, head, provenance(config, pick_device(config.model.device), files) | more)
+    print(f"\n{text}\nwritten to {out}: table.md, results.json, per_query.csv, traces.jsonl, TREC run and qrels files")
 
 
 def relevance_words(level: float) -> str:
@@ -192,10 +192,12 @@ def read_config(folders: list[Path], records: list[dict], args, overrides: list[
     if not folders:
         config = settings.Config()
         config.run.dir = "runs"
-        if args.data:
-            config.data.train = args.data[0]
         for text in overrides:
             settings.override(config, text)
+        if args.data and config.data.train == "world":  # a file alone is split as training would split it
+            if len(args.data) > 1:
+                raise UserError("several files are ranked by what another one teaches: name it with --data.train=FILE")
+            config.data.train, args.data = args.data[0], []
         return config
     for folder, record in zip(folders, records):
         changed = changed_prompts(record["prompts"])
@@ -215,12 +217,9 @@ def read_config(folders: list[Path], records: list[dict], args, overrides: list[
 def test_queries(config: settings.Config, args, records: list[dict]) -> tuple[list[Query], list[Query]]:
     """(what to rank, what baselines are fitted on): the files named, or the test data of the config.
 
-    Never what a checkpoint was trained on. With --baselines alone a file is split as training would split it.
+    Never what a checkpoint was trained on.
     """
-    world = config.data.train == "world"
-    if args.baselines and not records and args.data and args.data == [config.data.train]:
-        return sources.held_out(config.data, "test", args.limit), sources.held_out(config.data, "train")
-    train = sources.held_out(config.data, "train") if args.baselines and not world else []
+    train = sources.held_out(config.data, "train") if args.baselines and config.data.train != "world" else []
     if args.data:
         queries = sources.first_of_each_task(sources.read_files(args.data, config.data.tasks), args.limit)
         for data in [config.data] if train else [settings.build(r["config"], "checkpoint.json").data for r in records]:

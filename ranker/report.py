@@ -100,9 +100,10 @@ def gain(base: Row, row: Row, scenario: str | None = None) -> dict[str, float]:
 
 
 def gains(base: Row, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """Row name -> scenario or `all` -> its gain; `holm` is p corrected over the rows compared in that scenario."""
-    table = {row.name: {s or "all": gain(base, row, s) for s in [*base.scenarios(), None]} for row in rows}
-    for scenario in [*base.scenarios(), "all"]:
+    """Row name -> scenario, and `all` -> its gain; `holm` is p corrected over the rows compared in that scenario."""
+    scenarios = base.scenarios() if len(base.scenarios()) > 1 else []  # one is all
+    table = {row.name: {s or "all": gain(base, row, s) for s in [*scenarios, None]} for row in rows}
+    for scenario in [*scenarios, "all"]:
         for row, p in zip(rows, stats.holm([table[row.name][scenario]["p"] for row in rows])):
             table[row.name][scenario]["holm"] = p
     return table
@@ -142,12 +143,13 @@ def metric_table(rows: Sequence[Row], by: str) -> str:
     return markdown([f"by {by}", *rows[0].names], lines)
 
 
-def gain_table(base: Row, rows: Sequence[Row]) -> str:
-    """What each row gains over `base` in the first metric (repaired), by scenario and over all queries."""
+def gain_table(base: Row, rows: Sequence[Row], found: dict[str, dict[str, dict[str, float]]]) -> str:
+    """What each row gains over `base` in the first metric (repaired), by scenario and over all queries; `found` by `gains`."""
     lines, several = [], len(rows) > 1
-    for row, by_scenario in zip(rows, gains(base, rows).values()):
-        for scenario, g in by_scenario.items():
-            name = f"{row.name}: {scenario}" + (" (zero-shot)" if scenario != "all" and row.zero_shot(scenario) else "")
+    for row in rows:
+        for scenario, g in found[row.name].items():
+            shown = scenario if scenario != "all" or len(base.scenarios()) > 1 else base.scenarios()[0]
+            name = f"{row.name}: {shown}" + (" (zero-shot)" if shown != "all" and row.zero_shot(shown) else "")
             lines.append([name, str(g["queries"]), f"{g['gain']:+.3f}", f"{g['low']:+.3f} to {g['high']:+.3f}", f"{g['p']:.4f}",
                           *([f"{g['holm']:.4f}"] if several else []), *(str(g[k]) for k in ("wins", "ties", "losses"))])
     return markdown([f"{base.names[0]} against {base.name}", "queries", "gain", "95% interval", "p", *(["Holm"] if several else []),
@@ -174,25 +176,30 @@ def compared(rows: Sequence[Row], base: Row) -> list[Row]:
     return [row for row in rows if row is not base and row.rankings and (row.strict or not base.strict)]
 
 
-def tables(rows: Sequence[Row], base: Row) -> str:
-    """The whole report as Markdown; `base` is what gains are measured against."""
+def tables(rows: Sequence[Row], base: Row, found: dict) -> str:
+    """The whole report as Markdown; `base` is what gains are measured against, `found` by `gains`."""
     models, others = [row for row in rows if row.strict], compared(rows, base)
-    parts = [task_table(rows), *([gain_table(base, others)] if others else []), metric_table(rows, "scenario")]
+    parts = [task_table(rows), *([gain_table(base, others, found)] if others else []), metric_table(rows, "scenario")]
     queries = list({r.query.id: r.query for r in base.rankings}.values())
     if routing.measured(queries):
         parts.append(markdown(*routing.table_lines([row for row in rows if row.rankings], queries)))
     return "\n\n".join([*parts, *([cost_table(models)] if models else [])]) + "\n"
 
 
-def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: dict) -> None:
-    """table.md, results.json, per_query.csv, routing.png, and TREC files: qrels.txt and run.NAME.txt for each row with an order."""
-    write_text(folder / "table.md", f"{head}\n\n{tables(rows, base)}\n{metric_table(rows, 'task')}\n")
+def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: dict) -> str:
+    """table.md, results.json, per_query.csv, routing.png, and TREC files: qrels.txt and run.NAME.txt for each row with an order.
+
+    Returns the text to show.
+    """
+    found = gains(base, compared(rows, base))
+    text = f"{head}\n\n{tables(rows, base, found)}"
+    write_text(folder / "table.md", f"{text}\n{metric_table(rows, 'task')}\n")
     write_text(folder / "results.json", json.dumps(provenance | {
         "base": base.name, "metrics": base.names,
         "rows": {row.name: {"repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
                             "spread_over_orders": row.spread, "prompts_cut": row.shortened,
                             "statuses": dict(sum((r.statuses for r in row.rankings), Counter()))} for row in rows},
-        "gains": gains(base, compared(rows, base)),
+        "gains": found,
     }, indent=1) + "\n")
     sheet = io.StringIO()
     writer = csv.writer(sheet, lineterminator="\n")
@@ -205,6 +212,7 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
     if routing.measured(queries):
         routing.plot(folder / "routing.png", [row for row in rows if row.rankings], queries)
     trec_files(folder, rows)
+    return text
 
 
 def averages(row: Row, strict: bool = False) -> dict:

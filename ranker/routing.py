@@ -1,7 +1,7 @@
 """What a router is judged by beyond its ranking: the performance and the cost of its first choice.
 
 A row's first choices under several objectives (performance, balance, cost) are points in the plane of cost and
-performance. Their curve is the upper hull that never falls, begun at the cheapest single model and drawn flat behind
+performance, over the questions that stand under every objective. Their curve is the upper hull that never falls, begun at the cheapest single model and drawn flat behind
 the last point; its area, divided by the cost from the cheapest to the dearest single model, is the mean performance
 over that range (AIQ of RouterBench, arXiv 2403.12031, section 3).
 """
@@ -9,6 +9,8 @@ over that range (AIQ of RouterBench, arXiv 2403.12031, section 3).
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ranker.data import Candidate, Query
 
@@ -29,6 +31,22 @@ def choices(row: "Row") -> dict[str, list[tuple[Query, Candidate]]]:
         query = ranking.query
         found.setdefault(query.task, []).append((query, query.candidates[query.ids.index(ranking.order[0])]))
     return found
+
+
+def common(queries: Sequence[Query]) -> list[Query]:
+    """The queries whose question stands under every task: only their points can be compared."""
+    by_task: dict[str, set] = {}
+    for query in queries:
+        by_task.setdefault(query.task, set()).add(query.context)
+    shared = set.intersection(*by_task.values())
+    return [query for query in queries if query.context in shared] if shared else list(queries)
+
+
+def points(row: "Row", queries: Sequence[Query]) -> list[Point]:
+    """A point per task, over `queries` alone."""
+    wanted = {query.id for query in queries}
+    found = ([pair for pair in pairs if pair[0].id in wanted] for pairs in choices(row).values())
+    return [point(pairs) for pairs in found if pairs]
 
 
 def point(pairs: Sequence[tuple[Query, Candidate]]) -> Point:
@@ -64,22 +82,24 @@ def area(points: Sequence[Point], low: float, high: float) -> float:
     return total / (high - low) if high > low else corners[-1][1]
 
 
-def curve(row: "Row", alone: dict[str, Point]) -> list[Point]:
-    return hull([min(alone.values()), *(point(pairs) for pairs in choices(row).values())])
+def curve(found: Sequence[Point], alone: dict[str, Point]) -> list[Point]:
+    return hull([min(alone.values()), *found])
 
 
 def table_lines(rows: Sequence["Row"], queries: Sequence[Query]) -> tuple[list[str], list[list[str]]]:
     """Header and lines: per row and task performance, cost in USD per 1000 queries, reward (relevance of the first choice), gap to the best."""
-    alone = singles(queries)
+    shared = common(queries)
+    alone = singles(shared)
     low, high = min(alone.values())[0], max(p[0] for p in alone.values())
     lines = []
     for row in rows:
+        under = area(curve(points(row, shared), alone), low, high)
         for task, pairs in choices(row).items():
             cost, performance = point(pairs)
             reward = sum(q.rel[c.id] for q, c in pairs) / len(pairs)
             best = sum(max(q.relevance) for q, _ in pairs) / len(pairs)
             lines.append([f"{task}: {row.name}", f"{performance:.3f}", f"{1000 * cost:.3f}", f"{reward:.3f}", f"{best - reward:.3f}",
-                          f"{area(curve(row, alone), low, high):.3f}"])
+                          f"{under:.3f}"])
     lines.sort(key=lambda line: line[0].split(":")[0])  # stable: by task, rows in their order
     return ["routing", "performance", "$ per 1000", "reward", "gap to oracle", "area"], lines
 
@@ -87,19 +107,20 @@ def table_lines(rows: Sequence["Row"], queries: Sequence[Query]) -> tuple[list[s
 def plot(path: Path, rows: Sequence["Row"], queries: Sequence[Query]) -> None:
     """The plane of cost and performance: single models, and each row with its curve."""
     from matplotlib.figure import Figure
+    queries = common(queries)
     alone = singles(queries)
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for name, (cost, performance) in alone.items():
         axes.plot(1000 * cost, performance, "x", color="gray")
         axes.annotate(name.rpartition("/")[2], (1000 * cost, performance), fontsize=7, color="gray", xytext=(3, 3), textcoords="offset points")
-    high = max(p[0] for p in alone.values())
+    costs = np.geomspace(max(min(p[0] for p in alone.values()), 1e-9), max(max(p[0] for p in alone.values()), 1e-9), 400)  # lines bend on a log axis
     for row in rows:
-        corners = curve(row, alone)
-        line, = axes.plot([1000 * x for x, _ in (*corners, (max(high, corners[-1][0]), 0))], [y for _, y in (*corners, corners[-1])], label=row.name, lw=1)
-        for cost, performance in map(point, choices(row).values()):
-            axes.plot(1000 * cost, performance, "o", color=line.get_color())
-    axes.set(xlabel="$ per 1000 queries", ylabel="performance", xscale="log")
+        found = points(row, queries)
+        corners = curve(found, alone)
+        line, = axes.plot(1000 * costs, np.interp(costs, *zip(*corners)), label=row.name, lw=1)
+        axes.plot([1000 * cost for cost, _ in found], [performance for _, performance in found], "o", color=line.get_color())
+    axes.set(xlabel="$ per 1000 queries", ylabel="performance", xscale="log", title="first choices under each objective, and single models (x)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)

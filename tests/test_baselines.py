@@ -119,6 +119,7 @@ def test_two_evaluations_are_compared_query_by_query_and_unlike_ones_refused(cal
     queries = [fleet(rng, f"t{i}") for i in range(200)]
     write_queries(tmp_path / "r.jsonl", queries)
     write_queries(tmp_path / "other.jsonl", queries[:150])
+    assert "--data.train=FILE" in call(evaluate, "--data", "r.jsonl", "other.jsonl", "--baselines")[2]
     for name, more in (("one", []), ("two", []), ("shuffled", ["--orders", 2])):
         assert call(evaluate, "--data", "r.jsonl", "--baselines", "--out", name, *more)[0] == 0
     assert call(evaluate, "--data", "other.jsonl", "--baselines", "--out", "other")[0] == 0
