@@ -172,7 +172,7 @@ def test_on_policy_runs_learn_from_whole_episodes(call):
 def test_thoughts_of_a_run_are_shown_to_the_base_in_an_evaluation(call, finished_run):
     thoughts = "runs/iranker/thoughts.jsonl"
     status, out, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "passage-5,passage-7", "--limit", 1)
-    assert status == 0 and "untrained base + thoughts: all" in out, err
+    assert status == 0 and "untrained base + thoughts: passages" in out, err
     status, _, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "rec-movie", "--limit", 1)
     assert status == 2 and "none about rec-movie" in err
     test = {q.id for task in world.TASKS for q in world.queries(task, "test", 50)}
