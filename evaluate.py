@@ -63,6 +63,8 @@ def main() -> None:
     for name, value in (("--limit", args.limit), ("--orders", args.orders)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
+    if args.ranker or args.run:
+        overrides.insert(0, f"--ranker.name={args.ranker or 'sliding'}")
     overrides += [f"--ranker.{name}={value}" for name, value in (("window", args.window), ("step", args.step), ("depth", args.depth)) if value is not None]
     names = [metrics.canonical(name) for name in args.metrics.split(",")] if args.metrics else None
     (evaluate_run if args.run else evaluate_queries)(args, overrides, names)
@@ -74,8 +76,6 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     records = [checkpoint.describe(folder) for folder in folders]
     config = read_config(folders, records, args, overrides)
     config.data.tasks = [t for text in args.tasks for t in text.split(",") if t] or config.data.tasks
-    if args.ranker:
-        config.ranker = {"name": args.ranker}
     settings.check(config, "command line")
     ranker = load_ranker(config.ranker, "command line")
     queries, train = test_queries(config, args, records)
@@ -96,7 +96,7 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar, open_whole(out / "traces.jsonl") as file:
         for name, folder, examples, trained in models:
             bar.set_description(name)
-            model = None  # let go of the one before, before the next is loaded
+            model = policy = None  # let go of the one before, before the next is loaded
             model, policy = policy_model(config, folder, bar.update, examples)
             rows.append(table.model_row(name, ranker, orders, model, file, policy.prompter, trained))
 
@@ -114,7 +114,7 @@ def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
     """A run of another tool, and what recorded completions make of it."""
     if not args.qrels or (args.replay and not args.corpus):
         raise UserError("--run needs --qrels FILE" if not args.qrels else "--replay needs --corpus FILE: an answer may name a passage by its text")
-    config = settings.Config(ranker={"name": args.ranker or "sliding"})
+    config = settings.Config()
     for text in overrides:
         settings.override(config, text)
     config.run.dir = config.run.dir or "runs"

@@ -169,8 +169,8 @@ def override(config: Config, text: str) -> None:
         value = yaml.safe_load(value) if value else ""
     except (yaml.YAMLError, ValueError):
         raise UserError(f"command line: cannot read the value of '{text}'") from None
-    if parts[0] == "ranker":
-        config.ranker = config.ranker | {".".join(parts[1:]): value}
+    if parts[0] == "ranker":  # another ranker has other options
+        config.ranker = ({} if parts[1] == "name" else config.ranker) | {".".join(parts[1:]): value}
     elif parts[0] != "reward":
         _set(config, parts[0], ".".join(parts[1:]), value, "command line")
     elif len(parts) == 2:

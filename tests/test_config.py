@@ -196,6 +196,14 @@ def test_an_emptied_reward_entry_is_a_difference_and_a_scalar_weight_is_none():
     assert settings.reward["top1_hit"] == {"weight": 2.0, "graded": True}
 
 
+def test_options_of_a_ranker_go_with_it():
+    settings = config.build({"ranker": {"name": "sliding", "window": 8}}, "x")
+    config.override(settings, "--ranker.step=2")
+    assert settings.ranker == {"name": "sliding", "window": 8, "step": 2}
+    config.override(settings, "--ranker.name=elimination")
+    assert settings.ranker == {"name": "elimination"}
+
+
 @pytest.mark.parametrize("value", ["1" + "0" * 400, "7" * 5000])
 def test_a_number_beyond_all_bounds_is_one_line(tmp_path, value):
     complaint(config.load, write(tmp_path, f"train:\n  steps: {value}\n"))
