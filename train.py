@@ -67,7 +67,7 @@ def main() -> int | None:
         optimizer.add_param_group({"params": list(policy.critic.parameters()), "lr": config.train.value_lr})
     if args.dry_run:
         return dry_run(config, policy, sampler, ranker, objective, next_query, validation, reward_parts)
-    checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config.data)))
+    held = checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config.data)))
     for name in ("metrics.jsonl", "completions.jsonl", "thoughts.jsonl"):  # what a crash left behind the last checkpoint is written again
         log.cut_after(run_dir / name, done or -1)
     if done:
@@ -122,6 +122,7 @@ def main() -> int | None:
             bar.close()
             print(f"stopped after step {step}; the same command goes on from there")
             return 128 + stopped_by[0]
+    held.close()
     finish(config, run_dir)
 
 

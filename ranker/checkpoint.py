@@ -5,10 +5,12 @@ A checkpoint is a PEFT adapter folder with more files: `checkpoint.json` (base m
 `optimizer.pt`, and `critic.safetensors` where the objective has one. `last` and `best` in the run folder are links to checkpoints.
 """
 
+import fcntl
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import TextIO
 
 import torch
 import yaml
@@ -21,6 +23,7 @@ from ranker.policy import Policy, save_adapter
 from ranker.prompting import changed_prompts, prompt_versions
 from ranker.provenance import interpreter
 
+LOCK = "lock"  # in a run folder: the process that writes there
 SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device"}  # may change between start and resume
 
 
@@ -34,9 +37,11 @@ def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:
         return 0
     if not folder.is_dir():
         raise UserError(f"run.dir {folder} is a file")
+    if (folder / LOCK).exists():
+        lock(folder).close()  # better to know now than when the model is loaded
     recorded = folder / "config.yaml"
     if not recorded.is_file():
-        if any(folder.iterdir()):
+        if any(path.name != LOCK for path in folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no run; take another run.dir, or --fresh to move it aside")
         return 0
     try:
@@ -57,13 +62,39 @@ def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:
     return None if record["step"] >= config.train.steps else record["step"]
 
 
-def start_run(config: settings.Config, fresh: bool, record: dict) -> None:
-    """Make `run.dir` with its resolved config and provenance; with `fresh` an old folder is moved aside, not deleted."""
+def start_run(config: settings.Config, fresh: bool, record: dict) -> TextIO:
+    """Make `run.dir` with its resolved config and provenance; with `fresh` an old folder is moved aside, not deleted.
+
+    Returns the lock, which holds as long as the file is open.
+    """
     folder = Path(config.run.dir)
     if fresh and folder.exists():
+        lock(folder).close()
         folder.rename(next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists()))
+    held = lock(folder)
     write_text(folder / "config.yaml", settings.as_yaml(config))
     write_text(folder / "provenance.json", json.dumps(record, indent=1) + "\n")
+    return held
+
+
+def lock(folder: Path) -> TextIO:
+    """Hold a run folder for this process. The system lets go of it when the process ends, however that happens."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise UserError(f"{folder} is in use by process {owner}; wait for it, or take another run.dir") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
 
 
 def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: dict, best: bool) -> Path:

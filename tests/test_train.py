@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -109,6 +110,22 @@ def test_a_folder_of_another_run_is_refused_and_fresh_moves_it_aside(call, finis
     assert status == 2 and "train.lr" in err and len(err.splitlines()) == 1
     status, _, _ = train_short(call, "--train.lr=3e-3", "--train.steps=1", "--train.warmup=0", "--fresh")
     assert status == 0 and Path("runs/iranker.1/metrics.jsonl").is_file() and len(records("runs/iranker/metrics.jsonl")) == 2
+
+
+def test_two_processes_do_not_write_to_one_run(call, finished_run, monkeypatch):
+    Path("runs/iranker/lock").write_text("99999999")  # left by a process that was killed: no lock
+    assert train_short(call)[0] == 0
+    owner = subprocess.Popen([sys.executable, "-c", "import sys; from pathlib import Path; from ranker import checkpoint\n"
+                              "held = checkpoint.lock(Path('runs/iranker')); print('held', flush=True); sys.stdin.read()"],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert owner.stdout.readline() == b"held\n"
+    try:
+        for arguments in ([], ["--fresh"]):
+            status, _, err = train_short(call, *arguments)
+            assert status == 2 and f"in use by process {owner.pid}" in err and not Path("runs/iranker.1").exists()
+    finally:
+        owner.communicate(b"")
+    assert train_short(call)[0] == 0
 
 
 def test_a_dry_run_shows_a_prompt_both_rewards_and_estimates_and_leaves_nothing(call, tmp_path):
