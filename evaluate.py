@@ -12,27 +12,26 @@ All tasks of the test data are ranked by default, those that a checkpoint was no
 checkpoint can be changed for the evaluation, such as --model.name=/path/to/base or --rollout.tokens_per_batch=65536.
 """
 
-import json
 import logging
 import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
 from ranker import answers, baselines, checkpoint, config as settings, foreign, llms, metrics, report, sources, thoughts, trec
 from ranker.data import Query
-from ranker.drive import load_ranker, run as rank
+from ranker.drive import Model, load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
-from ranker.files import open_whole
+from ranker.files import sha256
 from ranker.prompting import changed_prompts
 from ranker.policy import load as load_policy, pick_device
 from ranker.provenance import provenance
 from ranker.report import Row
 from ranker.rollout import Sampler, greedy_model
+from ranker.traces import Traces
 
 MUST_AGREE = {"model.name", "model.quantize", "model.dtype", "model.max_prompt", "rollout.max_new_tokens", "eval.relevance_level"}
 
@@ -93,12 +92,15 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
         models += [(name, folder, None, r["config"]["data"]["tasks"]) for name, folder, r in zip(args.ckpt, folders, records)]
     out = args.out or default_out(folders, args.config, args.data or ([] if args.ckpt or args.config else [config.data.train]))
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
-    with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar, open_whole(out / "traces.jsonl") as file:
+    files = args.data or [config.data.test or config.data.train]
+    record = provenance(config, pick_device(config.model.device), files) | {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders}
+    traces = Traces(out, evaluation_of(record, folders, args, queries))
+    with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar:
         for name, folder, examples, trained in models:
             bar.set_description(name)
             model = policy = None  # let go of the one before, before the next is loaded
             model, policy = policy_model(config, folder, bar.update, examples)
-            rows.append(table.model_row(name, ranker, orders, model, file, policy.prompter, trained))
+            rows.append(table.model_row(name, ranker, orders, model, traces, policy.prompter, trained, bar.update))
 
     source = ", ".join(args.data) or config.data.test or f"{config.data.train}, the test split"
     how = f"{config.ranker['name']}, greedy decoding, " if models else ""
@@ -106,8 +108,7 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
             f"; nDCG has linear gain, its ideal over the query's candidates.\nOn average a positive stands at place {input_place(orders):.1f} of the order given."
             + (" Strict: a query with an answer that could not be read counts 0." if models else ""))
     base = next(row for row in rows if row.name == (report.BASE if models else "input order"))
-    files = args.data or [config.data.test or config.data.train]
-    finish(out, rows, base, head, config, files, {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders})
+    finish(out, rows, base, head, record, traces)
 
 
 def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
@@ -130,16 +131,17 @@ def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
     table = Table(config, config.eval.relevance_level or 1.0, names or ["nDCG@10", "nDCG@1", "nDCG@5", "MRR@10", "AP", "Recall@100"], judged)
     rows = report.baseline_rows([queries], table.level, table.names, {args.run.name: baselines.input_order}, judged)
     out = args.out or Path("runs") / f"eval-{args.run.stem}" / (args.replay.stem if args.replay else "run")
-    with open_whole(out / "traces.jsonl") as file:
-        for name, read in ((("replay", answers.parse_recorded),) if args.parse == "answer" else ()) + (("replay, digits", answers.digits),):
-            if args.replay:
-                rows.append(table.model_row(name, ranker, [queries], llms.replay(args.replay, read), file))
+    files = [str(path) for path in (args.run, args.qrels, args.corpus, args.replay) if path]
+    record = provenance(config, pick_device("cpu"), files) | {"queries": len(queries)}
+    traces = Traces(out, {"command": record["command"], "data": record["data"]})
+    for name, read in ((("replay", answers.parse_recorded),) if args.parse == "answer" else ()) + (("replay, digits", answers.digits),):
+        if args.replay:
+            rows.append(table.model_row(name, ranker, [queries], llms.replay(args.replay, read), traces))
     how = f"{args.replay} replayed with {' '.join(f'{k}={v}' for k, v in config.ranker.items())}" if args.replay else "the run as it is"
     head = (f"{len(queries)} judged queries of {args.qrels}, {how}; {absent} of them are not in the run and count 0,"
             f" {len(unjudged)} of the run's have no judgements and are left out.\n{relevance_words(table.level)}; nDCG has linear gain,"
             " its ideal over all judged documents." + ("\nStrict: a query with an answer that could not be read counts 0." if args.replay else ""))
-    files = [str(path) for path in (args.run, args.qrels, args.corpus, args.replay) if path]
-    finish(out, rows, rows[1], head, config, files, {"queries": len(queries)})
+    finish(out, rows, rows[1], head, record, traces)
 
 
 @dataclass
@@ -151,15 +153,10 @@ class Table:
     names: list[str]  # metrics
     judged: dict[str, list[float]] | None = None
 
-    def model_row(self, name: str, ranker, orders: Sequence[Sequence[Query]], model, file: TextIO, prompter=None, trained=()) -> Row:
-        """The row of what stands behind the driver; every ask goes to the traces file."""
-        ranked = []
-        for number, order in enumerate(orders):
-            def trace(ask, round_number, completion):
-                file.write(json.dumps({"row": name, "order": number, "query": ask.query.id, "decision": ask.decision, "round": round_number,
-                                       "pool": ask.pool, "text": completion.text, "tokens": len(completion.ids),
-                                       "status": completion.answer.status, "answer": completion.answer.value}, ensure_ascii=False) + "\n")
-            ranked.append(rank(ranker, order, model, self.config.run.seed, trace))
+    def model_row(self, name: str, ranker, orders: Sequence[Sequence[Query]], model: Model, traces: Traces, prompter=None, trained=(),
+                  progress: Callable[[int], None] = lambda asks: None) -> Row:
+        """The row of what stands behind the driver; every ask goes to the traces, or comes from them."""
+        ranked = [rank(ranker, order, traces.model(name, number, model, progress), self.config.run.seed) for number, order in enumerate(orders)]
         return report.model_row(name, ranked, self.level, prompter.shortened if prompter else 0, trained, self.names, self.judged)
 
 
@@ -170,8 +167,16 @@ def policy_model(config: settings.Config, folder: Path | None, progress: Callabl
     return (thoughts.with_thoughts(model, examples) if examples else model), policy
 
 
-def finish(out: Path, rows: list[Row], base: Row, head: str, config: settings.Config, files: list[str], more: dict) -> None:
-    text = report.write(out, rows, base, head, provenance(config, pick_device(config.model.device), files) | more)
+def evaluation_of(record: dict, folders: list[Path], args, queries: Sequence[Query]) -> dict:
+    """What must be the same when a killed evaluation goes on."""
+    adapters = {name: sha256(folder / "adapter_model.safetensors") for name, folder in zip(args.ckpt, folders)}
+    return {"checkpoint": adapters, "data": record["data"], "prompts": record["prompts"], "settings": record["config"], "orders": args.orders,
+            "thoughts": args.thoughts and sha256(args.thoughts), "queries": len(queries)}
+
+
+def finish(out: Path, rows: list[Row], base: Row, head: str, record: dict, traces: Traces) -> None:
+    text = report.write(out, rows, base, head, record)
+    traces.finish()
     print(f"\n{text}\nwritten to {out}: table.md, results.json, per_query.csv, traces.jsonl, TREC run and qrels files")
 
 

@@ -45,10 +45,10 @@ def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:
             raise UserError(f"{folder} is not empty and holds no run; take another run.dir, or --fresh to move it aside")
         return 0
     try:
-        before, now = dict(yaml.safe_load(recorded.read_text(encoding="utf-8"))), settings.as_dict(config)
-    except (OSError, ValueError, TypeError, yaml.YAMLError):
+        before = settings.build(yaml.safe_load(recorded.read_text(encoding="utf-8")), str(recorded))  # settings since added have their defaults
+    except (OSError, ValueError, yaml.YAMLError, UserError):
         raise UserError(f"{recorded} is damaged; begin anew with --fresh") from None
-    changed = [key for key in settings.differences(before, now) if key not in SAME_RUN]
+    changed = [key for key in settings.differences(settings.as_dict(before), settings.as_dict(config)) if key not in SAME_RUN]
     if changed:
         raise UserError(f"{folder} holds a run with other settings ({', '.join(changed)}); take another run.dir, or --fresh")
     if not (folder / "last").exists():

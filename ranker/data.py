@@ -106,6 +106,7 @@ class Completion:
     text: str
     finished: bool  # stopped by itself rather than by the token limit
     answer: Answer
+    seconds: float = 0.0  # its share of the batch it was sampled in
 
 
 @dataclass

@@ -6,7 +6,6 @@ a scripted one (`llms.py`).
 """
 
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -77,9 +76,7 @@ def run(ranker: SimpleNamespace, queries: Sequence[Query], model: Model, seed: i
     rounds = 0
     while pending:
         owners = [(i, ask) for i, asks in pending.items() for ask in (asks if isinstance(asks, list) else [asks])]
-        start = time.perf_counter()
         results = model([ask for _, ask in owners])
-        share = (time.perf_counter() - start) / len(owners)
         answers: dict[int, list] = {}
         for (i, ask), (prompt_tokens, completion) in zip(owners, results, strict=True):
             ranking, status = rankings[i], completion.answer.status
@@ -88,7 +85,7 @@ def run(ranker: SimpleNamespace, queries: Sequence[Query], model: Model, seed: i
             ranking.statuses[status] += 1
             ranking.prompt_tokens += prompt_tokens
             ranking.completion_tokens += len(completion.ids)
-            ranking.seconds += share
+            ranking.seconds += completion.seconds
             answers.setdefault(i, []).append(completion.answer)
             if on_ask:
                 on_ask(ask, rounds, completion)

@@ -6,6 +6,7 @@ model's own generation config but its end tokens is used: plain sampling at one 
 at temperature 0.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 
@@ -192,10 +193,11 @@ def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[
         while end < len(order) and (rows + counts[order[end]]) * row <= sampler.settings.tokens_per_batch:
             rows += counts[order[end]]
             end += 1
-        chosen = order[start:end]
+        chosen, started = order[start:end], time.perf_counter()
         samples = sampler([prompts[i] for i in chosen], [counts[i] for i in chosen], temperature, seed + start)
+        share = (time.perf_counter() - started) / rows
         for i, results in zip(chosen, samples):
-            groups[i] = Group(asks[i], prompts[i], [complete(sampler.policy, asks[i], *r) for r in results])
+            groups[i] = Group(asks[i], prompts[i], [complete(sampler.policy, asks[i], *r, share) for r in results])
         progress(len(chosen))
         start = end
     return groups
@@ -209,6 +211,6 @@ def greedy_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks
     return model
 
 
-def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool) -> Completion:
+def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool, seconds: float) -> Completion:
     text = policy.prompter.prefill + policy.tokenizer.decode([i for i in ids if i not in policy.stop_ids])
-    return Completion(ids, logprobs, text, finished, parse(text, ask, finished))
+    return Completion(ids, logprobs, text, finished, parse(text, ask, finished), seconds)

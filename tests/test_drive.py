@@ -126,11 +126,12 @@ def test_all_queries_of_a_round_are_asked_in_one_batch():
 
 def test_costs_are_counted_for_the_query_that_caused_them():
     def model(asks):
-        return [(len(ask.pool), SimpleNamespace(ids=[0] * 3, answer=c.answer)) for ask, (_, c) in zip(asks, oracle(asks))]
+        return [(len(ask.pool), SimpleNamespace(ids=[0] * 3, answer=c.answer, seconds=0.5)) for ask, (_, c) in zip(asks, oracle(asks))]
 
     short, long = drive.run(elimination, [one_positive(2, "a"), one_positive(4, "b")], model)
     assert (short.calls, short.prompt_tokens, short.completion_tokens) == (1, 2, 3)
     assert (long.calls, long.prompt_tokens, long.completion_tokens) == (3, 4 + 3 + 2, 9)
+    assert (short.seconds, long.seconds) == (0.5, 1.5)
 
 
 def pointwise(query, rng):

@@ -1,0 +1,78 @@
+"""Every ask of an evaluation with its completion, in `traces.jsonl`: written as they come, so that a killed evaluation goes on.
+
+As long as it is unfinished, `unfinished.json` beside it says what is evaluated. The same command, started again, takes
+every finished ask from the file and asks only the rest; a command that evaluates something else is refused.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ranker import log
+from ranker.data import Answer, Ask, Completion
+from ranker.drive import Model
+from ranker.errors import UserError
+from ranker.files import write_text
+
+
+class Traces:
+    """The traces of an evaluation in `folder`; `model` wraps what answers the asks of one row."""
+
+    def __init__(self, folder: Path, evaluation: dict):
+        """Raises UserError when the folder holds an unfinished evaluation of something else."""
+        self.path, self.mark = folder / "traces.jsonl", folder / "unfinished.json"
+        evaluation = json.loads(json.dumps(evaluation))  # as it comes back from the file
+        done = self._finished_asks(evaluation)
+        self.found = {(r["row"], r["order"], r["query"], r["ask"]): r for r in done}
+        write_text(self.path, "".join(map(log.line, done)))  # cuts what a crash left half-written, and an older evaluation
+        write_text(self.mark, json.dumps(evaluation, indent=1) + "\n")
+
+    def _finished_asks(self, evaluation: dict) -> list[dict]:
+        try:
+            before = dict(json.loads(self.mark.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError):
+            raise UserError(f"{self.mark} cannot be read; delete it to begin anew") from None
+        changed = sorted(key for key in evaluation.keys() | before.keys() if evaluation.get(key) != before.get(key))
+        if changed:
+            raise UserError(f"{self.path.parent} holds an unfinished evaluation with other {', '.join(changed)}; finish it with the command it was"
+                            f" begun with, name another folder with --out, or delete {self.mark}")
+        return log.read(self.path)
+
+    def model(self, row: str, order: int, inner: Model, progress=lambda asks: None) -> Model:
+        """`inner`, asked only what the file does not hold. `progress` hears of the asks that it does hold."""
+        asked: Counter = Counter()
+
+        def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
+            keys = []
+            for ask in asks:
+                keys.append((row, order, ask.query.id, asked[ask.query.id]))
+                asked[ask.query.id] += 1
+            missing = [i for i, key in enumerate(keys) if key not in self.found]
+            if len(missing) < len(asks):
+                progress(len(asks) - len(missing))
+            fresh = dict(zip(missing, inner([asks[i] for i in missing]) if missing else ()))
+            log.append(self.path, [record(keys[i], asks[i], *fresh[i]) for i in missing])
+            return [fresh[i] if i in fresh else recorded(self.found[key], asks[i], self.path) for i, key in enumerate(keys)]
+
+        return model
+
+    def finish(self) -> None:
+        self.mark.unlink()
+
+
+def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, completion: Completion) -> dict:
+    row, order, query, number = key
+    return {"row": row, "order": order, "query": query, "ask": number, "decision": ask.decision, "pool": ask.pool, "text": completion.text,
+            "prompt_tokens": prompt_tokens, "tokens": len(completion.ids), "finished": completion.finished, "seconds": completion.seconds,
+            "status": completion.answer.status, "answer": completion.answer.value}
+
+
+def recorded(record: dict, ask: Ask, path: Path) -> tuple[int, Completion]:
+    """What `record` wrote. Raises UserError when it belongs to another ask."""
+    if tuple(record["pool"]) != ask.pool or record["decision"] != ask.decision:
+        raise UserError(f"{path}: ask {record['ask']} about query '{record['query']}' was another one; delete unfinished.json beside it to begin anew")
+    return record["prompt_tokens"], Completion([0] * record["tokens"], [], record["text"], record["finished"],
+                                               Answer(record["status"], tuple(record["answer"])), record["seconds"])

@@ -1,0 +1,80 @@
+"""An evaluation that was killed goes on where it stood: no finished ask is asked again, and its result is that of one that never stopped."""
+
+import random
+
+import pytest
+
+from ranker import drive, llms
+from ranker.data import Candidate, Query
+from ranker.errors import UserError
+from ranker.traces import Traces
+
+RANKER = drive.load_ranker({"name": "elimination"})
+
+
+def queries(count=4):
+    rng = random.Random(0)
+    return [Query(f"q{i}", "rank", "", tuple(Candidate(f"c{k}", f"text {k}") for k in range(5)), tuple(float(rng.random()) for _ in range(5))) for i in range(count)]
+
+
+class Killed(BaseException):
+    pass
+
+
+def model(asked, kill_after=10**9):
+    """Sometimes right, sometimes not readable, the same for the same ask; dies at some ask."""
+    def answer(asks):
+        if len(asked) + len(asks) > kill_after:
+            raise Killed
+        asked.extend(asks)
+        write = lambda ask: "no answer" if (len(ask.pool) + len(ask.query.id) + int(ask.query.id[1:])) % 4 == 0 else llms.right_answer(ask)  # noqa: E731
+        found = llms.scripted(write)(asks)
+        for _, completion in found:
+            completion.ids, completion.seconds = [1, 2, 3], 0.25
+        return [(7, completion) for _, completion in found]
+    return answer
+
+
+def evaluate(folder, asked, kill_after=10**9, what=None):
+    traces = Traces(folder, what or {"checkpoint": "a"})
+    found = [drive.run(RANKER, queries(), traces.model(row, 0, model(asked, kill_after))) for row in ("base", "policy")]
+    traces.finish()
+    return found
+
+
+@pytest.mark.parametrize("kill_after", [1, 4, 9, 17, 23, 30])
+@pytest.mark.parametrize("damage", ["", '{"row": "policy", "or'])
+def test_no_ask_is_repeated_and_nothing_is_different(tmp_path, kill_after, damage):
+    whole, asked, again = [], [], []
+    expected = evaluate(tmp_path / "whole", whole)
+    with pytest.raises(Killed):
+        evaluate(tmp_path / "killed", asked, kill_after)
+    with (tmp_path / "killed/traces.jsonl").open("a") as file:
+        file.write(damage)
+    assert evaluate(tmp_path / "killed", again) == expected and len(asked) + len(again) == len(whole) == 32
+    assert (tmp_path / "killed/traces.jsonl").read_bytes() == (tmp_path / "whole/traces.jsonl").read_bytes()
+
+
+def test_another_evaluation_is_refused_until_the_first_is_finished(tmp_path):
+    with pytest.raises(Killed):
+        evaluate(tmp_path, [], 9)
+    before = (tmp_path / "traces.jsonl").read_bytes()
+    with pytest.raises(UserError, match="an unfinished evaluation with other checkpoint; finish it"):
+        evaluate(tmp_path, [], what={"checkpoint": "b"})
+    assert (tmp_path / "traces.jsonl").read_bytes() == before != b""
+    evaluate(tmp_path, [])
+    asked = []
+    evaluate(tmp_path, asked, what={"checkpoint": "b"})
+    assert len(asked) == 32  # a finished one is not mixed with the next
+
+
+def test_a_ranker_that_asks_otherwise_than_before_is_noticed(tmp_path):
+    with pytest.raises(Killed):
+        evaluate(tmp_path, [], 9)
+    text = (tmp_path / "traces.jsonl").read_text()
+    (tmp_path / "traces.jsonl").write_text(text.replace('"c0"', '"c9"'))
+    with pytest.raises(UserError, match="was another one"):
+        evaluate(tmp_path, [])
+    (tmp_path / "unfinished.json").write_text("{")
+    with pytest.raises(UserError, match="unfinished.json cannot be read"):
+        evaluate(tmp_path, [])
