@@ -33,9 +33,6 @@ from ranker.rollout import Sampler, greedy_model
 from ranker.score import Row, batches, pack, score, score_all, stack
 from ranker.states import Experience
 
-MAX_BROKEN_STEPS = 5  # steps in a row without a finite gradient
-
-
 def main() -> int | None:
     parser = Parser(prog="train.py", description=__doc__, usage="python train.py CONFIG [--section.key=value ...] [--dry_run] [--fresh]")
     parser.add_argument("config", help="a YAML file, such as configs/iranker.yaml")
@@ -97,10 +94,9 @@ def main() -> int | None:
         record["lr"] = optimizer.param_groups[0]["lr"] = config.train.lr * learning_rate_share(config.train, step)
         learned, advantages = update(config, policy, optimizer, objective, groups, credit, alive, step)
         record |= learned
-        broken = 0 if math.isfinite(record["grad_norm"]) else broken + 1
-        if broken == MAX_BROKEN_STEPS:
-            raise UserError(f"the gradient was not finite in {broken} steps in a row (the last is {step}); lower train.lr;"
-                            f" {run_dir}/last is the last good checkpoint, if there is one")
+        record["bad"] = int(not math.isfinite(record["grad_norm"]))
+        if alive.any():  # a step that learned nothing says nothing
+            broken = (broken + 1) * record["bad"]
         seconds = time.perf_counter() - started
         record |= {"seconds": seconds, "peak_gb": log.peak_gb(policy.device),
                    "tokens_per_second": sum(len(c.ids) for g in groups for c in g.completions) / seconds}
@@ -114,10 +110,17 @@ def main() -> int | None:
         log.append(run_dir / "completions.jsonl", log.completion_records(step, groups, rewards, advantages))
         log.append(run_dir / "thoughts.jsonl", thoughts.kept(step, groups, rewards, advantages))
         log.append(run_dir / "metrics.jsonl", [record])
+        history.append(record)
+        if warning := log.collapse(history, config.train.collapse_margin, config.train.collapse_steps):
+            tqdm.write(warning)
         if "validation" in record:
             log.curves(run_dir)
-        if improved or last or stopped_by or step % config.run.save_every == 0:
+        gone_bad = broken == config.train.max_bad_steps
+        if improved or last or stopped_by or gone_bad or step % config.run.save_every == 0:
             checkpoint.save(config, policy, optimizer, step, record.get("validation", {}), improved)
+        if gone_bad:
+            raise UserError(f"the gradient was not finite in {broken} steps in a row (the last is {step}), which changed nothing; {run_dir}/last is"
+                            " saved; begin anew with a lower train.lr, or look at the rewards in completions.jsonl")
         if stopped_by and not last:
             bar.close()
             print(f"stopped after step {step}; the same command goes on from there")

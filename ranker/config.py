@@ -95,6 +95,9 @@ class Train:
     value_lr: float = setting(0.0, low=0.0)  # of the value head; PPO needs one
     value_warmup: int = setting(0, low=0)  # steps in which only the values learn
     value_clip: float = setting(0.2, low=0.0)
+    max_bad_steps: int = setting(5, low=1)  # steps in a row whose gradient is not finite; then the run stops
+    collapse_margin: float = setting(0.3, low=0.0)  # parse rate or reward this far below the run's best, ...
+    collapse_steps: int = setting(10, low=1)  # ... for so many steps, is announced as a collapse
     gamma: float = setting(1.0, low=0.0, high=1.0)  # of GAE, per token
     gae_lambda: float = setting(1.0, low=0.0, high=1.0)
 

@@ -47,6 +47,25 @@ def read(path: Path) -> list[dict]:
     return records
 
 
+CAUSES = {"parse_rate": "a learning rate too high, a KL weight (train.beta) too low, or completions cut by rollout.max_new_tokens",
+          "reward": "a learning rate too high, a KL weight (train.beta) too low, or a reward that another part works against"}
+
+
+def collapse(history: Sequence[dict], margin: float, steps: int) -> str | None:
+    """What to announce where the parse rate or the reward was `margin` below the best mean of five steps for the last `steps` ones.
+
+    Said once: when the last step makes them enough.
+    """
+    for key, causes in CAUSES.items():
+        values = [r[key] for r in history if key in r]
+        best = max((sum(values[i - 5:i]) / 5 for i in range(5, len(values) + 1)), default=-math.inf)
+        low = [value < best - margin for value in values]
+        if all(low[-steps:]) and len(low) > steps and not low[-steps - 1]:
+            return (f"collapse: {key} was {best:.2f} and has been below {best - margin:.2f} for {steps} steps. Likely causes: {causes}."
+                    " `best` holds the checkpoint of the best validation")
+    return None
+
+
 def cut_after(path: Path, step: int) -> None:
     """Keep the records up to `step`: what a resumed run is about to write again goes."""
     if path.exists():

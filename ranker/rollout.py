@@ -211,6 +211,6 @@ def greedy_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks
     return model
 
 
-def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool, seconds: float) -> Completion:
+def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool, seconds: float = 0.0) -> Completion:
     text = policy.prompter.prefill + policy.tokenizer.decode([i for i in ids if i not in policy.stop_ids])
     return Completion(ids, logprobs, text, finished, parse(text, ask, finished), seconds)

@@ -112,6 +112,16 @@ def test_a_folder_of_another_run_is_refused_and_fresh_moves_it_aside(call, finis
     assert status == 0 and Path("runs/iranker.1/metrics.jsonl").is_file() and len(records("runs/iranker/metrics.jsonl")) == 2
 
 
+def test_gradients_that_are_not_finite_change_nothing_and_end_a_run_that_is_saved(call, monkeypatch):
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, limit: torch.tensor(float("nan")))
+    status, _, err = train_short(call, "--train.max_bad_steps=2", "--eval.every=4")
+    assert status == 2 and "not finite in 2 steps in a row" in err
+    steps = records("runs/iranker/metrics.jsonl")[1:]
+    assert [r["bad"] for r in steps if r["dead"] < 1] == [1, 1] and steps[-1]["grad_norm"] is None
+    weights = load_file("runs/iranker/last/adapter_model.safetensors")
+    assert all(not value.any() for name, value in weights.items() if "lora_B" in name) and Path("runs/iranker/last").resolve().name == f"step_{len(steps)}"
+
+
 def test_two_processes_do_not_write_to_one_run(call, finished_run, monkeypatch):
     Path("runs/iranker/lock").write_text("99999999")  # left by a process that was killed: no lock
     assert train_short(call)[0] == 0
