@@ -27,7 +27,7 @@ from ranker.drive import Model, load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
 from ranker.files import sha256
 from ranker.prompting import changed_prompts
-from ranker.policy import load as load_policy, pick_device
+from ranker.policy import check_adapters, load as load_policy, pick_device
 from ranker.provenance import provenance
 from ranker.report import Row
 from ranker.rollout import Sampler, greedy_model
@@ -90,6 +90,7 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
         models = [(report.BASE, None, None, ())]
         models += [(f"{report.BASE} + thoughts", None, find, ())] if find else []
         models += [(name, folder, None, r["config"]["data"]["tasks"]) for name, folder, r in zip(args.ckpt, folders, records)]
+        check_adapters(config.model, folders)
     out = args.out or default_out(folders, args.config, args.data or ([] if args.ckpt or args.config else [config.data.train]))
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
     files = args.data or [config.data.test or config.data.train]
@@ -136,6 +137,7 @@ def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
     traces = Traces(out, {"command": record["command"], "data": record["data"]})
     for name, read in ((("replay", answers.parse_recorded),) if args.parse == "answer" else ()) + (("replay, digits", answers.digits),):
         if args.replay:
+            rank(ranker, queries, llms.replay(args.replay, read))  # costs nothing, and what the recording lacks shows before anything is written
             rows.append(table.model_row(name, ranker, [queries], llms.replay(args.replay, read), traces))
     how = f"{args.replay} replayed with {' '.join(f'{k}={v}' for k, v in config.ranker.items())}" if args.replay else "the run as it is"
     head = (f"{len(queries)} judged queries of {args.qrels}, {how}; {absent} of them are not in the run and count 0,"

@@ -62,13 +62,14 @@ def main() -> int | None:
     if objective.CRITIC:
         policy.add_critic()
         optimizer.add_param_group({"params": list(policy.critic.parameters()), "lr": config.train.value_lr})
+    if done:  # before the run folder is written to
+        checkpoint.restore(run_dir / "last", policy, optimizer)
     if args.dry_run:
         return dry_run(config, policy, sampler, ranker, objective, next_query, validation, reward_parts)
     held = checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config.data)))
     for name in ("metrics.jsonl", "completions.jsonl", "thoughts.jsonl"):  # what a crash left behind the last checkpoint is written again
         log.cut_after(run_dir / name, done or -1)
     if done:
-        checkpoint.restore(run_dir / "last", policy, optimizer)
         print(f"resuming {run_dir} after step {done}")
     history = log.read(run_dir / "metrics.jsonl")
     best = max((r["validation"]["mean"] for r in history if "validation" in r and r["step"]), default=-math.inf)  # of trained ones

@@ -10,6 +10,7 @@ candidate's text, and a close spelling. Numbers and roman numerals must agree (y
 import difflib
 import re
 import unicodedata
+from functools import lru_cache
 
 from ranker.data import Answer, Ask
 from ranker.prompting import harmless
@@ -17,7 +18,6 @@ from ranker.prompting import harmless
 MISSING, FOREIGN = Answer("missing_answer"), Answer("not_a_candidate")
 LONGEST_TITLE = 300  # characters; longer texts are not compared by spelling
 
-_PAIR = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 _BRACKETS = str.maketrans("【】〔〕", "[][]")
 _IDENTIFIER = re.compile(r"\[\s*(\d{1,9})\s*\]")
 _LONE_NUMBER = re.compile(r"[^\w+-]*(\d{1,9})\W*")
@@ -32,8 +32,12 @@ def span(text: str) -> str | None:
     """The text inside the last answer pair after the last `</think>`, or None."""
     body = text.rpartition("</think>")[2]
     body = body.partition("<think>")[0]  # a thought that never ended: whatever stands in it is no answer
-    pairs = _PAIR.findall(body)
-    return pairs[-1] if pairs else None
+    end = len(body)
+    while (end := body.rfind("</answer>", 0, end)) >= 0 and (start := body.rfind("<answer>", 0, end)) >= 0:
+        inside = body[start + len("<answer>"):end]
+        if "</answer>" not in inside:  # else this end tag is one too many
+            return inside
+    return None
 
 
 def parse(text: str, ask: Ask, finished: bool = True) -> Answer:
@@ -88,7 +92,7 @@ def _named(inside: str, ask: Ask) -> list[str | None]:
     numbers = [int(k) for k in _IDENTIFIER.findall(inside)]
     if numbers:
         return [pick(k) for k in numbers]
-    titles = {c: normal(harmless(ask.query.texts[c])) for c in pool}
+    titles = {c: _shown(ask.query.texts[c]) for c in pool}
     one = ask.decision in ("eliminate", "pick")
     parts = [inside] if one else [part for part in re.split(r"[\n>,]", inside) if re.search(r"\w", part)]
     lone = [_LONE_NUMBER.fullmatch(part) or _NAMED_NUMBER.fullmatch(part) for part in parts]
@@ -109,6 +113,13 @@ def normal(text: str) -> str:
     return " ".join(re.sub(r"[^\w]+", " ", text.casefold()).split())
 
 
+@lru_cache(4096)
+def _shown(text: str) -> str:
+    """A candidate's text as the prompt showed it, `normal`. Every completion of a group and every ask of a query needs it again."""
+    return normal(harmless(text))
+
+
+@lru_cache(4096)
 def numerals(name: str) -> list[str]:
     """Numbers and roman numerals of a `normal` text, years aside."""
     return _NUMERAL.findall(_YEAR.sub(" ", name))
@@ -142,13 +153,13 @@ def match(text: str, titles: dict[str, str]) -> str | None:
 
 def _close(name: str, titles: dict[str, str], like: dict[str, str]) -> str | None:
     """A spelling at least 0.85 alike and 0.08 ahead of the second, among titles with the same numerals."""
-    if len(name) > LONGEST_TITLE:
+    if len(name) > LONGEST_TITLE or not like:
         return None
-    scores = []
+    scores, bound = [], difflib.SequenceMatcher(None, "", name, autojunk=False)  # its index of `name` serves all titles
     for candidate, title in titles.items():
-        matcher = difflib.SequenceMatcher(None, name, title, autojunk=False)
-        if len(title) <= LONGEST_TITLE and matcher.real_quick_ratio() >= 0.77 and matcher.quick_ratio() >= 0.77:
-            scores.append((matcher.ratio(), candidate))
+        bound.set_seq1(title)
+        if len(title) <= LONGEST_TITLE and bound.real_quick_ratio() >= 0.77 and bound.quick_ratio() >= 0.77:
+            scores.append((difflib.SequenceMatcher(None, name, title, autojunk=False).ratio(), candidate))  # not the same the other way round
     scores.sort(reverse=True)
     if not scores or scores[0][0] < 0.85 or (len(scores) > 1 and scores[0][0] - scores[1][0] < 0.08):
         return None

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from ranker import config as settings, sources
@@ -23,6 +22,7 @@ from ranker.policy import Policy, save_adapter
 from ranker.prompting import changed_prompts, prompt_versions
 from ranker.provenance import interpreter
 
+RECORD = {"step": int, "base_model": str, "prompts": dict, "scores": dict, "data": dict, "config": dict}  # of checkpoint.json
 LOCK = "lock"  # in a run folder: the process that writes there
 SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device"}  # may change between start and resume
 
@@ -38,15 +38,15 @@ def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:
     if not folder.is_dir():
         raise UserError(f"run.dir {folder} is a file")
     if (folder / LOCK).exists():
-        lock(folder).close()  # better to know now than when the model is loaded
+        lock(folder, sign=False).close()  # better to know now than when the model is loaded
     recorded = folder / "config.yaml"
     if not recorded.is_file():
         if any(path.name != LOCK for path in folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no run; take another run.dir, or --fresh to move it aside")
         return 0
     try:
-        before = settings.build(yaml.safe_load(recorded.read_text(encoding="utf-8")), str(recorded))  # settings since added have their defaults
-    except (OSError, ValueError, yaml.YAMLError, UserError):
+        before = settings.build(settings.parse_yaml(recorded.read_text(encoding="utf-8")), str(recorded))  # settings since added have their defaults
+    except (OSError, ValueError, UserError):
         raise UserError(f"{recorded} is damaged; begin anew with --fresh") from None
     changed = [key for key in settings.differences(settings.as_dict(before), settings.as_dict(config)) if key not in SAME_RUN]
     if changed:
@@ -77,8 +77,8 @@ def start_run(config: settings.Config, fresh: bool, record: dict) -> TextIO:
     return held
 
 
-def lock(folder: Path) -> TextIO:
-    """Hold a run folder for this process. The system lets go of it when the process ends, however that happens."""
+def lock(folder: Path, sign: bool = True) -> TextIO:
+    """Hold a run folder for this process, whose number goes into the file with `sign`. The system lets go of it when the process ends, however that happens."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+", encoding="utf-8")
@@ -91,9 +91,10 @@ def lock(folder: Path) -> TextIO:
         owner = file.read().strip()
         file.close()
         raise UserError(f"{folder} is in use by process {owner}; wait for it, or take another run.dir") from None
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+    if sign:
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
     return file
 
 
@@ -173,9 +174,11 @@ def describe(folder: Path) -> dict:
     path = folder / "checkpoint.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        assert {"step", "base_model", "prompts", "scores", "data", "config"} <= record.keys()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; without it nobody knows the base model of this adapter") from None
-    except (ValueError, AttributeError, AssertionError):
-        raise UserError(f"{path} is damaged") from None
-    return record
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: not JSON ({error})") from None
+    for name, kind in RECORD.items():
+        if not isinstance(record, dict) or type(record.get(name)) is not kind:
+            raise UserError(f"{path} is damaged: '{name}' is missing or no {kind.__name__}")
+    return record | {"config": settings.as_dict(settings.build(record["config"], str(path)))}  # settings since added have their defaults

@@ -8,6 +8,8 @@ stands and the nearest valid key.
 import dataclasses
 import inspect
 import math
+import re
+import reprlib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,44 @@ from pathlib import Path
 import yaml
 
 from ranker.errors import UserError, nearest
+
+
+_SHORT = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
+
+
+class _Loader(yaml.SafeLoader):
+    """Without it the last of two equal keys would win, and a section that stands twice would lose its first half."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' stands twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> object:
+    """What a YAML text holds. Raises ValueError with line and reason."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise ValueError(f"{f'line {mark.line + 1}: ' if mark else ''}{error.problem or error.context}") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:  # PyYAML's own slips on `!!int ""`, `!!bool x`, ...
+        raise ValueError(f"a value cannot be read: {error}") from None
+
+
+def shown(value: object) -> str:
+    """`value` as an error shows it, cut."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an int of more digits than Python prints
+        return "a huge number"
 
 
 def setting(default, low=None, high=None, choices=None):
@@ -128,11 +168,11 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     """The config of a YAML file with `section.key=value` overrides. Raises UserError."""
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UserError(f"{path}: {error.strerror}{nearest(path.stem, near) if near else ''}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not YAML: {error}") from None
     config = build(raw, str(path))
     for text in overrides:
@@ -150,7 +190,7 @@ def build(raw: object, where: str) -> Config:
     for section, values in (raw or {}).items():
         _section(section, where)
         if not isinstance(values, dict):
-            raise UserError(f"{where}: section '{section}' must hold keys, got {values!r}")
+            raise UserError(f"{where}: section '{section}' must hold keys, got {shown(values)}")
         if section == "reward":
             config.reward = {name: reward_entry(entry) for name, entry in values.items()}
         elif section == "ranker":
@@ -169,8 +209,8 @@ def override(config: Config, text: str) -> None:
         raise UserError(f"'{text}' is no setting: write --section.key=value, for example --train.lr=1e-4")
     _section(parts[0], "command line")
     try:
-        value = yaml.safe_load(value) if value else ""
-    except (yaml.YAMLError, ValueError):
+        value = parse_yaml(value) if value else ""
+    except ValueError:
         raise UserError(f"command line: cannot read the value of '{text}'") from None
     if parts[0] == "ranker":  # another ranker has other options
         config.ranker = ({} if parts[1] == "name" else config.ranker) | {".".join(parts[1:]): value}
@@ -208,14 +248,16 @@ def cast(value: object, hint: type, limits: typing.Mapping, where: str):
     """`value` as type `hint` within `limits` (low, high, choices), or UserError."""
     if hint is bool:
         if not isinstance(value, bool):
-            raise UserError(f"{where} must be true or false, got {value!r}")
+            raise UserError(f"{where} must be true or false, got {shown(value)}")
     elif hint is str:
         if not isinstance(value, str):
-            raise UserError(f"{where} must be text, got {value!r} (quote it)")
+            raise UserError(f"{where} must be text, got {shown(value)} (quote it)")
+        if re.search("[\x00-\x1f\x7f\ud800-\udfff]", value) or any(len(part.encode()) > 255 for part in value.split("/")):
+            raise UserError(f"{where} must be a name or a path, got {shown(value)}")  # the system would refuse it later, and less clearly
     elif typing.get_origin(hint) is list:
         value = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise UserError(f"{where} must be a list of names, got {value!r}")
+            raise UserError(f"{where} must be a list of names, got {shown(value)}")
     else:  # int or float
         number = value
         try:
@@ -224,9 +266,9 @@ def cast(value: object, hint: type, limits: typing.Mapping, where: str):
         except (TypeError, ValueError, OverflowError):
             number = None
         if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise UserError(f"{where} must be a number, got {value!r}")
+            raise UserError(f"{where} must be a number, got {shown(value)}")
         if hint is int and number != int(number):
-            raise UserError(f"{where} must be a whole number, got {value!r}")
+            raise UserError(f"{where} must be a whole number, got {shown(value)}")
         value = hint(number)
         low, high = limits.get("low"), limits.get("high")
         if (low is not None and value < low) or (high is not None and value > high):
@@ -234,7 +276,7 @@ def cast(value: object, hint: type, limits: typing.Mapping, where: str):
             raise UserError(f"{where} must be {bounds}, got {value}")
     choices = limits.get("choices")
     if choices and value not in choices:
-        raise UserError(f"{where} must be one of {', '.join(choices)}, got {value!r}{nearest(str(value), choices)}")
+        raise UserError(f"{where} must be one of {', '.join(choices)}, got {shown(value)}{nearest(str(value), choices)}")
     return value
 
 

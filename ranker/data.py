@@ -12,6 +12,7 @@ measured `performance` and `cost` of each candidate, from which evaluations draw
 """
 
 import json
+import os.path
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -186,7 +187,7 @@ def read_queries(path: str | Path) -> list[Query]:
 
 def iter_queries(path: str | Path) -> Iterator[Query]:
     """The queries of a JSON lines file one by one. Raises UserError with file and line for the first defect."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     first_line: dict[str, int] = {}
     for number, line in _lines(path):
         where = f"{path}:{number}"

@@ -5,6 +5,8 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+LONGEST = 300  # characters of an error line
+
 
 class UserError(Exception):
     """A mistake of the user's. The message says what, where, and what to do, in one line."""
@@ -27,12 +29,19 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+def one_line(text: str) -> str:
+    """`text` as an error line shows it: what a file says may be as long as the file, and may hold codes that a terminal obeys."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+    room = LONGEST - len("error:  ... ")
+    return text if len(text) <= room + 5 else f"{text[:room - room // 3]} ... {text[-(room // 3):]}"  # what, where, and what to do
+
+
 def exit_status(main: Callable[[], int | None]) -> int:
     """Run `main`; what it returns, or 2 with one line on stderr for a UserError. Bugs keep their traceback."""
     try:
         return main() or 0
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; this file does without torch

@@ -9,16 +9,18 @@ Decisions a reader could doubt:
 """
 
 import importlib.util
+import json
+import os.path
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from jinja2 import TemplateError
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
@@ -133,14 +135,7 @@ def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path
 
 
 def _load_base(model: settings.Model, device: torch.device, dtype: torch.dtype, attention: str):
-    source = TINY if model.name == "tiny" else Path(model.name).expanduser()
-    if source.is_dir():
-        if not (source / "config.json").is_file():
-            raise UserError(f"model.name: the folder {source} holds no config.json, so it is no model")
-    elif model.name.startswith((".", "/", "~")):
-        raise UserError(f"model.name: there is no folder {model.name}{_near_folder(source)}")
-    else:
-        source = model.name
+    source = _source(model)
     show = transformers_logging.enable_progress_bar if source != TINY else transformers_logging.disable_progress_bar
     show()  # loading takes long enough for a bar unless the model is the built-in one
     quantization = BitsAndBytesConfig(
@@ -153,15 +148,45 @@ def _load_base(model: settings.Model, device: torch.device, dtype: torch.dtype, 
             source, dtype=dtype, quantization_config=quantization, attn_implementation=attention,
             device_map={"": device}, use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        hint = ("" if isinstance(source, Path) else "; without access to a model hub, point model.name at a local folder:"
-                f" --model.name=/path/to/{model.name.split('/')[-1]}")
-        raise UserError(f"cannot load model '{model.name}': {reason}{hint}") from None
+        raise _cannot_load(model, error) from None
     for module in causal_lm.modules():
         # On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights for a bf16 kernel that has no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return tokenizer, causal_lm
+
+
+def _source(model: settings.Model) -> Path | str:
+    """The folder of the base model, or its name on a hub."""
+    source = TINY if model.name == "tiny" else Path(os.path.expanduser(model.name))
+    if source.is_dir():
+        if not (source / "config.json").is_file():
+            raise UserError(f"model.name: the folder {source} holds no config.json, so it is no model")
+        return source
+    if model.name.startswith((".", "/", "~")):
+        raise UserError(f"model.name: there is no folder {model.name}{_near_folder(source)}")
+    return model.name
+
+
+def _cannot_load(model: settings.Model, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    hint = ("" if isinstance(_source(model), Path) else "; without access to a model hub, point model.name at a local folder:"
+            f" --model.name=/path/to/{model.name.split('/')[-1]}")
+    return UserError(f"cannot load model '{model.name}': {reason}{hint}")
+
+
+def check_adapters(model: settings.Model, folders: Sequence[Path]) -> None:
+    """Raises UserError for a base that is not there and for an adapter that does not fit it; no weights of the base are read."""
+    try:
+        config = AutoConfig.from_pretrained(_source(model), trust_remote_code=False)
+        for folder in folders:
+            with torch.device("meta"):
+                base = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            with warnings.catch_warnings():  # that tensors without storage stay so
+                warnings.simplefilter("ignore")
+                _load_adapter(base, folder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _cannot_load(model, error) from None
 
 
 def _check_context(config, model: settings.Model, max_new_tokens: int) -> None:
@@ -195,14 +220,36 @@ def _new_adapter(causal_lm, lora: settings.Lora) -> PeftModel:
 
 
 def _load_adapter(causal_lm, folder: Path) -> PeftModel:
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds no adapter_config.json, so it is no adapter")
+    _check_adapter_config(folder / "adapter_config.json")
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():  # PEFT would fall back on pickled weights, then on a hub
+        raise UserError(f"{folder} holds no adapter_model.safetensors; other formats are not read")
     try:
+        with safe_open(weights, "pt") as file:
+            saved = set(file.keys())
         adapted = PeftModel.from_pretrained(causal_lm, folder, is_trainable=True)
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"cannot load the adapter {folder}: {' '.join(str(error).split())[:160]};"
                         " was it trained on another base model?") from None
+    if differing := saved ^ get_peft_model_state_dict(adapted, save_embedding_layers=False).keys():  # PEFT would leave them out or at random
+        raise UserError(f"cannot load the adapter {folder}: {min(differing)} is {'no weight of the model' if differing <= saved else 'missing'};"
+                        " was it trained on another base model?")
     return adapted
+
+
+def _check_adapter_config(path: Path) -> None:
+    """Only plain LoRA: other kinds would train or import something of their own."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no adapter_config.json, so it is no adapter")
+    try:
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    unknown = sorted(config.keys() - LoraConfig.__dataclass_fields__.keys())
+    if unknown:
+        raise UserError(f"{path}: unknown key '{unknown[0]}'{nearest(unknown[0], LoraConfig.__dataclass_fields__)[:160]}")
+    if config.get("peft_type") != "LORA" or config.get("task_type") != "CAUSAL_LM" or config.get("megatron_config"):
+        raise UserError(f"{path}: only a LoRA adapter of a causal language model can be loaded")
 
 
 def _stop_ids(causal_lm, tokenizer, name: str) -> frozenset[int]:

@@ -12,19 +12,20 @@ fits, and the history drops its oldest items only if that is not enough.
 
 import hashlib
 import re
+import string
 import unicodedata
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import yaml
-
+from ranker.config import parse_yaml
 from ranker.data import Ask
 from ranker.errors import UserError, nearest
 
 FOLDER = Path(__file__).resolve().parent.parent / "prompts"
 DECISIONS = ("eliminate", "order", "pick", "score", "narrow")
 WORDING = ("scenario", "heading", "noun", "nouns", "criterion")
+FIELDS = ("context", "count", "half", "pool", *WORDING)  # of a template
 
 _BRACKETS = str.maketrans("［］【】〔〕", "[][][]")
 _IDENTIFIER = re.compile(r"\[\s*([^\[\]]{1,12}?)\s*\]")
@@ -37,9 +38,9 @@ def wordings() -> dict[str, dict[str, str]]:
     """Task name -> its wording, from prompts/tasks.yaml. Raises UserError for a task without all fields."""
     path = FOLDER / "tasks.yaml"
     try:
-        tasks = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        tasks = parse_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not isinstance(tasks, dict) or not tasks:
         raise UserError(f"{path}: expected task names with their wordings")
     for name, wording in tasks.items():
@@ -58,7 +59,23 @@ def wording(task: str) -> dict[str, str]:
 
 @cache
 def template(name: str) -> str:
-    return (FOLDER / f"{name}.txt").read_text(encoding="utf-8").strip()
+    """The text of prompts/NAME.txt. Raises UserError for fields that nothing fills, and for a decision that shows no context or no pool."""
+    path = FOLDER / f"{name}.txt"
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
+    if name == "system":
+        return text
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
+    except ValueError as error:
+        raise UserError(f"{path}: broken field ({error}; known: {', '.join(FIELDS)}); a bracket that is none is written twice") from None
+    wrong = [f"unknown field '{{{field}}}'" for field in fields if field not in FIELDS]
+    wrong += [f"no field '{{{field}}}'" for field in ("context", "pool") if field not in fields]
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]} (known: {', '.join(FIELDS)})")
+    return text
 
 
 def prompt_versions() -> dict[str, str]:
@@ -76,8 +93,9 @@ def changed_prompts(recorded: dict[str, str]) -> list[str]:
 
 def harmless(text: str, control_strings: tuple[str, ...] = ()) -> str:
     """`text` with nothing left in it that could pass for an identifier, a tag, a control token or a new line."""
-    kept = (" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
-    text = _SELECTOR.sub("", "".join(kept)).translate(_BRACKETS)
+    if not text.isprintable():  # else there is nothing to take out, and most texts are
+        text = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+    text = _SELECTOR.sub("", text).translate(_BRACKETS)
     text = _IDENTIFIER.sub(_disarmed, text)
     text = _TAG.sub("(", text)
     text = text.replace("<|", "(|").replace("|>", "|)")
@@ -144,9 +162,8 @@ class Prompter:
                                         "half": (len(ask.pool) + 1) // 2}
         try:
             return template(ask.decision).format_map(fields)
-        except (KeyError, ValueError, IndexError) as error:
-            raise UserError(f"prompts/{ask.decision}.txt: unknown or broken field {error}"
-                            f" (known: {', '.join(sorted(fields))})") from None
+        except (ValueError, KeyError) as error:  # a conversion or a format that a text does not have
+            raise UserError(f"{FOLDER / ask.decision}.txt: a field cannot be filled ({error})") from None
 
     def render(self, messages: list[dict[str, str]]) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

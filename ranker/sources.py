@@ -6,6 +6,7 @@ the file grows, and so that what belongs together (a user, a question under seve
 """
 
 import hashlib
+import os.path
 import random
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -57,7 +58,7 @@ def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]
 
 def refuse_shared(queries: Sequence[Query], data: Data, where: str) -> None:
     """Raises UserError when a query stands in the training part of the training file, if there is one."""
-    if data.train == "world" or not Path(data.train).expanduser().is_file():
+    if data.train == "world" or not os.path.isfile(os.path.expanduser(data.train)):
         return
     trained = {name for q in held_out(data, "train") for name in (q.id, q.group or q.id)}
     shared = [q.id for q in queries if q.id in trained or q.group in trained]
@@ -117,5 +118,5 @@ def names(data: Data) -> list[str]:
 
 def checksum(source: str) -> str:
     """What tells two data sources apart: the hash of a file, or of the world's code. `missing` for a file that is gone."""
-    path = Path(world.__file__) if source == "world" else Path(source).expanduser()
+    path = Path(world.__file__) if source == "world" else Path(os.path.expanduser(source))
     return sha256(path)[:16] if path.is_file() else "missing"

@@ -22,11 +22,16 @@ class Traces:
     def __init__(self, folder: Path, evaluation: dict):
         """Raises UserError when the folder holds an unfinished evaluation of something else."""
         self.path, self.mark = folder / "traces.jsonl", folder / "unfinished.json"
-        evaluation = json.loads(json.dumps(evaluation))  # as it comes back from the file
-        done = self._finished_asks(evaluation)
-        self.found = {(r["row"], r["order"], r["query"], r["ask"]): r for r in done}
-        write_text(self.path, "".join(map(log.line, done)))  # cuts what a crash left half-written, and an older evaluation
-        write_text(self.mark, json.dumps(evaluation, indent=1) + "\n")
+        self.evaluation = json.loads(json.dumps(evaluation))  # as it comes back from the file
+        self.done, self.begun = self._finished_asks(self.evaluation), False
+        self.found = {(r["row"], r["order"], r["query"], r["ask"]): r for r in self.done}
+
+    def begin(self) -> None:
+        """Write what is there so far, once: not before something can be added, so that a mistake leaves no files."""
+        if not self.begun:
+            write_text(self.path, "".join(map(log.line, self.done)))  # cuts what a crash left half-written, and an older evaluation
+            write_text(self.mark, json.dumps(self.evaluation, indent=1) + "\n")
+            self.begun = True
 
     def _finished_asks(self, evaluation: dict) -> list[dict]:
         try:
@@ -54,12 +59,14 @@ class Traces:
             if len(missing) < len(asks):
                 progress(len(asks) - len(missing))
             fresh = dict(zip(missing, inner([asks[i] for i in missing]) if missing else ()))
+            self.begin()
             log.append(self.path, [record(keys[i], asks[i], *fresh[i]) for i in missing])
             return [fresh[i] if i in fresh else recorded(self.found[key], asks[i], self.path) for i, key in enumerate(keys)]
 
         return model
 
     def finish(self) -> None:
+        self.begin()
         self.mark.unlink()
 
 

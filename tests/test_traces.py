@@ -49,6 +49,7 @@ def test_no_ask_is_repeated_and_nothing_is_different(tmp_path, kill_after, damag
     expected = evaluate(tmp_path / "whole", whole)
     with pytest.raises(Killed):
         evaluate(tmp_path / "killed", asked, kill_after)
+    (tmp_path / "killed").mkdir(exist_ok=True)  # not there before the first answer
     with (tmp_path / "killed/traces.jsonl").open("a") as file:
         file.write(damage)
     assert evaluate(tmp_path / "killed", again) == expected and len(asked) + len(again) == len(whole) == 32
