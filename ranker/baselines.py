@@ -39,16 +39,18 @@ class BM25:
         self.counts = {key: Counter(tokens(text)) for key, text in documents.items()}
         self.lengths = {key: sum(counts.values()) for key, counts in self.counts.items()}
         self.average = max(sum(self.lengths.values()) / max(len(self.lengths), 1), 1e-9)
-        self.holders: dict[str, list[str]] = {}  # word -> the documents that hold it
-        for key, counts in self.counts.items():
-            for word in counts:
-                self.holders.setdefault(word, []).append(key)
+        self.known: dict[str, list[str]] = {}  # word -> the documents that hold it, for words that were asked for
+
+    def holders(self, word: str) -> list[str]:
+        if word not in self.known:
+            self.known[word] = [key for key, counts in self.counts.items() if word in counts]
+        return self.known[word]
 
     def scores(self, text: str) -> dict[str, float]:
         """Document id -> score, 0 for one that shares no word."""
         scores = dict.fromkeys(self.counts, 0.0)
         for word, times in Counter(tokens(text)).items():
-            holders = self.holders.get(word, ())
+            holders = self.holders(word)
             idf = math.log(1 + (len(scores) - len(holders) + 0.5) / (len(holders) + 0.5))
             for key in holders:
                 count, norm = self.counts[key][word], K1 * (1 - B + B * self.lengths[key] / self.average)
