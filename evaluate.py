@@ -82,7 +82,7 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     if args.thoughts:
         decision = ranker.sampled_ask(queries[0], random.Random(0)).decision
         find = thoughts.finder(thoughts.read(args.thoughts), queries, decision, config.eval.thoughts, str(args.thoughts))
-    orders = [shuffled(queries, o, config.run.seed) for o in range(args.orders)]
+    orders = [queries] + [[q.shuffled(random.Random(f"{config.run.seed}/{o}/{q.id}")) for q in queries] for o in range(1, args.orders)]
     table = Table(config, config.eval.relevance_level, names or list(metrics.NAMES))
     rows = report.baseline_rows(orders, table.level, table.names, baselines.every(queries, train) if args.baselines else baselines.PLAIN)
     models = []  # name, adapter, how worked examples are found, tasks it was trained on
@@ -234,19 +234,6 @@ def test_queries(config: settings.Config, args, records: list[dict]) -> tuple[li
         return queries, train
     limit = args.limit or (config.eval.test_queries if (config.data.test or config.data.train) == "world" else None)
     return sources.held_out(config.data, "test", limit), train
-
-
-def shuffled(queries: list[Query], order: int, seed: int) -> list[Query]:
-    """The queries with their candidates in another order; order 0 is the one given."""
-    if order == 0:
-        return queries
-    result = []
-    for query in queries:
-        pairs = list(zip(query.candidates, query.relevance))
-        random.Random(f"{seed}/{order}/{query.id}").shuffle(pairs)
-        candidates, relevance = zip(*pairs)
-        result.append(replace(query, candidates=candidates, relevance=relevance))
-    return result
 
 
 def default_out(folders: list[Path], config: str | None, data: list[str]) -> Path:

@@ -1,7 +1,7 @@
 """Rankings that need no model: what a model has to beat.
 
 `PLAIN` ones know the query alone. BM25 (k1 0.9, b 0.4, as Anserini's defaults) takes its document frequencies from the
-pool, since a reranker has no corpus. `fitted` ones also know training queries: for histories the popularity of an item
+pool, since a reranker has no corpus. Those of `every` may also know training queries: for histories the popularity of an item
 and item-kNN (cosine of co-occurrence), both over texts, since a history has no ids; for routing the cheapest and the
 dearest model (the dearest stands for the largest: sizes are not published), the best single one, each for its task, and
 the mean of the nearest questions (kNN over BM25). Ties keep the order given.
@@ -60,8 +60,7 @@ class BM25:
 
 def bm25(query: Query) -> list[str]:
     """Candidate ids by falling BM25 score."""
-    scores = BM25(query.texts).scores(context_text(query))
-    return sorted(query.ids, key=lambda c: -scores[c])  # stable: ties keep the order given
+    return by_score(query, BM25(query.texts).scores(context_text(query)))
 
 
 def reverse_order(query: Query) -> list[str]:
@@ -74,7 +73,7 @@ def oracle(query: Query) -> list[str]:
 
 def by_score(query: Query, scores: dict[str, float]) -> list[str]:
     """Candidate ids by falling score, 0 for one without."""
-    return sorted(query.ids, key=lambda c: -scores.get(c, 0.0))
+    return sorted(query.ids, key=lambda c: -scores.get(c, 0.0))  # stable: ties keep the order given
 
 
 PLAIN: dict[str, Callable[[Query], list[str]]] = {"input order": input_order, "BM25": bm25}

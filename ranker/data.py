@@ -13,8 +13,9 @@ measured `performance` and `cost` of each candidate, from which evaluations draw
 
 import json
 import os.path
+import random
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -62,6 +63,13 @@ class Query:
         """The candidates of the highest relevance; ties are all positives."""
         best = max(self.relevance)
         return tuple(c for c in self.ids if self.rel[c] == best)
+
+    def shuffled(self, rng: random.Random) -> "Query":
+        """The query with its candidates in another order."""
+        pairs = list(zip(self.candidates, self.relevance))
+        rng.shuffle(pairs)
+        candidates, relevance = zip(*pairs)
+        return replace(self, candidates=candidates, relevance=relevance)
 
 
 @dataclass(frozen=True)

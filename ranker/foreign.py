@@ -1,12 +1,11 @@
 """Runs of other tools as queries: a TREC run or a dump of retrieved passages, its judgements, its texts."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
-from ranker.tables import clean, json_lines, open_text
+from ranker.tables import clean, json_file, json_lines, open_text
 from ranker.trec import Qrels, Run
 
 
@@ -36,19 +35,14 @@ def read_corpus(path: Path, topics: Path | None = None) -> tuple[dict[str, str],
 def _documents(path: Path) -> Iterator[tuple[int, object, object, tuple[object, str] | None]]:
     """(line, id, text, (query id, its text) where known) of every document."""
     with open_text(path) as file:
-        start = file.read(64).lstrip()
-        if not start.startswith("["):
-            for line, record in json_lines(path):
-                title = record.get("title") or ""
-                text = record.get("text", record.get("contents"))
-                yield line, record.get("_id", record.get("docid", record.get("id"))), f"{title} {text}".strip() if isinstance(text, str) else None, None
-            return
-        file.seek(0)
-        try:
-            entries = json.load(file)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: not JSON ({error})") from None
-    for entry in entries:
+        is_list = file.read(64).lstrip().startswith("[")
+    if not is_list:
+        for line, record in json_lines(path):
+            title = record.get("title") or ""
+            text = record.get("text", record.get("contents"))
+            yield line, record.get("_id", record.get("docid", record.get("id"))), f"{title} {text}".strip() if isinstance(text, str) else None, None
+        return
+    for entry in json_file(path):
         if not isinstance(entry, dict) or not isinstance(entry.get("query"), str) or not isinstance(entry.get("hits"), list):
             raise UserError(f"{path}: every entry needs 'query' and 'hits'")
         for hit in entry["hits"]:

@@ -1,8 +1,10 @@
 """A small random Qwen2 with LoRA, its tokenizer, and a few groups of completions, shared by the tests."""
 
+import argparse
 import os
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,17 @@ from ranker import config as settings, policy as policies, world  # noqa: E402
 from ranker.prompting import Prompter  # noqa: E402
 from ranker.rankers import elimination  # noqa: E402
 from ranker.tiny import tokenizer as tiny_tokenizer  # noqa: E402
+
+
+def prepared(module, source, *words, seed=0, **options):
+    """(queries, reason -> what was dropped) of a preparation; options as on its command line, True for a flag."""
+    parser = argparse.ArgumentParser()
+    module.arguments(parser)
+    dropped = Counter()
+    for name, value in options.items():
+        words += (f"--{name}",) if value is True else (f"--{name}", value)
+    args = argparse.Namespace(**vars(parser.parse_args([str(source), *map(str, words)])), seed=seed)
+    return list(module.prepare(args, dropped)), dropped
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
 """Reviews become queries as the protocol says, and all layouts of the raw data give the same ones. Broken files are named."""
 
-import argparse
 import gzip
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import prepared
 
 from ranker import prompting
 from ranker.data import read_queries
@@ -66,12 +65,7 @@ def write_histories(folder, of=None, titles=TITLES, packed=False, name="Games.te
 
 
 def prepare(folder, *words, seed=0):
-    """(queries, reason -> users dropped)."""
-    parser = argparse.ArgumentParser()
-    amazon.arguments(parser)
-    dropped = Counter()
-    args = argparse.Namespace(**vars(parser.parse_args([str(folder), "--task", "rec-game", *map(str, words)])), seed=seed)
-    return list(amazon.prepare(args, dropped)), dropped
+    return prepared(amazon, folder, "--task", "rec-game", *words, seed=seed)
 
 
 def complaint(*args) -> str:

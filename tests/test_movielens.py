@@ -1,14 +1,14 @@
 """Ratings become queries as the protocol says: per user by time, a history of 20, the next movie as the target, 19 negatives
 the user never rated. All layouts of the raw data give the same queries; broken files are named."""
 
-import argparse
 import csv
 import gzip
 import io
-from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import prepared
 
 from ranker import prompting
 from ranker.data import read_queries, write_queries
@@ -66,14 +66,7 @@ def write_dat(folder, events, titles=TITLES, packed=False):
     return folder
 
 
-def prepare(folder, seed=0, **options):
-    """(queries, reason -> users dropped)."""
-    parser = argparse.ArgumentParser()
-    movielens.arguments(parser)
-    dropped = Counter()
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    args = argparse.Namespace(**vars(parser.parse_args([str(folder), *words])), seed=seed)
-    return list(movielens.prepare(args, dropped)), dropped
+prepare = partial(prepared, movielens)
 
 
 def complaint(folder) -> str:
@@ -99,7 +92,7 @@ def test_the_target_is_the_last_movie_and_the_history_the_twenty_before_it_oldes
 
 def test_negatives_are_distinct_movies_that_the_user_never_rated_and_somebody_did(tmp_path):
     for seed in range(20):
-        (one, two), _ = prepare(write_csv(tmp_path, default_events()), seed)
+        (one, two), _ = prepare(write_csv(tmp_path, default_events()), seed=seed)
         for query, rated in ((one, range(1, 26)), (two, range(30, 51))):
             negatives = [c for c in query.ids if c not in query.positives]
             assert len(query.ids) == len(set(query.ids)) == 20 and sorted(query.relevance) == [0.0] * 19 + [1.0]
@@ -109,8 +102,8 @@ def test_negatives_are_distinct_movies_that_the_user_never_rated_and_somebody_di
 
 def test_a_seed_repeats_itself_and_another_gives_other_pools_and_places(tmp_path):
     folder = write_csv(tmp_path, default_events())
-    assert prepare(folder, 1) == prepare(folder, 1)
-    pools = [prepare(folder, seed)[0][0] for seed in range(12)]
+    assert prepare(folder, seed=1) == prepare(folder, seed=1)
+    pools = [prepare(folder, seed=seed)[0][0] for seed in range(12)]
     assert len({frozenset(q.ids) for q in pools}) > 6 and len({q.ids.index("25") for q in pools}) > 4
 
 

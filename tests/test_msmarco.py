@@ -1,14 +1,15 @@
 """Rows of MS MARCO become pools by the paper's filter, whatever their layout; judged passages of a track become pools of
 one relevant passage, or of graded ones. No place and no id tells the answer. Broken files are named."""
 
-import argparse
 import gzip
 import json
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import prepared
 
 from ranker import prompting
 from ranker.data import read_queries
@@ -51,14 +52,7 @@ def write_columns(path, rows):
     return write(path, [{name: {str(i): objects(one)[name] for i, one in enumerate(rows)} for name in rows[0]}])
 
 
-def prepare(path, seed=0, **options):
-    """(queries, reason -> rows or pools dropped)."""
-    parser = argparse.ArgumentParser()
-    msmarco.arguments(parser)
-    dropped = Counter()
-    words = [word for name, value in options.items() for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])]
-    args = argparse.Namespace(**vars(parser.parse_args([str(path), *words])), seed=seed)
-    return list(msmarco.prepare(args, dropped)), dropped
+prepare = partial(prepared, msmarco)
 
 
 def complaint(path, **options) -> str:
@@ -184,7 +178,7 @@ def test_a_pool_has_one_relevant_passage_and_others_judged_0(tmp_path):
     queries, dropped = prepare(path, **options)
     assert [q.id for q in queries] == [f"msmarco.{q}.{size}" for q in range(3) for size in (5, 7, 9)] and not dropped
     for seed in range(20):
-        for query in prepare(path, seed, **options)[0]:
+        for query in prepare(path, seed=seed, **options)[0]:
             size = int(query.id.rsplit(".")[-1])
             assert query.task == f"passage-{size}" and len(set(query.ids)) == size
             assert query.context == f"what is {query.id.split('.')[1]}?"
@@ -197,7 +191,7 @@ def test_graded_pools_take_any_judged_passages_with_their_grades(tmp_path):
     path, options = write_track(tmp_path)
     seen = set()
     for seed in range(20):
-        for query in prepare(path, seed, graded=True, **options)[0]:
+        for query in prepare(path, seed=seed, graded=True, **options)[0]:
             assert query.relevance == tuple(max(grade(c), 0) for c in query.ids) and max(query.relevance) > min(query.relevance)
             seen |= set(query.relevance)
     assert seen == {0, 1, 2, 3}
@@ -210,7 +204,7 @@ def test_relevant_passages_are_drawn_alike_and_stand_anywhere(tmp_path):
     assert sorted(places) == [0, 1, 2, 3, 4] and all(50 < n < 110 for n in places.values())  # 80 expected, sd 8
     assert all(150 < n < 250 for n in Counter(grade(q.positives[0]) for q in queries).values())
     assert all(90 < n < 210 for n in Counter(c.split("-")[1] for q in queries for c in q.ids if c not in q.positives).values())  # 145
-    assert prepare(path, sizes="5", **options)[0] == queries != prepare(path, 1, sizes="5", **options)[0]
+    assert prepare(path, sizes="5", **options)[0] == queries != prepare(path, seed=1, sizes="5", **options)[0]
 
 
 def test_only_passages_of_the_run_are_drawn(tmp_path):

@@ -1,7 +1,6 @@
 """Scores and costs become queries: a question under every objective, in one split; relevance is utility above the worst
 model, by costs that only training questions normalise; of a few-shot prompt the question is left. Broken files are named."""
 
-import argparse
 import ast
 import csv
 import gzip
@@ -10,9 +9,11 @@ import random
 import sys
 from collections import Counter
 from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import pytest
+from conftest import prepared
 
 from ranker import prompting
 from ranker.data import read_queries
@@ -63,14 +64,7 @@ def write_long(path, rows, column="query"):
     return path
 
 
-def prepare(path, seed=0, **options):
-    """(queries, reason -> queries dropped)."""
-    parser = argparse.ArgumentParser()
-    routing.arguments(parser)
-    dropped = Counter()
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    args = argparse.Namespace(**vars(parser.parse_args([str(path), *words])), seed=seed)
-    return list(routing.prepare(args, dropped)), dropped
+prepare = partial(prepared, routing)
 
 
 def finished(path, monkeypatch):

@@ -9,7 +9,6 @@ import argparse
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -43,8 +42,4 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
         elif max(query.relevance) <= 0:
             dropped[f"queries without a relevant document in the first {args.depth} of the run"] += 1
         else:
-            if args.shuffle:
-                pairs = list(zip(query.candidates, query.relevance))
-                random.Random(f"{args.seed}/trec/{query.id}").shuffle(pairs)
-                query = replace(query, candidates=tuple(c for c, _ in pairs), relevance=tuple(r for _, r in pairs))
-            yield query
+            yield query.shuffled(random.Random(f"{args.seed}/trec/{query.id}")) if args.shuffle else query
