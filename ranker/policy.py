@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from jinja2 import TemplateError
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
@@ -73,17 +75,63 @@ class Policy:
             yield
 
     @contextmanager
-    def training_graph(self) -> Iterator[None]:
-        """Inside, gradient checkpointing (if configured) and an attention that takes any mask are on."""
-        if self.attention != "sdpa":
-            self.causal_lm.set_attn_implementation("sdpa")
-        self.model.train(self.checkpointing)
+    def attend(self, attention: str) -> Iterator[None]:
+        """Inside, the model computes attention by the function of that name."""
+        before = self.causal_lm.config._attn_implementation
+        if attention != before:
+            self.causal_lm.set_attn_implementation(attention)
         try:
             yield
         finally:
+            if attention != before:
+                self.causal_lm.set_attn_implementation(before)
+
+    @contextmanager
+    def training_graph(self) -> Iterator[None]:
+        """Inside, gradient checkpointing (if configured) and an attention that takes any mask are on."""
+        self.model.train(self.checkpointing)
+        try:
+            with self.attend("sdpa"):
+                yield
+        finally:
             self.model.eval()
-            if self.attention != "sdpa":
-                self.causal_lm.set_attn_implementation(self.attention)
+
+    @contextmanager
+    def sampling_weights(self, weights: str) -> Iterator[None]:
+        """Inside, with `dense`, the linear layers compute with a dequantised copy of their weights, for sampling only.
+
+        In fp32 the adapter is added to the copy, which changes a log-probability by 1e-6. In bf16 it would be lost in
+        rounding, so it stays a layer of its own: sampling and training see the same numbers.
+        """
+        replaced = []
+        if weights == "dense":
+            modules = dict(self.causal_lm.named_modules())
+            for name, module in modules.items():
+                base = module.get_base_layer() if isinstance(module, LoraLayer) else module
+                if not isinstance(base, torch.nn.Linear) or base is self.head or name.endswith(".base_layer") or ".lora_" in name:
+                    continue
+                weight = dequantize_module_weight(base).detach()
+                merged = isinstance(module, LoraLayer) and weight.dtype == torch.float32
+                if merged and not module.disable_adapters:
+                    weight = weight + sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
+                if not merged and weight is base.weight.detach():
+                    continue
+                path = name if merged or module is base else f"{name}.base_layer"
+                parent, _, child = path.rpartition(".")
+                replaced.append((self.causal_lm.get_submodule(parent), child, self.causal_lm.get_submodule(path)))
+                setattr(*replaced[-1][:2], _plain_linear(weight, base.bias))
+        try:
+            yield
+        finally:
+            for parent, child, module in replaced:
+                setattr(parent, child, module)
+
+
+def _plain_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.Linear:
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = torch.nn.Parameter(weight, requires_grad=False)
+    layer.bias = bias
+    return layer
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""Sampling: each prompt is computed once, its cache is expanded to its group, finished rows leave the batch.
+"""Sampling: each prompt is computed, held and read once for its group; finished rows leave the batch.
 
 Token ids are kept as sampled and never decoded and encoded again. A completion ends with an end token of the
 generation config or with the token that completes `</answer>`; that token belongs to the completion. Nothing of the
@@ -12,57 +12,19 @@ from itertools import islice
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
 from ranker import config as settings
 from ranker.answers import parse
 from ranker.data import Ask, Completion, Group
 from ranker.drive import Model
 from ranker.policy import Policy
+from ranker.prefix import ATTENTION, PromptCache
 
 Sample = tuple[list[int], list[float], bool]  # token ids, their log-probabilities, finished
 STOP = "</answer>"
 TAIL = 16  # tokens decoded to look for STOP
+LOOK_EVERY = 4  # tokens between two looks of the host, which wait for the device
 COMPACT_AT = 0.25  # share of finished rows that is worth copying the cache for
-
-
-class GrowingLayer(DynamicLayer):
-    """A cache layer with room to grow: a new token is written in place instead of copying the whole cache."""
-
-    def __init__(self, room: int):
-        super().__init__()
-        self.room, self.length = room, 0  # tokens that will follow the prompt, tokens held
-
-    def update(self, keys, values, *args, **kwargs):
-        """keys, values [rows, heads, new, d] -> all that is held, [rows, heads, length, d]."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-            self.keys, self.values = keys, values
-            self.length = keys.shape[-2]
-            return keys, values
-        end = self.length + keys.shape[-2]
-        self.keys[:, :, self.length:end] = keys
-        self.values[:, :, self.length:end] = values
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def append_rows(self, other: "GrowingLayer") -> None:
-        """Take over the prompts of another layer of the same length."""
-        self.keys = other.keys if self.keys is None else torch.cat([self.keys, other.keys])
-        self.values = other.values if self.values is None else torch.cat([self.values, other.values])
-        self.length, self.is_initialized = other.length, True
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def expand(self, rows: torch.Tensor) -> None:
-        """Take these rows, each as often as it is named, with room behind them."""
-        def grown(states):
-            _, heads, length, d = states.shape
-            buffer = states.new_empty(len(rows), heads, length + self.room, d)
-            buffer[:, :, :length] = states[rows]
-            return buffer
-        self.keys, self.values = grown(self.keys), grown(self.values)
 
 
 class Sampler:
@@ -76,19 +38,21 @@ class Sampler:
         watched = torch.zeros(size, dtype=torch.bool)
         watched[list(self.closing | policy.stop_ids)] = True
         self.watched = watched.to(policy.device)  # [V]
-        config = policy.causal_lm.config
-        self.layers = (config.get_text_config() if hasattr(config, "get_text_config") else config).num_hidden_layers
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[list[int]], counts: int | Sequence[int], temperature: float, seed: int = 0) -> list[list[Sample]]:
-        """`counts` samples for each prompt, or `counts[i]` for prompt i: (token ids, their log-probabilities in fp32, finished).
+    def __call__(self, prompts: Sequence[list[int]], counts: Sequence[int], temperature: float, seeds: Sequence[int]) -> list[list[Sample]]:
+        """`counts[i]` samples of prompt i: (token ids, their log-probabilities in fp32, finished).
 
-        Deterministic for the same prompts and seed. Log-probabilities are of the sampled distribution.
+        What is drawn for a prompt depends on its seed alone, not on the other prompts of the batch or on who has left it.
+        Log-probabilities are of the sampled distribution.
         """
-        device, max_new_tokens = self.policy.device, self.settings.max_new_tokens
-        counts = torch.tensor([counts] * len(prompts) if isinstance(counts, int) else counts, device=device)
-        generator = torch.Generator(device).manual_seed(seed)
-        width = max(len(p) for p in prompts)
+        with self.policy.sampling_weights(self.settings.weights):
+            caches, real, logits = self._prefill(prompts)
+            return self._decode(caches, real, logits, counts, temperature, seeds)
+
+    def _prefill(self, prompts: Sequence[list[int]]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor]:
+        """Every prompt once: keys and values per layer [B, kv, P, d], which are no padding [B, P], last logits [B, V]."""
+        device, width = self.policy.device, max(map(len, prompts))
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)  # [B, P], padded on the left
         real = torch.arange(width, device=device) >= width - lengths[:, None]  # [B, P]
@@ -96,61 +60,66 @@ class Sampler:
         # A padding row sees itself: a row without any key would be NaN.
         mask = causal & real[:, None, :] | torch.eye(width, dtype=torch.bool, device=device)  # [B, P, P]
         positions = (real.long().cumsum(-1) - 1).clamp(min=0)
-        cache = self._new_cache()
-        logits = []
+        pieces, logits = [], []
         rows_at_once = max(1, self.settings.tokens_per_prefill // width)
         for start in range(0, len(prompts), rows_at_once):
-            piece, part = slice(start, start + rows_at_once), self._new_cache()
-            logits.append(self._forward(ids[piece], mask[piece, None], positions[piece], part))
-            for layer, more in zip(cache.layers, part.layers):
-                layer.append_rows(more)
-        logits = torch.cat(logits)  # [B, V]
+            piece, cache = slice(start, start + rows_at_once), DynamicCache()
+            # flash attention takes lengths, not masks
+            seen = real[piece] if self.policy.attention == "flash_attention_2" else mask[piece, None]
+            logits.append(self._forward(ids[piece], attention_mask=seen, position_ids=positions[piece], past_key_values=cache))
+            pieces.append([(layer.keys, layer.values) for layer in cache.layers])
+        caches = [tuple(map(torch.cat, zip(*layer))) for layer in zip(*pieces)]
+        return caches, real, torch.cat(logits)
 
-        source = torch.repeat_interleave(counts)  # [rows], the prompt of each
-        for layer in cache.layers:
-            layer.expand(source)
-        rows = torch.arange(len(source), device=device)  # row of the batch -> row of the result
-        logits = logits[source]
-        position = lengths[source]  # [rows], of the next token
-        visible = torch.cat([real, torch.ones(len(prompts), max_new_tokens, dtype=torch.bool, device=device)], 1)
-        visible = visible[source]  # [rows, P + new]
-        tokens: list[list[int]] = [[] for _ in rows]
-        logprobs: list[list[float]] = [[] for _ in rows]
-        finished, live = [False] * len(rows), torch.ones(len(rows), dtype=torch.bool, device=device)
-        for t in range(max_new_tokens):
-            token, logprob = _draw(logits, temperature, generator)  # [rows], [rows]
-            look = (self.watched[token] & live).tolist()
-            for i, (row, alive, k, value) in enumerate(zip(rows.tolist(), live.tolist(), token.tolist(), logprob.tolist())):
-                if not alive:
-                    continue
-                tokens[row].append(k)
-                logprobs[row].append(value)
-                if look[i] and self._ends(tokens[row]):
-                    finished[row] = True
-                    live[i] = False
-            if t + 1 == max_new_tokens or not live.any():
-                break
-            if live.float().mean() <= 1 - COMPACT_AT:
-                kept = live.nonzero()[:, 0]
-                cache.batch_select_indices(kept)
-                rows, token, position, visible = rows[kept], token[kept], position[kept], visible[kept]
-                live = live[kept]
-            logits = self._forward(token[:, None], visible[:, None, None, :width + t + 1], position[:, None], cache)
-            position = position + 1
-        results = iter(zip(tokens, logprobs, finished))
-        return [list(islice(results, count)) for count in counts.tolist()]
+    def _decode(self, caches, real: torch.Tensor, logits: torch.Tensor, counts: Sequence[int], temperature: float,
+                seeds: Sequence[int]) -> list[list[Sample]]:
+        """Token by token for all rows; the host looks at the tokens every LOOK_EVERY steps."""
+        device, room = self.policy.device, self.settings.max_new_tokens
+        source = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))  # [rows], the prompt of each
+        chance = torch.cat([torch.rand(count, room, dtype=torch.float64, device=device, generator=torch.Generator(device).manual_seed(seed))
+                            for count, seed in zip(counts, seeds)])  # [rows, room]
+        cache = PromptCache(caches, real, source, room)
+        logits, position = logits[source], real.sum(-1)[source]  # of the next token
+        tokens = torch.zeros(len(source), room, dtype=torch.long, device=device)
+        logprobs = torch.zeros(len(source), room, device=device)
+        rows, looked = list(range(len(source))), 0  # row of the batch -> row of the result; tokens the host has seen
+        samples: list[Sample] = [([], [], False) for _ in rows]
+        with self.policy.attend(ATTENTION):
+            for t in range(room):
+                tokens[:, t], logprobs[:, t] = _draw(logits, temperature, chance[:, t])
+                last = t + 1 == room
+                if last or (t + 1) % LOOK_EVERY == 0:
+                    self._look(rows, samples, tokens[:, looked:t + 1], logprobs[:, looked:t + 1])
+                    looked = t + 1
+                    live = [i for i, row in enumerate(rows) if not samples[row][2]]
+                    if last or not live:
+                        break
+                    if len(live) <= (1 - COMPACT_AT) * len(rows):
+                        rows = [rows[i] for i in live]
+                        kept = torch.tensor(live, device=device)
+                        cache.keep(kept)
+                        tokens, logprobs, chance, position = tokens[kept], logprobs[kept], chance[kept], position[kept]
+                logits = self._forward(tokens[:, t:t + 1], position_ids=position[:, None], past_key_values=cache, prompt_cache=cache)
+                position = position + 1
+        results = iter(samples)
+        return [list(islice(results, count)) for count in counts]
 
-    def _new_cache(self) -> DynamicCache:
-        cache = DynamicCache()
-        cache.layers = [GrowingLayer(self.settings.max_new_tokens) for _ in range(self.layers)]
-        return cache
+    def _look(self, rows: list[int], samples: list[Sample], tokens: torch.Tensor, logprobs: torch.Tensor) -> None:
+        """Take new tokens [rows, new] over into the samples that are not finished, up to the one that ends each."""
+        for row, new, values, hits in zip(rows, tokens.tolist(), logprobs.tolist(), self.watched[tokens].tolist()):
+            ids, kept, finished = samples[row]
+            if finished:
+                continue
+            for token, value, watched in zip(new, values, hits):
+                ids.append(token)
+                kept.append(value)
+                if watched and self._ends(ids):
+                    samples[row] = (ids, kept, True)
+                    break
 
-    def _forward(self, ids, mask, positions, cache) -> torch.Tensor:
+    def _forward(self, ids: torch.Tensor, **arguments) -> torch.Tensor:
         """Logits [rows, V] at the last position, fp32."""
-        if self.policy.attention == "flash_attention_2":  # takes lengths, not masks
-            mask = mask[:, 0, -1]
-        hidden = self.policy.trunk(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                                   use_cache=True).last_hidden_state[:, -1]
+        hidden = self.policy.trunk(input_ids=ids, use_cache=True, **arguments).last_hidden_state[:, -1]
         return self.policy.head(hidden).float()
 
     def _ends(self, tokens: list[int]) -> bool:
@@ -164,15 +133,15 @@ class Sampler:
         return text.rfind("<think>") <= text.rfind("</think>")
 
 
-def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token a row and its log-probability, without leaving the device (an exponential race)."""
+def _draw(logits: torch.Tensor, temperature: float, chance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token a row and its log-probability, without leaving the device; `chance` [rows] is uniform in [0, 1)."""
     if temperature == 0:
         logprobs = logits.log_softmax(-1)
         token = logits.argmax(-1)
     else:
         logprobs = (logits / temperature).log_softmax(-1)
-        race = torch.empty_like(logprobs).exponential_(generator=generator).clamp_(min=1e-20)
-        token = (logprobs - race.log()).argmax(-1)
+        cumulated = logprobs.exp().cumsum(-1, dtype=torch.float64)  # in fp32 rare tokens would be lost
+        token = torch.searchsorted(cumulated, (chance * cumulated[:, -1])[:, None], right=True)[:, 0]
     return token, logprobs.gather(-1, token[:, None])[:, 0]
 
 
@@ -194,7 +163,7 @@ def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[
             rows += counts[order[end]]
             end += 1
         chosen, started = order[start:end], time.perf_counter()
-        samples = sampler([prompts[i] for i in chosen], [counts[i] for i in chosen], temperature, seed + start)
+        samples = sampler([prompts[i] for i in chosen], [counts[i] for i in chosen], temperature, [seed + i for i in chosen])
         share = (time.perf_counter() - started) / rows
         for i, results in zip(chosen, samples):
             groups[i] = Group(asks[i], prompts[i], [complete(sampler.policy, asks[i], *r, share) for r in results])

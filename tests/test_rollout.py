@@ -1,16 +1,24 @@
 """Sampling: a prompt computed once for its group gives what separate decoding gives; stops, log-probabilities, seeds."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from ranker import rollout
 from ranker.config import Rollout
-from ranker.rollout import GrowingLayer, Sampler, greedy_model, sample_groups
+from ranker.prefix import PromptCache, attention
+from ranker.rollout import Sampler, greedy_model, sample_groups
 from ranker.score import pack, score_all
 
 
-def sampler_of(policy, max_new_tokens, batch=10**6, prefill=10**6):
-    return Sampler(policy, Rollout(max_new_tokens=max_new_tokens, tokens_per_batch=batch, tokens_per_prefill=prefill))
+def sampler_of(policy, max_new_tokens, batch=10**6, prefill=10**6, weights="nf4"):
+    return Sampler(policy, Rollout(max_new_tokens=max_new_tokens, tokens_per_batch=batch, tokens_per_prefill=prefill, weights=weights))
+
+
+def sampled(sampler, prompts, count, temperature=0.0, seed=0):
+    """`count` samples of each prompt."""
+    return sampler(prompts, [count] * len(prompts), temperature, range(seed, seed + len(prompts)))
 
 
 def prompts_of(policy, asks, count=4):
@@ -29,12 +37,12 @@ def greedy_from_scratch(policy, prompt, limit):
     return ids[len(prompt):]
 
 
-@pytest.mark.parametrize("quantize", ["none", "nf4"])
-def test_prompts_of_unlike_length_computed_once_decode_like_separate_rows(make_policy, asks, quantize):
+@pytest.mark.parametrize("quantize, weights", [("none", "nf4"), ("nf4", "nf4"), ("nf4", "dense")])
+def test_prompts_of_unlike_length_computed_once_decode_like_separate_rows(make_policy, asks, quantize, weights):
     policy = make_policy(quantize)
     prompts = prompts_of(policy, asks)
     assert len(set(map(len, prompts))) > 1
-    results = sampler_of(policy, 24)(prompts, counts=3, temperature=0.0)
+    results = sampled(sampler_of(policy, 24, weights=weights), prompts, 3)
     for prompt, group in zip(prompts, results):
         expected = greedy_from_scratch(policy, prompt, 24)
         assert [ids for ids, _, _ in group] == [expected] * 3
@@ -44,9 +52,9 @@ def test_the_prompt_goes_through_the_model_once_for_its_group(make_policy, asks,
     policy = make_policy()
     sampler, shapes = sampler_of(policy, 5, prefill=200), []
     forward = sampler._forward
-    monkeypatch.setattr(sampler, "_forward", lambda ids, *rest: shapes.append(tuple(ids.shape)) or forward(ids, *rest))
+    monkeypatch.setattr(sampler, "_forward", lambda ids, **rest: shapes.append(tuple(ids.shape)) or forward(ids, **rest))
     prompts = prompts_of(policy, asks)
-    sampler(prompts, counts=8, temperature=1.0)
+    sampled(sampler, prompts, 8, 1.0)
     prefills = [shape for shape in shapes if shape[1] > 1]
     assert sum(rows for rows, _ in prefills) == 4 and all(width == max(map(len, prompts)) for _, width in prefills) and len(prefills) > 1
     assert all(length == 1 and rows <= 32 for rows, length in shapes[len(prefills):])
@@ -61,9 +69,9 @@ def test_finished_rows_leave_the_batch_and_change_no_other_row(make_policy, asks
     policy = make_policy()
     stop_early(policy)
     prompts = prompts_of(policy, asks, 12)
-    compacted = sampler_of(policy, 20)(prompts, counts=1, temperature=0.0)
+    compacted = sampled(sampler_of(policy, 20), prompts, 1)
     monkeypatch.setattr(rollout, "COMPACT_AT", 2.0)  # never
-    whole = sampler_of(policy, 20)(prompts, counts=1, temperature=0.0)
+    whole = sampled(sampler_of(policy, 20), prompts, 1)
     assert [g[0][0] for g in compacted] == [g[0][0] for g in whole]
     assert len({len(g[0][0]) for g in whole}) > 1
     for (ids, logprobs, finished), in whole:
@@ -81,11 +89,11 @@ def test_an_answer_tag_ends_the_completion_whatever_tokens_it_is_made_of(make_po
         assert "</answer>" in policy.tokenizer.decode(ids[:first]) and "</answer>" not in policy.tokenizer.decode(ids[:first - 1])
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_sampler_and_scorer_give_the_same_log_probabilities(make_policy, asks, temperature):
-    policy = make_policy()
+@pytest.mark.parametrize("temperature, quantize, weights", [(1.0, "none", "nf4"), (0.6, "none", "dense"), (1.0, "nf4", "dense")])
+def test_sampler_and_scorer_give_the_same_log_probabilities(make_policy, asks, temperature, quantize, weights):
+    policy = make_policy(quantize)
     stop_early(policy)
-    results = sampler_of(policy, 16)(prompts_of(policy, asks), counts=4, temperature=temperature, seed=3)
+    results = sampled(sampler_of(policy, 16, weights=weights), prompts_of(policy, asks), 4, temperature, seed=3)
     rows = pack(prompts_of(policy, asks), [[ids for ids, _, _ in group] for group in results], 4000)
     scored, _ = score_all(policy, rows, temperature, 4000)
     for k, (ids, logprobs, _) in enumerate(r for group in results for r in group):
@@ -95,7 +103,7 @@ def test_sampler_and_scorer_give_the_same_log_probabilities(make_policy, asks, t
 def test_samples_follow_the_distribution_at_their_temperature(make_policy, asks):
     policy = make_policy()
     prompt = prompts_of(policy, asks, 1)
-    results = sampler_of(policy, 1)(prompt, counts=20_000, temperature=0.8)[0]
+    results = sampled(sampler_of(policy, 1), prompt, 20_000, 0.8)[0]
     counts = torch.bincount(torch.tensor([ids[0] for ids, _, _ in results]), minlength=policy.head.weight.shape[0]) / 20_000
     with torch.no_grad():
         expected = (policy.causal_lm(input_ids=torch.tensor(prompt)).logits[0, -1] / 0.8).softmax(-1)
@@ -145,16 +153,59 @@ def test_a_completion_cut_by_the_limit_is_truncated_not_finished(make_policy, as
     assert all(not c.finished and c.answer.status == "truncated" and len(c.ids) == 3 for c in group.completions)
 
 
-def test_the_growing_cache_holds_what_a_concatenation_would():
+def test_what_is_drawn_for_a_prompt_depends_on_its_seed_not_on_its_batch(make_policy, asks, monkeypatch):
+    policy = make_policy()
+    stop_early(policy)
+    prompts = prompts_of(policy, asks, 6)
+    together = sampler_of(policy, 12)(prompts, [5, 1, 3, 4, 2, 5], 1.0, range(6))
+    alone = [sampler_of(policy, 12)([prompt], [count], 1.0, [seed])[0] for seed, (prompt, count) in enumerate(zip(prompts, [5, 1, 3, 4, 2, 5]))]
+    ids = lambda results: [[ids for ids, _, _ in group] for group in results]  # noqa: E731
+    assert ids(together) == ids(alone)
+    monkeypatch.setattr(rollout, "LOOK_EVERY", 1)
+    monkeypatch.setattr(rollout, "COMPACT_AT", 0.01)
+    assert ids(together) == ids(sampler_of(policy, 12)(prompts, [5, 1, 3, 4, 2, 5], 1.0, range(6)))
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+def test_attention_over_a_shared_prompt_is_that_over_a_copy_of_it_a_row(heads):
     torch.manual_seed(0)
-    layer, states = GrowingLayer(room=3), torch.randn(2, 4, 5, 8)
-    layer.update(states, states)
-    layer.expand(torch.tensor([0, 0, 0, 1, 1, 1]))
-    expected = states.repeat_interleave(3, 0)
-    for _ in range(3):
-        new = torch.randn(6, 4, 1, 8)
-        expected = torch.cat([expected, new], 2)
-        keys, values = layer.update(new, new)
-        assert torch.equal(keys, expected) and torch.equal(values, expected)
-    layer.batch_select_indices(torch.tensor([4, 1]))
-    assert torch.equal(layer.keys[:, :, :layer.length], expected[[4, 1]])
+    d, prompts, completions = 8, torch.randn(2, 3, 2, 5, 8), torch.randn(2, 6, 2, 4, 8)  # [keys and values][B or rows, kv, length, d]
+    real = torch.tensor([[True] * 5, [False] * 2 + [True] * 3, [True] * 5])
+    owner = torch.tensor([0, 0, 0, 1, 2, 2])
+    cache = PromptCache([tuple(prompts)], real, owner, room=4)
+
+    def check(rows, t):
+        query, found = torch.randn(len(rows), heads, 1, d), cache.layers[0].update(completions[0, rows, :, t:t + 1], completions[1, rows, :, t:t + 1])
+        keys, values = (torch.cat([prompts[i][owner[rows]], completions[i, rows, :, :t + 1]], 2).repeat_interleave(heads // 2, 1) for i in (0, 1))
+        mask = torch.cat([real[owner[rows]], torch.ones(len(rows), t + 1, dtype=torch.bool)], 1)[:, None, None]
+        expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=0.3)
+        got, _ = attention(SimpleNamespace(layer_idx=0), query, *found, None, 0.3, prompt_cache=cache)
+        torch.testing.assert_close(got, expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
+
+    everyone, kept, last = torch.arange(6), torch.tensor([0, 2, 4, 5]), torch.tensor([4])
+    check(everyone, 0), check(everyone, 1)
+    cache.keep(kept)  # a whole group goes, and one of another
+    assert cache.shape == (2, 2)
+    check(kept, 2)
+    cache.keep(torch.tensor([2]))
+    check(last, 3)
+
+
+def test_plain_weights_while_sampling_leave_the_policy_as_it_was(make_policy):
+    policy = make_policy("nf4")
+    for name, parameter in policy.adapter_parameters().items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    ids, modules = torch.arange(10, 30)[None], [(name, id(m)) for name, m in policy.model.named_modules()]
+    logits = lambda: policy.causal_lm(input_ids=ids).logits  # noqa: E731
+    with torch.no_grad():
+        trained = logits()
+        with policy.sampling_weights("dense"):
+            assert not any("4bit" in type(m).__name__ for m in policy.causal_lm.modules())
+            torch.testing.assert_close(logits(), trained, atol=1e-4, rtol=1e-4)
+        with policy.reference():
+            base = logits()
+            with policy.sampling_weights("dense"):
+                torch.testing.assert_close(logits(), base, atol=1e-4, rtol=1e-4)
+        assert (base - trained).abs().max() > 0.01
+    assert [(name, id(m)) for name, m in policy.model.named_modules()] == modules

@@ -1,0 +1,105 @@
+"""The cache of decoding: a prompt's keys and values are held, and read, once for the whole group that follows it.
+
+In a decoding step the queries of a group are multiplied with the keys of their prompt as one matrix, each with the keys
+of its own completion, and one softmax runs over both: the same function as with a copy of the prompt a row, without
+reading the prompt G times, which is what bounds decoding. Groups may have unlike sizes; rows that ended leave.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import AttentionInterface, Cache
+from transformers.cache_utils import DynamicLayer
+
+ATTENTION = "shared_prompt"  # its name among the attention functions of transformers
+
+
+class Layer(DynamicLayer):
+    """Keys and values of one layer: `prompts` [B, kv, P, d], `completions` [rows, kv, room, d] of which `length` are written."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+        super().__init__()
+        self.prompts, self.completions, self.length = (keys, values), None, 0
+        self.is_initialized = True
+
+    def make_room(self, rows: int, room: int) -> None:
+        _, heads, _, d = self.prompts[0].shape
+        self.completions = tuple(kept.new_empty(rows, heads, room, d) for kept in self.prompts)
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """One more token a row, [rows, kv, 1, d] -> the completions so far, [rows, kv, length, d]."""
+        for kept, new in zip(self.completions, (keys, values)):
+            kept[:, :, self.length:self.length + 1] = new
+        self.length += 1
+        return tuple(kept[:, :, :self.length] for kept in self.completions)
+
+    def get_seq_length(self) -> int:
+        return self.prompts[0].shape[2] + self.length
+
+
+class PromptCache(Cache):
+    """Prompts (padded on the left) and the completions that grow behind them; `owner` says whose a row is, in order."""
+
+    def __init__(self, prompts: Sequence[tuple[torch.Tensor, torch.Tensor]], real: torch.Tensor, owner: torch.Tensor, room: int):
+        """prompts: per layer keys and values [B, kv, P, d]; real [B, P], False for padding; owner [rows], ascending."""
+        super().__init__(layers=[Layer(*layer) for layer in prompts])
+        for layer in self.layers:
+            layer.make_room(len(owner), room)
+        self.padding = None if real.all() else ~real  # [B, P]
+        self._place(owner)
+
+    def _place(self, owner: torch.Tensor) -> None:
+        self.owner, sizes = owner, owner.bincount(minlength=len(self.layers[0].prompts[0]))
+        self.shape = len(sizes), int(sizes.max())  # B, G of the largest group
+        nth = torch.arange(len(owner), device=owner.device) - (sizes.cumsum(0) - sizes)[owner]  # of its group
+        self.slot = None if self.shape[0] * self.shape[1] == len(owner) else owner * self.shape[1] + nth  # [rows]
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Only these rows, ascending, and the prompts they need."""
+        prompts, owner = self.owner[rows].unique_consecutive(return_inverse=True)
+        for layer in self.layers:
+            if len(prompts) < self.shape[0]:
+                layer.prompts = tuple(kept[prompts] for kept in layer.prompts)
+            written = [kept[rows, :, :layer.length] for kept in layer.completions]
+            layer.make_room(len(rows), layer.completions[0].shape[2])
+            for kept, old in zip(layer.completions, written):
+                kept[:, :, :layer.length] = old
+        self.padding = self.padding[prompts] if self.padding is not None else None
+        self._place(owner)
+
+    def by_prompt(self, rows: torch.Tensor) -> torch.Tensor:
+        """[rows, kv, q, n] -> [B, kv, G * q, n]; groups smaller than the largest are filled with zeros."""
+        if self.slot is not None:
+            padded = rows.new_zeros(self.shape[0] * self.shape[1], *rows.shape[1:])
+            padded[self.slot] = rows
+            rows = padded
+        _, heads, q, n = rows.shape
+        return rows.view(*self.shape, heads, q, n).transpose(1, 2).reshape(self.shape[0], heads, self.shape[1] * q, n)
+
+    def by_row(self, grouped: torch.Tensor) -> torch.Tensor:
+        """The way back: [B, kv, G * q, n] -> [rows, kv, q, n]."""
+        prompts, heads, queries, n = grouped.shape
+        q = queries // self.shape[1]
+        rows = grouped.view(prompts, heads, self.shape[1], q, n).transpose(1, 2).reshape(prompts * self.shape[1], heads, q, n)
+        return rows if self.slot is None else rows[self.slot]
+
+
+def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, *, prompt_cache: PromptCache, **kwargs):
+    """One token a row: query [rows, heads, 1, d]; key, value [rows, kv, length, d], its completion -> [rows, 1, heads, d]."""
+    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
+        raise NotImplementedError("attention with soft-capping or sinks")
+    keys, values = prompt_cache.layers[module.layer_idx].prompts
+    rows, heads, _, d = query.shape
+    query = query.reshape(rows, keys.shape[1], -1, d) * scaling  # [rows, kv, q, d]; heads of one key stand together
+    of_prompt = prompt_cache.by_prompt(query) @ keys.transpose(-1, -2)  # [B, kv, G * q, P]
+    if prompt_cache.padding is not None:
+        of_prompt.masked_fill_(prompt_cache.padding[:, None, None], -torch.inf)
+    of_completion = query @ key.transpose(-1, -2)  # [rows, kv, q, length]
+    scores = torch.cat([prompt_cache.by_row(of_prompt), of_completion], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)  # [rows, kv, q, P + length]
+    width = keys.shape[2]
+    found = prompt_cache.by_row(prompt_cache.by_prompt(weights[..., :width]) @ values) + weights[..., width:] @ value
+    return found.reshape(rows, 1, heads, d), None
+
+
+AttentionInterface.register(ATTENTION, attention)
