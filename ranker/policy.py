@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from ranker import config as settings
+from ranker.attention import PACKED
 from ranker.errors import UserError, nearest
 from ranker.prompting import Prompter
 
@@ -88,10 +89,10 @@ class Policy:
 
     @contextmanager
     def training_graph(self) -> Iterator[None]:
-        """Inside, gradient checkpointing (if configured) and an attention that takes any mask are on."""
+        """Inside, gradient checkpointing (if configured) are on, and the attention of packed rows, which it needs in the backward pass."""
         self.model.train(self.checkpointing)
         try:
-            with self.attend("sdpa"):
+            with self.attend(PACKED):
                 yield
         finally:
             self.model.eval()

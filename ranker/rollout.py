@@ -15,10 +15,10 @@ from transformers import DynamicCache
 
 from ranker import config as settings
 from ranker.answers import parse
+from ranker.attention import DECODING, PromptCache
 from ranker.data import Ask, Completion, Group
 from ranker.drive import Model
 from ranker.policy import Policy
-from ranker.prefix import ATTENTION, PromptCache
 
 Sample = tuple[list[int], list[float], bool]  # token ids, their log-probabilities, finished
 STOP = "</answer>"
@@ -84,7 +84,7 @@ class Sampler:
         logprobs = torch.zeros(len(source), room, device=device)
         rows, looked = list(range(len(source))), 0  # row of the batch -> row of the result; tokens the host has seen
         samples: list[Sample] = [([], [], False) for _ in rows]
-        with self.policy.attend(ATTENTION):
+        with self.policy.attend(DECODING):
             for t in range(room):
                 tokens[:, t], logprobs[:, t] = _draw(logits, temperature, chance[:, t])
                 last = t + 1 == room

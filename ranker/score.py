@@ -1,8 +1,8 @@
-"""Log-probabilities of completions: one packed row per group, [prompt, completion 1, ..., completion G].
+"""Log-probabilities of completions: [prompt, completion 1, ..., completion G] per group, all groups in one packed row.
 
 Every token sees the prompt and its own completion; positions continue from the prompt in each of them. So the prompt
-is computed once per group, and loss and gradients equal those of separate rows. The first token of each completion is
-predicted by the prompt's last position. Only hidden states that predict completion tokens go through the LM head, in
+is computed once per group, nothing is computed for padding, and loss and gradients equal those of separate rows. The
+first token of each completion is predicted by the prompt's last position. Only hidden states that predict completion tokens go through the LM head, in
 chunks that are recomputed in the backward pass, so the full logits never exist. Masks come from lengths; the end
 token is part of the completion.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ranker.attention import PACKED, layout
 from ranker.policy import Policy
 
 CHUNK = 1024  # tokens that go through the LM head at once
@@ -55,10 +56,10 @@ def pack(prompts: Sequence[list[int]], completions: Sequence[list[list[int]]], b
 
 
 def batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
-    """Rows of like length together, at most `budget` tokens with padding."""
+    """Rows of like length together, at most `budget` tokens, but at least one row."""
     batch: list[Row] = []
     for row in sorted(rows, key=len, reverse=True):
-        if batch and len(batch[0]) * (len(batch) + 1) > budget:
+        if batch and sum(map(len, batch)) + len(row) > budget:
             yield batch
             batch = []
         batch.append(row)
@@ -72,30 +73,28 @@ def score(policy: Policy, rows: Sequence[Row], temperature: float) -> tuple[torc
     N counts the completions of the rows in order. A value stands where its token is predicted: it knows what comes
     before the token, not the token. The critic's gradient stops at the hidden states.
     """
-    device, length = policy.device, max(map(len, rows))
-    ids = torch.zeros(len(rows), length, dtype=torch.long)
-    positions = torch.zeros(len(rows), length, dtype=torch.long)
-    segment = torch.full((len(rows), length), -1)  # 0: prompt, k: completion k, -1: padding
-    predicting, targets, sizes = [], [], []  # index into [rows * length] of the state that predicts each target
+    device = policy.device
+    ids, positions, prompts, completions, owner = [], [], [], [], []
+    predicting, targets, sizes = [], [], []  # place in the packed row of the state that predicts each target
     for r, row in enumerate(rows):
-        p = len(row.prompt)
-        ids[r, :len(row)] = torch.tensor([*row.prompt, *(i for c in row.completions for i in c)])
-        positions[r, :p], segment[r, :p] = torch.arange(p), 0
-        start = p
-        for k, completion in enumerate(row.completions, 1):
-            end = start + len(completion)
-            positions[r, start:end] = torch.arange(p, p + len(completion))
-            segment[r, start:end] = k
-            predicting += [r * length + p - 1, *range(r * length + start, r * length + end - 1)]
+        p, prompt_end = len(row.prompt), len(ids) + len(row.prompt)
+        prompts.append((len(ids), p))
+        ids += row.prompt
+        positions += range(p)
+        for completion in row.completions:
+            start, end = len(ids), len(ids) + len(completion)
+            ids += completion
+            positions += range(p, p + len(completion))
+            completions.append((start, len(completion)))
+            owner.append(r)
+            predicting += [prompt_end - 1, *range(start, end - 1)]
             targets += completion
             sizes.append(len(completion))
-            start = end
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    visible = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])  # [B, query, key]
-    mask = (causal & visible)[:, None].to(device)  # [B, 1, L, L]; padding sees padding, so no row is without a key
-    hidden = policy.trunk(input_ids=ids.to(device), attention_mask=mask, position_ids=positions.to(device),
-                          use_cache=False).last_hidden_state  # [B, L, H]
-    states = hidden.flatten(0, 1)[torch.tensor(predicting, device=device)]  # [tokens, H]
+    place = layout(prompts, completions, owner, device)
+    with policy.attend(PACKED):
+        hidden = policy.trunk(input_ids=torch.tensor([ids], device=device), position_ids=torch.tensor([positions], device=device),
+                              use_cache=False, layout=place).last_hidden_state[0]  # [total, H]
+    states = hidden[torch.tensor(predicting, device=device)]  # [tokens, H]
     flat = head_logprobs(policy.head, states, torch.tensor(targets, device=device), temperature)  # [tokens]
     lengths = torch.tensor(sizes, device=device)
     token_mask = torch.arange(max(sizes), device=device) < lengths[:, None]  # [N, T]

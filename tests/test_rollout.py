@@ -7,7 +7,7 @@ import torch
 
 from ranker import rollout
 from ranker.config import Rollout
-from ranker.prefix import PromptCache, attention
+from ranker.attention import PromptCache, decoding
 from ranker.rollout import Sampler, greedy_model, sample_groups
 from ranker.score import pack, score_all
 
@@ -179,7 +179,7 @@ def test_attention_over_a_shared_prompt_is_that_over_a_copy_of_it_a_row(heads):
         keys, values = (torch.cat([prompts[i][owner[rows]], completions[i, rows, :, :t + 1]], 2).repeat_interleave(heads // 2, 1) for i in (0, 1))
         mask = torch.cat([real[owner[rows]], torch.ones(len(rows), t + 1, dtype=torch.bool)], 1)[:, None, None]
         expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=0.3)
-        got, _ = attention(SimpleNamespace(layer_idx=0), query, *found, None, 0.3, prompt_cache=cache)
+        got, _ = decoding(SimpleNamespace(layer_idx=0), query, *found, None, 0.3, prompt_cache=cache)
         torch.testing.assert_close(got, expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
 
     everyone, kept, last = torch.arange(6), torch.tensor([0, 2, 4, 5]), torch.tensor([4])

@@ -19,7 +19,8 @@ def completions_of(policy, groups=3, seed=0):
 
 def one_by_one(policy, prompt, completion, temperature):
     """The plain way: the whole row through the model, logits shifted by one."""
-    logits = policy.causal_lm(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0].float() / temperature
+    with policy.attend("sdpa"):
+        logits = policy.causal_lm(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0].float() / temperature
     return logits.log_softmax(-1)[torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1), torch.tensor(completion)]
 
 

@@ -1,17 +1,64 @@
-"""The cache of decoding: a prompt's keys and values are held, and read, once for the whole group that follows it.
+"""Attention for groups that share a prompt: one function for scoring whole completions, one for decoding.
 
-In a decoding step the queries of a group are multiplied with the keys of their prompt as one matrix, each with the keys
-of its own completion, and one softmax runs over both: the same function as with a copy of the prompt a row, without
-reading the prompt G times, which is what bounds decoding. Groups may have unlike sizes; rows that ended leave.
+Both compute what separate rows would. `packed` takes a long row of prompts, each followed by its completions, without
+any padding: a prompt attends to itself, a completion to its prompt and itself. A block mask over the whole row would do
+the same with several times the work, since completions never see each other.
+
+`decoding` holds, and reads, a prompt's keys and values once for its group: a step's queries of a group are multiplied
+with the keys of their prompt as one matrix, each with the keys of its own completion, and one softmax runs over both.
+Reading a copy of the prompt a row is what bounds decoding otherwise. Groups may have unlike sizes; rows that ended leave.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-ATTENTION = "shared_prompt"  # its name among the attention functions of transformers
+PACKED, DECODING = "packed_groups", "shared_prompt"  # their names among the attention functions of transformers
+
+
+@dataclass
+class Layout:
+    """Where prompts and completions stand in a packed row of `total` tokens; shorter ones are filled up at their end."""
+
+    prompts: torch.Tensor  # [B, P], index of each token in the row
+    completions: torch.Tensor  # [N, T]
+    owner: torch.Tensor  # [N], the prompt of each completion
+    visible: torch.Tensor  # [N, 1, T, P + T]: what a completion's token sees of its prompt and of itself
+    order: torch.Tensor  # [total], where each token of the row stands in prompts and completions, one behind the other
+
+
+def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, int]], owner: Sequence[int], device: torch.device) -> Layout:
+    """prompts, completions: (start, length) in the row; owner: the prompt of each completion."""
+    def table(spans):
+        starts, lengths = torch.tensor(spans, device=device).T  # [spans] each
+        steps = torch.arange(int(lengths.max()), device=device)
+        return starts[:, None] + steps.minimum(lengths[:, None] - 1), steps < lengths[:, None]  # [spans, longest] each
+
+    (prompt, seen), (completion, real), owner = table(prompts), table(completions), torch.tensor(owner, device=device)
+    steps = completion.shape[1]
+    causal = torch.ones(steps, steps, dtype=torch.bool, device=device).tril()
+    visible = torch.cat([seen[owner][:, None].expand(-1, steps, -1), causal.expand(len(owner), -1, -1)], -1)[:, None]
+    kept = torch.cat([seen.flatten(), real.flatten()])
+    index = torch.cat([prompt.flatten(), completion.flatten()])
+    order = torch.empty(int(kept.sum()), dtype=torch.long, device=device)
+    order[index[kept]] = kept.nonzero()[:, 0]
+    return Layout(prompt, completion, owner, visible, order)
+
+
+def packed(module, query, key, value, attention_mask, scaling, dropout=0.0, *, layout: Layout, **kwargs):
+    """query [1, heads, total, d], key and value [1, kv, total, d] of one packed row -> [1, total, heads, d]."""
+    flat = [states[0].transpose(0, 1) for states in (query, key, value)]  # [total, heads or kv, d]
+    take = lambda states, index: states[index.flatten()].view(*index.shape, *states.shape[1:]).transpose(1, 2)  # noqa: E731
+    prompts = [take(states, layout.prompts) for states in flat]  # [B, heads or kv, P, d]
+    completions = [take(states, layout.completions) for states in flat]  # [N, heads or kv, T, d]
+    keys, values = (torch.cat([prompts[i][layout.owner], completions[i]], 2) for i in (1, 2))  # [N, kv, P + T, d]
+    of_prompts, _ = sdpa_attention_forward(module, *prompts, None, scaling=scaling, is_causal=True, **kwargs)  # [B, P, heads, d]
+    of_completions, _ = sdpa_attention_forward(module, completions[0], keys, values, layout.visible, scaling=scaling, **kwargs)
+    return torch.cat([of_prompts.flatten(0, 1), of_completions.flatten(0, 1)])[layout.order][None], None
 
 
 class Layer(DynamicLayer):
@@ -84,7 +131,7 @@ class PromptCache(Cache):
         return rows if self.slot is None else rows[self.slot]
 
 
-def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, *, prompt_cache: PromptCache, **kwargs):
+def decoding(module, query, key, value, attention_mask, scaling, dropout=0.0, *, prompt_cache: PromptCache, **kwargs):
     """One token a row: query [rows, heads, 1, d]; key, value [rows, kv, length, d], its completion -> [rows, 1, heads, d]."""
     if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
         raise NotImplementedError("attention with soft-capping or sinks")
@@ -102,4 +149,5 @@ def attention(module, query, key, value, attention_mask, scaling, dropout=0.0, *
     return found.reshape(rows, 1, heads, d), None
 
 
-AttentionInterface.register(ATTENTION, attention)
+AttentionInterface.register(PACKED, packed)
+AttentionInterface.register(DECODING, decoding)
