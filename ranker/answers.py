@@ -54,9 +54,11 @@ def parse(text: str, ask: Ask, finished: bool = True) -> Answer:
     if None in named:
         return Answer("not_a_candidate", tuple(dict.fromkeys(c for c in named if c is not None)), len(named))
     distinct = tuple(dict.fromkeys(named))
-    if ask.decision in ("eliminate", "pick"):
+    if ask.decision in ("eliminate", "pick") and ask.drop == 1:
         return Answer("ok" if len(distinct) == 1 else "repetition", distinct, len(named))
-    wanted = len(ask.pool) if ask.decision == "order" else (len(ask.pool) + 1) // 2
+    if ask.decision == "eliminate":
+        return Answer("ok" if len(distinct) == len(named) <= ask.drop else "repetition", distinct, len(named))
+    wanted = len(ask.left) if ask.decision == "order" else (len(ask.left) + 1) // 2
     if len(distinct) < len(named) or len(distinct) > wanted:
         return Answer("repetition", distinct, len(named))
     return Answer("ok" if len(distinct) == wanted else "missing_ids", distinct, len(named))
@@ -87,13 +89,13 @@ def _score(inside: str) -> Answer:
 
 def _named(inside: str, ask: Ask) -> list[str | None]:
     """Candidate ids in the order named, None for what is no candidate. Never empty."""
-    pool = ask.pool
-    pick = lambda k: pool[k - 1] if 1 <= k <= len(pool) else None  # noqa: E731
+    pool, left = ask.pool, set(ask.left)
+    pick = lambda k: pool[k - 1] if 1 <= k <= len(pool) and pool[k - 1] in left else None  # noqa: E731
     numbers = [int(k) for k in _IDENTIFIER.findall(inside)]
     if numbers:
         return [pick(k) for k in numbers]
-    titles = {c: _shown(ask.query.texts[c]) for c in pool}
-    one = ask.decision in ("eliminate", "pick")
+    titles = {c: _shown(ask.query.texts[c]) for c in ask.left}
+    one = ask.decision in ("eliminate", "pick") and ask.drop == 1
     parts = [inside] if one else [part for part in re.split(r"[\n>,]", inside) if re.search(r"\w", part)]
     lone = [_LONE_NUMBER.fullmatch(part) or _NAMED_NUMBER.fullmatch(part) for part in parts]
     if all(lone) and not any(normal(part) in titles.values() for part in parts):

@@ -110,6 +110,7 @@ class Rollout:
     max_new_tokens: int = setting(1024, low=1)
     tokens_per_batch: int = setting(131072, low=16)  # held in the cache at once: rows x (prompt + max_new_tokens)
     tokens_per_prefill: int = setting(16384, low=16)  # prompt tokens in one forward pass
+    tokens_kept: int = setting(65536, low=0)  # prompt tokens an evaluation keeps for the next asks about their queries
     weights: str = setting("nf4", choices=("nf4", "dense"))  # dense: a dequantised copy while sampling, faster and 2 bytes a parameter larger
 
 

@@ -77,13 +77,27 @@ class Ask:
     """One call of the language model: a decision about the pool of candidate ids, in the order shown.
 
     The identifier `[k]` in the prompt and in the answer is the candidate `pool[k - 1]`. `examples` are other asks with
-    the completion they were given, shown before this one.
+    the completion they were given, shown before this one. `out` are candidates of the pool that are no longer in
+    question, in the order they left; the prompt states them at its end (None: it does not). An elimination may name up
+    to `drop` candidates. `by_logits`: nothing is written, the logits of the identifiers are the answer.
     """
 
     query: Query
     pool: tuple[str, ...]
     decision: str
     examples: tuple[tuple["Ask", str], ...] = ()
+    out: tuple[str, ...] | None = None
+    drop: int = 1
+    by_logits: bool = False
+
+    @cached_property
+    def left(self) -> tuple[str, ...]:
+        """The candidates in question."""
+        return tuple(c for c in self.pool if c not in self.out) if self.out else self.pool
+
+    def described(self) -> dict:
+        """What traces and logs say of it, JSON as it is."""
+        return {"decision": self.decision, "pool": list(self.pool)} | ({"out": list(self.out)} if self.out is not None else {})
 
 
 STATUSES = ("ok", "missing_answer", "not_a_candidate", "repetition", "missing_ids", "truncated")

@@ -30,14 +30,14 @@ def wrong_answer(ask: Ask) -> str:
 
 
 def _answer(ask: Ask, sign: float) -> str:
-    value = {c: sign * ask.query.rel[c] for c in ask.pool}
-    order = sorted(ask.pool, key=lambda c: -value[c])
+    value = {c: sign * ask.query.rel[c] for c in ask.left}
+    order = sorted(ask.left, key=lambda c: -value[c])
     number = {c: k for k, c in enumerate(ask.pool, 1)}
     if ask.decision == "score":
         share = ask.query.rel[order[0]] / max(ask.query.relevance)
         span = str(round(10 * (share if sign > 0 else 1 - share)))
     else:
-        named = {"eliminate": order[-1:], "pick": order[:1], "order": order, "narrow": order[:(len(order) + 1) // 2]}
+        named = {"eliminate": order[:-1 - ask.drop:-1], "pick": order[:1], "order": order, "narrow": order[:(len(order) + 1) // 2]}
         span = " > ".join(f"[{number[c]}]" for c in named[ask.decision])
     return f"<think>{ask.query.task}: {len(ask.pool)} shown</think>\n<answer>{span}</answer>"
 

@@ -118,7 +118,7 @@ def curves(folder: Path) -> None:
 def completion_records(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], advantages) -> list[dict]:
     """One record a sampled completion, in the order of `advantages`: what the loss saw (0 where it took no part)."""
     advantage = iter(advantages)
-    return [{"step": step, "query": group.ask.query.id, "decision": group.ask.decision, "pool": list(group.ask.pool), "text": c.text,
+    return [{"step": step, "query": group.ask.query.id, **group.ask.described(), "text": c.text,
              "tokens": len(c.ids), "finished": c.finished, "status": c.answer.status, "answer": list(c.answer.value),
              "reward": rewards[g][i], "advantage": round(next(advantage), 6)}
             for g, group in enumerate(groups) for i, c in enumerate(group.completions)]

@@ -25,7 +25,7 @@ from ranker.errors import UserError, nearest
 FOLDER = Path(__file__).resolve().parent.parent / "prompts"
 DECISIONS = ("eliminate", "order", "pick", "score", "narrow")
 WORDING = ("scenario", "heading", "noun", "nouns", "criterion")
-FIELDS = ("context", "count", "half", "pool", *WORDING)  # of a template
+FIELDS = ("context", "count", "half", "drop", "pool", *WORDING)  # of a template
 
 _BRACKETS = str.maketrans("［］【】〔〕", "[][][]")
 _IDENTIFIER = re.compile(r"\[\s*([^\[\]]{1,12}?)\s*\]")
@@ -65,7 +65,7 @@ def template(name: str) -> str:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
-    if name == "system":
+    if name in ("system", "out"):
         return text
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
@@ -127,6 +127,7 @@ class Prompter:
     shortened: int = 0  # prompts whose texts had to be cut
     control_strings: tuple[str, ...] = field(init=False)
     prefill: str = field(init=False)  # what the chat template has already written of the completion
+    to_answer: str = field(init=False)
 
     def __post_init__(self):
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
@@ -134,6 +135,7 @@ class Prompter:
         self.control_strings = tuple(sorted((t for t in added if t.strip()), key=len, reverse=True))
         opening = self.render([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
         self.prefill = "<think>" if opening.rstrip().endswith("<think>") else ""
+        self.to_answer = "\n</think>\n<answer>[" if self.prefill else "<answer>["  # written for a model whose logits are the answer
 
     def messages(self, ask: Ask, text_tokens: int | None = None, history: int | None = None) -> list[dict[str, str]]:
         """Chat messages for an ask, texts cut to `text_tokens` tokens and a history to its newest `history` items.
@@ -159,11 +161,16 @@ class Prompter:
             context = "\n".join(f"- {clean(item)}" for item in kept)
         pool = "\n".join(f"[{k}] {clean(query.texts[c])}" for k, c in enumerate(ask.pool, 1))
         fields = wording(query.task) | {"context": context, "pool": pool, "count": len(ask.pool),
-                                        "half": (len(ask.pool) + 1) // 2}
+                                        "half": (len(ask.pool) + 1) // 2, "drop": ask.drop}
+        name = "eliminate_several" if ask.drop > 1 and not ask.by_logits else ask.decision
         try:
-            return template(ask.decision).format_map(fields)
+            question = template(name).format_map(fields)
         except (ValueError, KeyError) as error:  # a conversion or a format that a text does not have
-            raise UserError(f"{FOLDER / ask.decision}.txt: a field cannot be filled ({error})") from None
+            raise UserError(f"{FOLDER / name}.txt: a field cannot be filled ({error})") from None
+        if ask.out is None:
+            return question
+        out = ", ".join(f"[{ask.pool.index(c) + 1}]" for c in ask.out) or "none"
+        return f"{question}\n{template('out').replace('{out}', out)}"
 
     def render(self, messages: list[dict[str, str]]) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -189,8 +196,20 @@ class Prompter:
         raise UserError(f"query '{ask.query.id}': a prompt of {len(ask.pool)} candidates needs more than"
                         f" model.max_prompt={self.max_tokens} tokens even with every text cut; raise it")
 
+    def identifier_tokens(self, count: int) -> list[int]:
+        """The token of each identifier 1 to `count` where an answer names it. Raises UserError if one is not a single token there."""
+        ids = lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+        before, tokens = ids(self.to_answer), []
+        for k in range(1, count + 1):
+            whole = ids(f"{self.to_answer}{k}]</answer>")
+            if whole[:len(before)] != before or ids(f"{self.to_answer}{k}") != [*before, whole[len(before)]]:
+                raise UserError(f"the identifier [{k}] is not one token of this tokenizer, so its logit says nothing; ask about"
+                                f" at most {k - 1} candidates at a time (ranker.final)")
+            tokens.append(whole[len(before)])
+        return tokens
+
     def _ids(self, ask: Ask, text_tokens: int | None = None, history: int | None = None) -> list[int]:
-        text = self.render(self.messages(ask, text_tokens, history))
+        text = self.render(self.messages(ask, text_tokens, history)) + (self.to_answer if ask.by_logits else "")
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _cut(self, text: str, tokens: int | None) -> str:

@@ -7,7 +7,8 @@ at temperature 0.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 
 import torch
@@ -16,7 +17,7 @@ from transformers import DynamicCache
 from ranker import config as settings
 from ranker.answers import parse
 from ranker.attention import DECODING, PromptCache
-from ranker.data import Ask, Completion, Group
+from ranker.data import Answer, Ask, Completion, Group
 from ranker.drive import Model
 from ranker.policy import Policy
 
@@ -25,6 +26,27 @@ STOP = "</answer>"
 TAIL = 16  # tokens decoded to look for STOP
 LOOK_EVERY = 4  # tokens between two looks of the host, which wait for the device
 COMPACT_AT = 0.25  # share of finished rows that is worth copying the cache for
+
+
+class Known:
+    """What has been computed of the prompt that was asked last about a query."""
+
+    def __init__(self):
+        self.ids: list[int] = []
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values, [kv, tokens, d]
+
+    def shared(self, prompt: list[int]) -> int:
+        """How many tokens `prompt` begins with are known; the last one always is to be computed, for its logits."""
+        same = next((k for k, (a, b) in enumerate(zip(self.ids, prompt)) if a != b), min(len(self.ids), len(prompt)))
+        return min(same, len(prompt) - 1)
+
+    def padded(self, tokens: int, width: int) -> list[list[torch.Tensor]]:
+        """Keys and values per layer of the first `tokens` (below 0: of none) at the right end of `width`, [kv, width, d]."""
+        tokens = max(tokens, 0)
+        return [[torch.nn.functional.pad(states[:, :tokens], (0, 0, width - tokens, 0)) for states in layer] for layer in self.layers]
+
+    def hold(self, prompt: list[int], layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self.ids, self.layers = prompt, [(keys.clone(), values.clone()) for keys, values in layers]
 
 
 class Sampler:
@@ -40,36 +62,59 @@ class Sampler:
         self.watched = watched.to(policy.device)  # [V]
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[list[int]], counts: Sequence[int], temperature: float, seeds: Sequence[int]) -> list[list[Sample]]:
+    def __call__(self, prompts: Sequence[list[int]], counts: Sequence[int], temperature: float, seeds: Sequence[int],
+                 known: Sequence[Known | None] = ()) -> list[list[Sample]]:
         """`counts[i]` samples of prompt i: (token ids, their log-probabilities in fp32, finished).
 
         What is drawn for a prompt depends on its seed alone, not on the other prompts of the batch or on who has left it.
-        Log-probabilities are of the sampled distribution.
+        Log-probabilities are of the sampled distribution. `known[i]`, if there is one, holds what has been computed of a
+        prompt that begins alike, and then holds prompt i.
         """
         with self.policy.sampling_weights(self.settings.weights):
-            caches, real, logits = self._prefill(prompts)
+            caches, real, logits = self._prefill(prompts, known)
             return self._decode(caches, real, logits, counts, temperature, seeds)
 
-    def _prefill(self, prompts: Sequence[list[int]]) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor]:
-        """Every prompt once: keys and values per layer [B, kv, P, d], which are no padding [B, P], last logits [B, V]."""
+    @torch.no_grad()
+    def next_logits(self, prompts: Sequence[list[int]], known: Sequence[Known | None] = ()) -> torch.Tensor:
+        """Logits of the token after each prompt, [B, V], fp32."""
+        with self.policy.sampling_weights(self.settings.weights):
+            return self._prefill(prompts, known)[2]
+
+    def _prefill(self, prompts: Sequence[list[int]], known: Sequence[Known | None]
+                 ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor]:
+        """Every prompt once: keys and values per layer [B, kv, P, d], which are no padding [B, P], last logits [B, V].
+
+        Prompts stand at the right end of their row. Of each the last `fresh` tokens are computed, in pieces of like count.
+        """
         device, width = self.policy.device, max(map(len, prompts))
         lengths = torch.tensor([len(p) for p in prompts], device=device)
-        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=device)  # [B, P], padded on the left
-        real = torch.arange(width, device=device) >= width - lengths[:, None]  # [B, P]
-        causal = torch.ones(width, width, dtype=torch.bool, device=device).tril()
-        # A padding row sees itself: a row without any key would be NaN.
-        mask = causal & real[:, None, :] | torch.eye(width, dtype=torch.bool, device=device)  # [B, P, P]
-        positions = (real.long().cumsum(-1) - 1).clamp(min=0)
-        pieces, logits = [], []
-        rows_at_once = max(1, self.settings.tokens_per_prefill // width)
-        for start in range(0, len(prompts), rows_at_once):
-            piece, cache = slice(start, start + rows_at_once), DynamicCache()
-            # flash attention takes lengths, not masks
-            seen = real[piece] if self.policy.attention == "flash_attention_2" else mask[piece, None]
-            logits.append(self._forward(ids[piece], attention_mask=seen, position_ids=positions[piece], past_key_values=cache))
-            pieces.append([(layer.keys, layer.values) for layer in cache.layers])
-        caches = [tuple(map(torch.cat, zip(*layer))) for layer in zip(*pieces)]
-        return caches, real, torch.cat(logits)
+        known = known or [None] * len(prompts)
+        fresh = [len(p) - (prefix.shared(p) if prefix else 0) for p, prefix in zip(prompts, known)]
+        caches, logits = [], None
+        for piece in _pieces(fresh, self.settings.tokens_per_prefill):
+            new, wide, cache = fresh[piece[0]], max(len(prompts[i]) for i in piece), DynamicCache()
+            longer = [i for i in piece if len(prompts[i]) > new]  # the beginning of these is known
+            before = [known[i if i in longer else longer[0]].padded(len(prompts[i]) - new, wide - new) for i in piece] if longer else []
+            for number, layer in enumerate(zip(*before)):  # of one layer: keys and values of each row
+                cache.update(*map(torch.stack, zip(*layer)), number)
+            ids = torch.tensor([([0] * wide + prompts[i])[-new:] for i in piece], device=device)  # [b, new]
+            start = wide - lengths[piece, None]  # [b, 1], of each prompt in its row
+            column, at = torch.arange(wide, device=device), torch.arange(wide - new, wide, device=device)[:, None]
+            # A padding row sees itself: a row without any key would be NaN.
+            mask = (column <= at) & (column >= start[:, :, None]) | (column == at)  # [b, new, wide]
+            # Flash attention takes lengths, not masks.
+            seen = column >= start if self.policy.attention == "flash_attention_2" else mask[:, None]
+            last = self._forward(ids, attention_mask=seen, position_ids=(at.T - start).clamp(min=0), past_key_values=cache)
+            if logits is None:
+                logits = last.new_empty(len(prompts), last.shape[-1])
+                caches = [tuple(s.new_zeros(len(prompts), s.shape[1], width, s.shape[3]) for s in (layer.keys, layer.values)) for layer in cache.layers]
+            logits[piece] = last
+            for kept, layer in zip(caches, cache.layers):
+                kept[0][piece, :, width - wide:], kept[1][piece, :, width - wide:] = layer.keys, layer.values
+        for i, prefix in enumerate(known):
+            if prefix:
+                prefix.hold(prompts[i], [(keys[i, :, width - len(prompts[i]):], values[i, :, width - len(prompts[i]):]) for keys, values in caches])
+        return caches, torch.arange(width, device=device) >= width - lengths[:, None], logits
 
     def _decode(self, caches, real: torch.Tensor, logits: torch.Tensor, counts: Sequence[int], temperature: float,
                 seeds: Sequence[int]) -> list[list[Sample]]:
@@ -133,6 +178,17 @@ class Sampler:
         return text.rfind("<think>") <= text.rfind("</think>")
 
 
+def _pieces(fresh: list[int], budget: int) -> Iterator[list[int]]:
+    """Prompts to compute together: at most `budget` tokens, and of each at least half as many as of the first."""
+    piece: list[int] = []
+    for i in sorted(range(len(fresh)), key=lambda i: fresh[i], reverse=True):
+        if piece and ((len(piece) + 1) * fresh[piece[0]] > budget or 2 * fresh[i] < fresh[piece[0]]):
+            yield piece
+            piece = []
+        piece.append(i)
+    yield piece
+
+
 def _draw(logits: torch.Tensor, temperature: float, chance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One token a row and its log-probability, without leaving the device; `chance` [rows] is uniform in [0, 1)."""
     if temperature == 0:
@@ -146,36 +202,78 @@ def _draw(logits: torch.Tensor, temperature: float, chance: torch.Tensor) -> tup
 
 
 def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[int], temperature: float, seed: int = 0,
-                  progress: Callable[[int], None] = lambda asks: None) -> list[Group]:
+                  progress: Callable[[int], None] = lambda asks: None, known: Sequence[Known | None] = ()) -> list[Group]:
     """A group of parsed completions for every ask, in the order of the asks; `counts` says how many, for all or for each.
 
     Asks of like length are sampled together, as many as `rollout.tokens_per_batch` allows; `progress` hears of each batch.
     """
     counts = [counts] * len(asks) if isinstance(counts, int) else counts
     prompts = [sampler.policy.prompter.encode(ask) for ask in asks]
-    order = sorted(range(len(asks)), key=lambda i: len(prompts[i]), reverse=True)
     groups: list[Group | None] = [None] * len(asks)
-    start = 0
-    while start < len(order):
-        row = len(prompts[order[start]]) + sampler.settings.max_new_tokens  # the longest of the batch
-        end, rows = start + 1, counts[order[start]]
-        while end < len(order) and (rows + counts[order[end]]) * row <= sampler.settings.tokens_per_batch:
-            rows += counts[order[end]]
-            end += 1
-        chosen, started = order[start:end], time.perf_counter()
-        samples = sampler([prompts[i] for i in chosen], [counts[i] for i in chosen], temperature, [seed + i for i in chosen])
-        share = (time.perf_counter() - started) / rows
+    for chosen in _batches([len(p) + sampler.settings.max_new_tokens for p in prompts], counts, sampler.settings.tokens_per_batch):
+        started = time.perf_counter()
+        samples = sampler([prompts[i] for i in chosen], [counts[i] for i in chosen], temperature, [seed + i for i in chosen],
+                          [known[i] for i in chosen] if known else ())
+        share = (time.perf_counter() - started) / sum(counts[i] for i in chosen)
         for i, results in zip(chosen, samples):
             groups[i] = Group(asks[i], prompts[i], [complete(sampler.policy, asks[i], *r, share) for r in results])
         progress(len(chosen))
-        start = end
+    return groups
+
+
+def _batches(lengths: Sequence[int], counts: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Prompts to sample together, the longest first: as many as hold `counts` rows of the longest one's length in `budget` tokens."""
+    batch, rows = [], 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
+        if batch and (rows + counts[i]) * lengths[batch[0]] > budget:
+            yield batch
+            batch, rows = [], 0
+        batch.append(i)
+        rows += counts[i]
+    if batch:
+        yield batch
+
+
+def by_logits(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int], None] = lambda asks: None,
+              known: Sequence[Known | None] = ()) -> list[Group]:
+    """Answers of a single forward pass: every candidate, in the order of the logits of their identifiers (FIRST, arXiv 2406.15657)."""
+    prompter, groups = sampler.policy.prompter, [None] * len(asks)
+    prompts = [prompter.encode(ask) for ask in asks]
+    for chosen in _batches([len(p) for p in prompts], [1] * len(asks), sampler.settings.tokens_per_batch):
+        started = time.perf_counter()
+        logits = sampler.next_logits([prompts[i] for i in chosen], [known[i] for i in chosen] if known else ()).log_softmax(-1)
+        share = (time.perf_counter() - started) / len(chosen)
+        for i, line in zip(chosen, logits):
+            ask, tokens = asks[i], prompter.identifier_tokens(len(asks[i].pool))
+            order = line[tokens].argsort(descending=True, stable=True).tolist()
+            text = f"<answer>{' > '.join(f'[{k + 1}]' for k in order)}</answer>"
+            answer = Answer("ok", tuple(ask.pool[k] for k in order), len(order))
+            groups[i] = Group(ask, prompts[i], [Completion([tokens[order[0]]], [line[tokens[order[0]]].item()], text, True, answer, share)])
+        progress(len(chosen))
     return groups
 
 
 def greedy_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks: None) -> Model:
-    """The policy behind the driver: one greedy completion an ask."""
+    """The policy behind the driver: one greedy completion an ask.
+
+    What the prompts of two asks about a query share at their beginning is computed once, as long as every call asks
+    about the query again and `rollout.tokens_kept` has room for it.
+    """
+    found: dict[str, Known] = {}
+
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
-        groups = sample_groups(sampler, asks, 1, 0.0, progress=progress)
+        room = sampler.settings.tokens_kept
+        for query in found.keys() - {ask.query.id for ask in asks}:
+            del found[query]
+        for ask in asks:
+            if sum(len(known.ids) for known in found.values()) < room:
+                found.setdefault(ask.query.id, Known())
+        groups: list[Group | None] = [None] * len(asks)
+        for answer, mine in ((by_logits, True), (partial(sample_groups, counts=1, temperature=0.0), False)):
+            chosen = [i for i, ask in enumerate(asks) if ask.by_logits == mine]
+            answered = answer(sampler, [asks[i] for i in chosen], progress=progress, known=[found.get(asks[i].query.id) for i in chosen])
+            for i, group in zip(chosen, answered):
+                groups[i] = group
         return [(len(group.prompt), group.completions[0]) for group in groups]
     return model
 

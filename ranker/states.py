@@ -47,6 +47,8 @@ def on_policy(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query
             pending[episode] = episodes[episode].send(answer)
             if isinstance(pending[episode], list):
                 raise UserError("rollout.states=on_policy needs a ranker that asks one thing at a time; use states=sampled")
+            if pending[episode].by_logits:
+                raise UserError("rollout.states=on_policy learns from what the policy writes, so not from logits: leave ranker.final out")
         except StopIteration:
             pending.pop(episode, None)
 
@@ -64,7 +66,7 @@ def on_policy(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query
             made.groups.append(group)
             for episode, completion in zip(owners, group.completions):
                 index = len(made.cohorts)
-                made.cohorts.append(cohorts.setdefault((q, ask.decision, len(ask.pool)), len(cohorts)))
+                made.cohorts.append(cohorts.setdefault((q, ask.decision, len(ask.left)), len(cohorts)))
                 made.following.append(-1)
                 if episode in previous:
                     made.following[previous[episode]] = index

@@ -27,10 +27,9 @@ def step_share(ask: Ask, answer: Answer, k: int = 20) -> float:
         return -1.0
     rel = ask.query.rel
     ideal = dcg(sorted(ask.query.relevance, reverse=True), k)
-    worst = sorted(rel[c] for c in ask.pool)  # the best candidate last
-    after = list(worst)
-    after.remove(rel[answer.value[0]])
-    # The one dropped takes the last rank of its pool.
-    gained = dcg([*after, rel[answer.value[0]]], k) - dcg(worst, k)
-    start = dcg(worst, k) if len(ask.pool) == len(ask.query.ids) else 0.0
+    worst = sorted(rel[c] for c in ask.left)  # the best candidate last
+    after = sorted(rel[c] for c in ask.left if c not in answer.value)
+    # Those dropped take the last ranks of their pool.
+    gained = dcg([*after, *(rel[c] for c in answer.value[::-1])], k) - dcg(worst, k)
+    start = dcg(worst, k) if len(ask.left) == len(ask.query.ids) else 0.0
     return (gained + start) / ideal

@@ -1,9 +1,9 @@
 """The step reward of IRanker (arXiv 2506.21638 section 3.2): the one candidate that an ask names is right or not.
 
 Published: +1 for dropping a negative, 0 for the positive, -0.5 for something that is no candidate, -1 for no answer.
-Ours for graded relevance: an elimination is right when nothing in the pool is less relevant, a pick when nothing is
-more relevant; with one positive that is the published reward. `graded: true` scales linearly between the pool's
-worst and best instead.
+Ours for graded relevance: an elimination is right when nothing that stays is less relevant, a pick when nothing is
+more relevant; with one positive that is the published reward. Of several eliminated the best one counts. `graded: true`
+scales linearly between the pool's worst and best instead.
 """
 
 from ranker.data import Answer, Ask, Group
@@ -26,8 +26,9 @@ def step_reward(ask: Ask, answer: Answer, graded: bool = False) -> float:
         return NO_ANSWER
     if not answer.ok:
         return NO_CANDIDATE
-    rel = [ask.query.rel[c] for c in ask.pool]
-    named, low, high = ask.query.rel[answer.value[0]], min(rel), max(rel)
+    rel = [ask.query.rel[c] for c in ask.left if c not in answer.value[1:]]  # with one named: all
+    named = max(ask.query.rel[c] for c in answer.value)
+    low, high = min(named, *rel), max(named, *rel)
     if ask.decision == "eliminate":
         named, low, high = -named, -high, -low
     if graded:

@@ -9,9 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from ranker import drive, llms, metrics, world
-from ranker.errors import UserError
+from ranker.answers import parse
 from ranker.data import Ask, Candidate, Query
+from ranker.errors import UserError
+from ranker.prompting import Prompter
 from ranker.rankers import elimination
+from ranker.tiny.tokenizer import NotYet
 
 oracle, liar = llms.scripted(llms.right_answer), llms.scripted(llms.wrong_answer)
 mute, babbler = llms.scripted(lambda ask: ""), llms.scripted(lambda ask: "<answer>pppppp</answer>")
@@ -233,3 +236,70 @@ def test_sampled_states_repeat_for_a_seed():
     q = one_positive(8)
     draw = lambda seed: [elimination.sampled_ask(q, random.Random(f"{seed}/{i}")) for i in range(20)]  # noqa: E731
     assert draw(0) == draw(0) != draw(1)
+
+
+# the options of elimination: lists that stay, several at a time, logits at the end
+
+OPTIONS = [{"pool": "append"}, {"drop": 3}, {"pool": "append", "drop": 4}, {"final": 5}, {"pool": "append", "drop": 2, "final": 6}]
+
+
+def knowing_logits(ask):
+    """What the scripted oracle says where only logits are read: every candidate, the least likely first."""
+    return f"<answer>{' > '.join(f'[{ask.pool.index(c) + 1}]' for c in sorted(ask.pool, key=lambda c: ask.query.rel[c]))}</answer>"
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_oracle_ranks_perfectly_however_elimination_asks(options):
+    ranker = drive.load_ranker({"name": "elimination", **options})
+    model = llms.scripted(lambda ask: knowing_logits(ask) if ask.by_logits else llms.right_answer(ask))
+    rng = random.Random(0)
+    queries = [query(f"q{n}-{i}", [rng.choice((0, 1, 2, 4)) for _ in range(n - 1)] + [1]) for n in range(1, 21) for i in range(3)]
+    for ranking in drive.run(ranker, queries, model):
+        assert ranking.gains == sorted(ranking.gains, reverse=True)
+        assert ranking.calls == ranker.calls(len(ranking.query.ids)) and ranking.failed == 0
+
+
+def test_what_is_asked_once_the_list_stays_and_several_leave():
+    asked = []
+    ranker = drive.load_ranker({"name": "elimination", "pool": "append", "drop": 3, "final": 3})
+    model = llms.scripted(lambda ask: asked.append(ask) or (knowing_logits(ask) if ask.by_logits else llms.right_answer(ask)))
+    one = query("q", [5, 1, 0, 2, 4, 3, 6])
+    [ranking] = drive.run(ranker, [one], model)
+    assert [(ask.out, ask.drop, ask.by_logits) for ask in asked] == [
+        ((), 3, False), (("q-2", "q-1", "q-3"), 3, False)]  # one is left
+    assert all(ask.pool == one.ids for ask in asked) and asked[1].left == ("q-0", "q-4", "q-5", "q-6")
+    assert ranking.gains == [6, 5, 4, 3, 2, 1, 0]
+    text = Prompter(NotYet()).messages(asked[1])[-1]["content"]
+    assert text.endswith("\nOut already: [3], [2], [4]") and "at most 3" in text
+    assert Prompter(NotYet()).messages(asked[0])[-1]["content"].endswith("\nOut already: none")
+
+
+def test_a_candidate_that_is_out_can_not_be_named_again_nor_more_than_asked_for():
+    one = query("q", [5, 1, 0, 2, 4], ["red", "blue", "green", "black", "white"])
+    ask = Ask(one, one.ids, "eliminate", out=("q-2",), drop=2)
+    status = lambda answer: parse(f"<answer>{answer}</answer>", ask).status  # noqa: E731
+    assert [status(answer) for answer in ("[1]", "[2] > [5]", "2, 5", "red > blue", "[3]", "green", "[1] > [3]", "[1] > [2] > [4]", "[1] > [1]")] == [
+        "ok", "ok", "ok", "ok", "not_a_candidate", "not_a_candidate", "not_a_candidate", "repetition", "repetition"]
+    assert parse("<answer>[4] > [1]</answer>", ask).value == ("q-3", "q-0")
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_training_draws_the_form_that_ranking_asks_in(options):
+    ranker = drive.load_ranker({"name": "elimination", **options})
+    one, seen = one_positive(8), Counter()
+    for seed in range(300):
+        ask = ranker.sampled_ask(one, random.Random(seed))
+        assert set(ask.left) & set(one.positives) and len(ask.left) >= 2 and not ask.by_logits
+        assert ask.drop == min(options.get("drop", 1), len(ask.left) - 1)
+        if options.get("pool") == "append":
+            assert sorted(ask.pool) == sorted(one.ids) and sorted((*ask.left, *ask.out)) == sorted(one.ids)
+        else:
+            assert ask.out is None
+        seen[len(ask.left)] += 1
+    assert set(seen) == set(range(2, 9))
+
+
+@pytest.mark.parametrize("options, words", [({"pool": "both"}, "rewrite or append"), ({"drop": 0}, "at least 1"), ({"final": 1}, "at least 2")])
+def test_options_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(UserError, match=words):
+        drive.load_ranker({"name": "elimination", **options})

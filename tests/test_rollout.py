@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ranker import rollout
-from ranker.config import Rollout
+from ranker import rollout, world
 from ranker.attention import PromptCache, decoding
+from ranker.config import Rollout
+from ranker.drive import load_ranker, run
+from ranker.errors import UserError
 from ranker.rollout import Sampler, greedy_model, sample_groups
 from ranker.score import pack, score_all
 
@@ -56,7 +58,7 @@ def test_the_prompt_goes_through_the_model_once_for_its_group(make_policy, asks,
     prompts = prompts_of(policy, asks)
     sampled(sampler, prompts, 8, 1.0)
     prefills = [shape for shape in shapes if shape[1] > 1]
-    assert sum(rows for rows, _ in prefills) == 4 and all(width == max(map(len, prompts)) for _, width in prefills) and len(prefills) > 1
+    assert sum(rows for rows, _ in prefills) == 4 and len(prefills) > 1 and {width for _, width in prefills} <= set(map(len, prompts))
     assert all(length == 1 and rows <= 32 for rows, length in shapes[len(prefills):])
 
 
@@ -209,3 +211,56 @@ def test_plain_weights_while_sampling_leave_the_policy_as_it_was(make_policy):
                 torch.testing.assert_close(logits(), base, atol=1e-4, rtol=1e-4)
         assert (base - trained).abs().max() > 0.01
     assert [(name, id(m)) for name, m in policy.model.named_modules()] == modules
+
+
+# asks about one query share the beginning of their prompts
+
+
+def eliminated(policy, queries, shared, max_new_tokens=8, **options):
+    """(rankings, prompt tokens that went through the model) of an elimination; `shared`: prompts are kept between asks."""
+    ranker = load_ranker({"name": "elimination", **options})
+    sampler = sampler_of(policy, max_new_tokens)
+    sampler.settings.tokens_kept = 10**6 if shared else 0
+    computed, forward = [], sampler._forward
+    sampler._forward = lambda ids, **rest: (computed.append(ids.numel() if ids.shape[1] > 1 else 0), forward(ids, **rest))[1]
+    asked = []
+    rankings = run(ranker, queries, greedy_model(sampler), on_ask=lambda ask, turn, completion: asked.append((ask, completion.ids, completion.logprobs)))
+    return rankings, sum(computed), asked
+
+
+@pytest.mark.parametrize("pool", ["rewrite", "append"])
+def test_a_prompt_kept_between_asks_changes_no_token(make_policy, pool):
+    policy = make_policy()
+    policy.stop_ids = frozenset(range(0, len(policy.tokenizer), 5))
+    queries = [world.query(task, "test", i) for i, task in enumerate(["rec-movie", "passage-5", "router-cost", "passage-9", "rec-game"])]
+    kept, cost, asks_kept = eliminated(policy, queries, True, pool=pool)
+    scratch, full, asks_scratch = eliminated(policy, queries, False, pool=pool)
+    assert [r.order for r in kept] == [r.order for r in scratch]
+    for (ask, ids, logprobs), (other, other_ids, other_logprobs) in zip(asks_kept, asks_scratch, strict=True):
+        assert ask == other and ids == other_ids
+        torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(other_logprobs), atol=2e-5, rtol=1e-5)
+    assert cost < (0.3 if pool == "append" else 0.9) * full
+
+
+def test_logits_rank_the_last_ones_in_one_call_each(make_policy):
+    policy = make_policy()
+    queries = [world.query("rec-movie", "test", i) for i in range(3)]
+    rankings, _, asks = eliminated(policy, queries, True, final=6)
+    assert all(r.calls == 20 - 6 + 1 for r in rankings)
+    for ask, ids, logprobs in asks:
+        if ask.by_logits:
+            prompt = policy.prompter.encode(ask)
+            assert policy.tokenizer.decode(prompt).endswith("<answer>[")
+            with torch.no_grad():
+                expected = policy.causal_lm(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+            tokens = [policy.tokenizer(str(k), add_special_tokens=False)["input_ids"][-1] for k in range(1, 7)]
+            order = sorted(range(6), key=lambda k: -expected[tokens[k]])
+            ranking = next(r for r in rankings if r.query is ask.query)
+            assert ranking.order[:6] == [ask.pool[k] for k in order[::-1]]
+            assert ids == [tokens[order[0]]] and abs(logprobs[0] - expected[ids[0]].item()) < 1e-4
+
+
+def test_identifiers_of_several_tokens_have_no_logit(make_policy):
+    policy = make_policy()
+    with pytest.raises(UserError, match=r"\[\d+\] is not one token"):
+        policy.prompter.identifier_tokens(100)

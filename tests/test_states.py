@@ -9,6 +9,7 @@ import torch
 from ranker import config as settings, losses, metrics, states, world
 from ranker.answers import parse
 from ranker.data import Ask, Candidate, Completion, Group, Query
+from ranker.drive import load_ranker
 from ranker.errors import UserError
 from ranker.rankers import elimination, listwise
 from ranker.rollout import Sampler
@@ -16,10 +17,10 @@ from rewards import ndcg_step
 
 
 def guess(asks, counts, seed):
-    """Groups of completions that name a random candidate."""
+    """Groups of completions that name random candidates of those shown, as many as they may."""
     rng = random.Random(seed)
     counts = [counts] * len(asks) if isinstance(counts, int) else counts
-    say = lambda ask: f"<answer>[{rng.randint(1, len(ask.pool))}]</answer>"  # noqa: E731
+    say = lambda ask: f"<answer>{' > '.join(f'[{k + 1}]' for k in rng.sample(range(len(ask.pool)), ask.drop))}</answer>"  # noqa: E731
     return [Group(ask, [1], [Completion([2], [-1.0], text, True, parse(text, ask)) for text in [say(ask) for _ in range(count)]])
             for ask, count in zip(asks, counts)]
 
@@ -80,16 +81,19 @@ def test_the_same_query_twice_in_a_step_stays_two_queries(guessing):
     assert len(set(experience.cohorts)) == 6
 
 
-@pytest.mark.parametrize("k", [3, 20])
-def test_shaped_rewards_of_an_episode_sum_to_the_ndcg_of_its_ranking(guessing, k):
+@pytest.mark.parametrize("k, options", [(3, {}), (20, {}), (20, {"drop": 3}), (20, {"pool": "append"})])
+def test_shaped_rewards_of_an_episode_sum_to_the_ndcg_of_its_ranking(guessing, k, options):
+    ranker = load_ranker({"name": "elimination", **options})
     for seed in range(30):
         query = graded(random.Random(seed).randint(2, 9), seed)
-        experience = states.on_policy(None, elimination, [query], 3, 1.0, seed)
+        experience = states.on_policy(None, ranker, [query], 3, 1.0, seed)
         rewards = [value for row in ndcg_step.reward(experience.groups, k=k) for value in row]
         rows = flat(experience)
         returns = losses.returns_to_go(torch.tensor(rewards, dtype=torch.double), experience.following)
         for chain in episodes_of(experience):
-            dropped = [rows[i][1].answer.value[0] for i in chain]
+            if not all(rows[i][1].answer.ok for i in chain):  # somebody named one that was out
+                continue
+            dropped = [c for i in chain for c in rows[i][1].answer.value]
             order = [c for c in query.ids if c not in dropped] + dropped[::-1]
             assert returns[chain[0]].item() == pytest.approx(metrics.of([query.rel[c] for c in order], names=[f"nDCG@{k}"])[f"nDCG@{k}"], abs=1e-6)
 
@@ -112,6 +116,8 @@ def test_on_policy_needs_a_ranker_that_asks_one_thing_at_a_time(guessing):
 
     with pytest.raises(UserError, match="one thing at a time"):
         states.on_policy(None, Parallel, [graded(3, 0)], 2, 1.0, 0)
+    with pytest.raises(UserError, match="ranker.final"):
+        states.on_policy(None, load_ranker({"name": "elimination", "final": 3}), [graded(3, 0)], 2, 1.0, 0)
 
 
 def test_listwise_episodes_are_one_ask(guessing):

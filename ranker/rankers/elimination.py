@@ -1,39 +1,66 @@
 """Iterative elimination (IRanker, arXiv 2506.21638 section 3): drop the least likely candidate until one is left.
 
 n candidates cost n-1 asks. An ask that cannot be read drops a seeded random candidate, so that a model that says
-nothing ranks at chance; the driver counts it as failed.
+nothing ranks at chance; the driver counts it as failed. Ours are the options:
+- `pool: append` leaves the list as it is and states at the prompt's end what is out, so that all asks about a query
+  share all but the end of their prompt, which is computed once. `rewrite`, the paper's, writes the list anew.
+- `drop: k` lets an ask name up to k candidates.
+- `final: m` stops thinking when m are left: one forward pass orders them by the logits of their identifiers.
 """
 
 import random
 from collections.abc import Generator
 
 from ranker.data import Answer, Ask, Query
+from ranker.errors import UserError
 
 
-def rank(query: Query, rng: random.Random) -> Generator[Ask, Answer, list[str]]:
+def rank(query: Query, rng: random.Random, *, pool: str = "rewrite", drop: int = 1, final: int = 0) -> Generator[Ask, Answer, list[str]]:
     """Yields asks, receives answers, returns candidate ids best first."""
-    pool, dropped = list(query.ids), []
-    while len(pool) > 1:
-        answer = yield Ask(query, tuple(pool), "eliminate")
-        dropped.append(answer.value[0] if answer.ok else rng.choice(pool))
-        pool.remove(dropped[-1])
-    return pool + dropped[::-1]
+    left, dropped = list(query.ids), []
+    while len(left) > 1:
+        if len(left) <= final:
+            answer = yield Ask(query, tuple(left), "eliminate", drop=len(left), by_logits=True)
+        elif pool == "append":
+            answer = yield Ask(query, query.ids, "eliminate", out=tuple(dropped), drop=min(drop, len(left) - 1))
+        else:
+            answer = yield Ask(query, tuple(left), "eliminate", drop=min(drop, len(left) - 1))
+        gone = answer.value if answer.ok else (rng.choice(left),)
+        dropped += gone
+        left = [c for c in left if c not in gone]
+    return left + dropped[::-1]
 
 
-def calls(n: int) -> int:
-    """The number of asks for n candidates."""
-    return max(n - 1, 0)
+def calls(n: int, *, pool: str = "rewrite", drop: int = 1, final: int = 0) -> int:
+    """The number of asks for n candidates, if each drops as many as it may."""
+    count = 0
+    while n > 1:
+        n -= n if n <= final else min(drop, n - 1)
+        count += 1
+    return count
 
 
-def sampled_ask(query: Query, rng: random.Random, size: int | None = None) -> Ask:
+def sampled_ask(query: Query, rng: random.Random, size: int | None = None, *, pool: str = "rewrite", drop: int = 1, final: int = 0) -> Ask:
     """A training state as in the paper: one positive and k uniform negatives, k = 1..n-1 (or size-1), in random order.
 
     Of several positives (ties at the best grade) one is drawn; a negative is any candidate below the best grade.
-    A query whose candidates are all of one grade has no negatives and gives a pool of any candidates.
+    A query whose candidates are all of one grade has no negatives and gives a pool of any candidates. With `append` all
+    candidates are shown in random order, and the others are out.
     """
     positive = rng.choice(query.positives)
     negatives = [c for c in query.ids if query.rel[c] < query.rel[positive]] or [c for c in query.ids if c != positive]
     count = rng.randint(1, len(negatives)) if size is None else min(size - 1, len(negatives))
-    pool = [positive, *rng.sample(negatives, count)]
-    rng.shuffle(pool)
-    return Ask(query, tuple(pool), "eliminate")
+    left = [positive, *rng.sample(negatives, count)]
+    rng.shuffle(left)
+    most = min(drop, len(left) - 1)
+    if pool == "rewrite":
+        return Ask(query, tuple(left), "eliminate", drop=most)
+    out = [c for c in query.ids if c not in left]
+    return Ask(query, tuple(rng.sample(query.ids, len(query.ids))), "eliminate", out=tuple(rng.sample(out, len(out))), drop=most)
+
+
+def check(where: str, *, pool: str = "rewrite", drop: int = 1, final: int = 0) -> None:
+    if pool not in ("rewrite", "append"):
+        raise UserError(f"{where}: ranker.pool must be rewrite or append, got '{pool}'")
+    if drop < 1 or final < 0 or final == 1:
+        raise UserError(f"{where}: ranker.drop ({drop}) must be at least 1, and ranker.final ({final}) 0 (never) or at least 2")
