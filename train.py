@@ -6,7 +6,8 @@ It reads from top to bottom as one training step: sample queries -> asks -> grou
 rewards -> advantages -> loss -> step -> log. What a method changes (prompt, decoding, reward, objective) is a file
 named in the config. Left out on purpose: a second copy of the model for the reference (it is the policy with its
 adapter off) or for the critic (it is one layer on the policy's hidden states), an inference server (sampling shares the
-weights), several GPUs (start one run per card for seeds and sweeps).
+weights), a sharded model (`torchrun --nproc-per-node N train.py ...` gives every process the whole one and a share of the
+queries).
 """
 
 import logging
@@ -23,7 +24,7 @@ from types import ModuleType
 import torch
 from tqdm import tqdm
 
-from ranker import checkpoint, config as settings, llms, log, losses, report, rewarding, sources, states, thoughts
+from ranker import checkpoint, config as settings, distributed, llms, log, losses, report, rewarding, sources, states, thoughts
 from ranker.data import Completion, Group
 from ranker.drive import load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
@@ -40,6 +41,9 @@ def main() -> int | None:
     parser.add_argument("--fresh", action="store_true", help="begin anew; an old run folder is moved aside")
     args, overrides = parser.parse_known_args()
     config = settings.load(args.config, overrides)
+    distributed.start()
+    if config.rollout.prompts_per_step % distributed.size():
+        raise UserError(f"rollout.prompts_per_step ({config.rollout.prompts_per_step}) must be a multiple of the {distributed.size()} processes")
     reward_parts = rewarding.load(config.reward, args.config)
     next_query = sources.training(config.data, config.run.seed)
     validation = sources.held_out(config.data, "validation", config.eval.queries)
@@ -66,24 +70,29 @@ def main() -> int | None:
         checkpoint.restore(run_dir / "last", policy, optimizer)
     if args.dry_run:
         return dry_run(config, policy, sampler, ranker, objective, next_query, validation, reward_parts)
-    held = checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config.data)))
-    for name in ("metrics.jsonl", "completions.jsonl", "thoughts.jsonl"):  # what a crash left behind the last checkpoint is written again
-        log.cut_after(run_dir / name, done or -1)
-    if done:
-        print(f"resuming {run_dir} after step {done}")
+    distributed.wait()  # until all have read what stands there
+    if distributed.first():
+        held = checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config.data)))
+        for name in ("metrics.jsonl", "completions.jsonl", "thoughts.jsonl"):  # what a crash left behind the last checkpoint is written again
+            log.cut_after(run_dir / name, done or -1)
+        if done:
+            print(f"resuming {run_dir} after step {done}")
+    distributed.wait()
     history = log.read(run_dir / "metrics.jsonl")
     best = max((r["validation"]["mean"] for r in history if "validation" in r and r["step"]), default=-math.inf)  # of trained ones
 
     stopped_by, broken = catch_signals(), 0
     if not done:
         before = validate(config, sampler, ranker, validation, 0)
-        log.append(run_dir / "metrics.jsonl", [{"step": 0, "validation": before}])
-    bar = tqdm(range(done + 1, config.train.steps + 1), desc="train", unit="step", initial=done, total=config.train.steps, dynamic_ncols=True)
+        if distributed.first():
+            log.append(run_dir / "metrics.jsonl", [{"step": 0, "validation": before}])
+    bar = tqdm(range(done + 1, config.train.steps + 1), desc="train", unit="step", initial=done, total=config.train.steps, dynamic_ncols=True,
+               disable=not distributed.first())
     for step in bar:
         started = time.perf_counter()
         shortened = policy.prompter.shortened
         experience = roll_out(config, sampler, ranker, next_query, step)
-        groups = experience.groups
+        groups = experience.groups  # of all processes
         rewards = rewarding.score(reward_parts, groups)  # [groups][G] of named parts
         record = {"step": step, **reward_means(rewards), **rollout_means(groups),
                   "shortened": (policy.prompter.shortened - shortened) / len(groups)}
@@ -108,40 +117,46 @@ def main() -> int | None:
             record["validation"] = validate(config, sampler, ranker, validation, step)
         mrr = record.get("validation", {}).get("mean", -math.inf)
         improved, best = mrr > best, max(best, mrr)
-        log.append(run_dir / "completions.jsonl", log.completion_records(step, groups, rewards, advantages))
-        log.append(run_dir / "thoughts.jsonl", thoughts.kept(step, groups, rewards, advantages))
-        log.append(run_dir / "metrics.jsonl", [record])
         history.append(record)
-        if warning := log.collapse(history, config.train.collapse_margin, config.train.collapse_steps):
-            tqdm.write(warning)
-        if "validation" in record:
-            log.curves(run_dir)
         gone_bad = broken == config.train.max_bad_steps
-        if improved or last or stopped_by or gone_bad or step % config.run.save_every == 0:
-            checkpoint.save(config, policy, optimizer, step, record.get("validation", {}), improved)
+        stop = max(distributed.gather(stopped_by[0] if stopped_by else 0))
+        if distributed.first():
+            log.append(run_dir / "completions.jsonl", log.completion_records(step, groups, rewards, advantages))
+            log.append(run_dir / "thoughts.jsonl", thoughts.kept(step, groups, rewards, advantages))
+            log.append(run_dir / "metrics.jsonl", [record])
+            if warning := log.collapse(history, config.train.collapse_margin, config.train.collapse_steps):
+                tqdm.write(warning)
+            if "validation" in record:
+                log.curves(run_dir)
+            if improved or last or stop or gone_bad or step % config.run.save_every == 0:
+                checkpoint.save(config, policy, optimizer, step, record.get("validation", {}), improved)
         if gone_bad:
             raise UserError(f"the gradient was not finite in {broken} steps in a row (the last is {step}), which changed nothing; {run_dir}/last is"
                             " saved; begin anew with a lower train.lr, or look at the rewards in completions.jsonl")
-        if stopped_by and not last:
+        if stop and not last:
             bar.close()
-            print(f"stopped after step {step}; the same command goes on from there")
-            return 128 + stopped_by[0]
-    held.close()
-    finish(config, run_dir)
+            if distributed.first():
+                print(f"stopped after step {step}; the same command goes on from there")
+            return 128 + stop
+    if distributed.first():
+        held.close()
+        finish(config, run_dir)
+    distributed.wait()
 
 
 def roll_out(config: settings.Config, sampler: Sampler, ranker, next_query, step: int) -> Experience:
-    """What one step learns from: queries -> asks -> groups of sampled completions -> answers."""
-    rollout = config.rollout
-    queries = [next_query(i) for i in range((step - 1) * rollout.prompts_per_step, step * rollout.prompts_per_step)]
+    """What one step learns from: queries -> asks -> groups of sampled completions -> answers, of all processes."""
+    rollout, mine = config.rollout, distributed.share(config.rollout.prompts_per_step)
+    queries = [next_query((step - 1) * rollout.prompts_per_step + i) for i in mine]
     seed = random.Random(f"{config.run.seed}/sample/{step}").getrandbits(60)
     draw = {"sampled": states.sampled, "on_policy": states.on_policy}[rollout.states]
-    return draw(sampler, ranker, queries, rollout.completions_per_prompt, rollout.temperature, seed)
+    experience = draw(sampler, ranker, queries, rollout.completions_per_prompt, rollout.temperature, seed, mine.start)
+    return states.joined(distributed.gather(experience))
 
 
 def update(config: settings.Config, policy: Policy, optimizer, objective: ModuleType, groups: list[Group], credit: torch.Tensor,
            alive: torch.Tensor, step: int) -> tuple[dict[str, float], list[float]]:
-    """Optimizer steps on the completions that are `alive`; credit, alive [completions].
+    """Optimizer steps on the completions that are `alive`; credit, alive [completions]. Each process computes its share of them.
 
     Returns what to log, and every completion's advantage (mean over its tokens, 0 where it took no part). Nothing
     alive: no step. With `optimizer` None the gradients are computed and thrown away, for an estimate of time and memory.
@@ -154,6 +169,7 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
         return {"loss": 0.0, "grad_norm": 0.0}, advantages
     device = policy.device
     rows = pack([g.prompt for g in groups], [[c.ids for c in g.completions] for g in groups], budget, lambda key: bool(alive[key]))
+    rows = [rows[i] for i in distributed.share(len(rows))]
     sampled = {k: torch.tensor(completions[k].logprobs, device=device) for k in taught}
     repeated = {k: torch.full_like(sampled[k], float(credit[k])) for k in taught}
     adapter = list(policy.adapter_parameters().values())
@@ -168,10 +184,12 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
                 before["reference"], _ = score_all(policy, rows, temperature, budget)
         if several or objective.CRITIC:  # with a single step the policy still is the one that sampled
             before["old"], before["value"] = score_all(policy, rows, temperature, budget)
+        before = {name: distributed.merged(tensors, device) for name, tensors in before.items()}
         signals, record = objective.signals(train, repeated, before)
         scored = dict(before.get("old", {}))
         for minibatch in minibatches(rows, train, f"{config.run.seed}/minibatch/{step}"):
-            tokens = sum(len(sampled[k]) for row in minibatch for k in row.keys)  # the denominator of this optimizer step
+            # The denominator of this optimizer step.
+            tokens = distributed.total(sum(len(sampled[k]) for row in minibatch for k in row.keys))
             drift = 0.0
             for batch in batches(minibatch, budget):
                 keys = [k for row in batch for k in row.keys]
@@ -185,6 +203,8 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
                 for name, value in (parts | {"loss": loss.item() * tokens}).items():
                     sums[name] = sums.get(name, 0.0) + value
             seen += tokens
+            distributed.sum_gradients(adapter + critic)
+            drift = distributed.total(drift)
             norm, critic_norm = (torch.nn.utils.clip_grad_norm_(part, train.grad_clip or math.inf) for part in (adapter, critic))
             drifted = train.target_kl > 0 and drift > train.target_kl
             if not (norm + critic_norm).isfinite():  # it must not reach the weights
@@ -197,8 +217,9 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
                 break
     for k in taught:
         advantages[k] = signals["advantage"][k].mean().item()
+    scored = distributed.merged(scored, device)
     gap = torch.cat([(scored[k] - sampled[k]).abs() for k in scored])  # between sampling and scoring
-    return record | {name: value / seen for name, value in sums.items()} | {
+    return record | {name: value / seen for name, value in distributed.summed(sums).items()} | {
         "sampler_gap": gap.mean().item(), "sampler_gap_max": gap.max().item(), "grad_norm": norm.item() if critic_norm.isfinite() else math.inf,
         "adapter_norm": torch.stack([p.detach().norm() for p in adapter]).norm().item()}, advantages
 
@@ -208,16 +229,17 @@ def minibatches(rows: list[Row], train: settings.Train, seed: str) -> Iterator[l
     rng = random.Random(seed)
     for _ in range(train.updates_per_rollout):
         order = rng.sample(rows, len(rows)) if train.minibatches > 1 else rows
-        for i in range(min(train.minibatches, len(rows))):
+        for i in range(min(train.minibatches, max(distributed.gather(len(rows))))):
             yield order[i::train.minibatches]
 
 
 def validate(config: settings.Config, sampler: Sampler, ranker, queries, step: int) -> dict[str, float]:
     """MRR per scenario and its mean over the tasks, by greedy decoding; the code is that of evaluate.py."""
-    total = sum(ranker.calls(len(q.ids)) for q in queries)
-    with tqdm(total=total, desc=f"validation at step {step}", unit="ask", leave=False, dynamic_ncols=True) as bar:
-        model = greedy_model(sampler, bar.update)
-        row = report.model_row("policy", [rank(ranker, queries, model, config.run.seed)], config.eval.relevance_level)
+    mine = queries[distributed.rank()::distributed.size()]
+    total = sum(ranker.calls(len(q.ids)) for q in mine)
+    with tqdm(total=total, desc=f"validation at step {step}", unit="ask", leave=False, dynamic_ncols=True, disable=not distributed.first()) as bar:
+        rankings = rank(ranker, mine, greedy_model(sampler, bar.update), config.run.seed)
+    row = report.model_row("policy", [[r for part in distributed.gather(rankings) for r in part]], config.eval.relevance_level)
     return {s: row.by_scenario("MRR", s) for s in row.scenarios()} | {"mean": row.mean("MRR"), "mean_strict": row.mean("MRR", strict=True)}
 
 

@@ -138,7 +138,8 @@ def _plain_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.L
 def pick_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device is 'cuda', but no CUDA device is usable here; use 'auto' or 'cpu'")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    cuda = wanted != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
 def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> str:

@@ -26,18 +26,29 @@ class Experience:
     following: list[int] = field(default_factory=list)  # the next completion of the same episode, -1 for none
 
 
-def sampled(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int) -> Experience:
-    """One random ask a query, `count` completions each."""
-    asks = [ranker.sampled_ask(q, random.Random(f"{seed}/ask/{i}")) for i, q in enumerate(queries)]
-    groups = sample_groups(sampler, asks, count, temperature, seed)
+def joined(parts: Sequence[Experience]) -> Experience:
+    """The completions of several processes as those of one, numbered anew."""
+    whole = Experience()
+    for part in parts:
+        start, cohort = len(whole.cohorts), max(whole.cohorts, default=-1) + 1
+        whole.groups += part.groups
+        whole.cohorts += [cohort + c for c in part.cohorts]
+        whole.following += [start + f if f >= 0 else -1 for f in part.following]
+    return whole
+
+
+def sampled(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int, first: int = 0) -> Experience:
+    """One random ask a query, `count` completions each. `first` is the number of the first query among those of all processes."""
+    asks = [ranker.sampled_ask(q, random.Random(f"{seed}/ask/{i}")) for i, q in enumerate(queries, first)]
+    groups = sample_groups(sampler, asks, count, temperature, seed + first)
     return Experience(groups, [g for g in range(len(groups)) for _ in range(count)], [-1] * (len(groups) * count))
 
 
-def on_policy(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int) -> Experience:
+def on_policy(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int, first: int = 0) -> Experience:
     """`count` episodes a query, in lockstep: every round's asks are sampled in one batch."""
     made = Experience()
     cohorts: dict[tuple, int] = {}
-    episodes = {(q, e): ranker.rank(query, random.Random(f"{seed}/{query.id}/{e}"))
+    episodes = {(q, e): ranker.rank(query, random.Random(f"{seed}/{first + q}/{query.id}/{e}"))
                 for q, query in enumerate(queries) for e in range(count)}
     previous: dict[tuple[int, int], int] = {}  # episode -> its last completion
     pending: dict[tuple[int, int], Ask] = {}
@@ -61,7 +72,7 @@ def on_policy(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query
             shared.setdefault((episode[0], ask), []).append(episode)
         asks = [ask for _, ask in shared]
         groups = sample_groups(sampler, asks, [len(owners) for owners in shared.values()], temperature,
-                               random.Random(f"{seed}/{rounds}").getrandbits(60))
+                               random.Random(f"{seed}/{first}/{rounds}").getrandbits(60))
         for ((q, ask), owners), group in zip(shared.items(), groups):
             made.groups.append(group)
             for episode, completion in zip(owners, group.completions):

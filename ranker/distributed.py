@@ -1,0 +1,81 @@
+"""Several processes of one run, as torchrun starts them: each samples and learns from its share of a step's queries.
+
+All know all completions of a step (they are small), so rewards, advantages and logs are computed alike everywhere; the
+gradients are summed, so all take the same optimizer step as one process with all queries would. The first process alone
+writes. With a single process everything here does nothing.
+"""
+
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as processes
+
+
+def start() -> None:
+    """Join the other processes if torchrun started this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not processes.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        processes.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def size() -> int:
+    return processes.get_world_size() if processes.is_initialized() else 1
+
+
+def rank() -> int:
+    return processes.get_rank() if processes.is_initialized() else 0
+
+
+def first() -> bool:
+    return rank() == 0
+
+
+def wait() -> None:
+    """Until all are here."""
+    if size() > 1:
+        processes.barrier()
+
+
+def share(count: int) -> range:
+    """This process's part of `count` things."""
+    return range(rank() * count // size(), (rank() + 1) * count // size())
+
+
+def gather(item) -> list:
+    """Every process's item, in the order of the processes. Tensors in it must be on the CPU."""
+    items = [item]
+    if size() > 1:
+        items = [None] * size()
+        processes.all_gather_object(items, item)
+    return items
+
+
+def total(number: float) -> float:
+    return sum(gather(number))
+
+
+def summed(numbers: dict[str, float]) -> dict[str, float]:
+    """Sums by name; a process may lack a name."""
+    found: dict[str, float] = {}
+    for part in gather(numbers):
+        for name, value in part.items():
+            found[name] = found.get(name, 0.0) + value
+    return found
+
+
+def merged(tensors: dict[int, torch.Tensor], device: torch.device) -> dict[int, torch.Tensor]:
+    """What all processes have, by key."""
+    if size() == 1:
+        return tensors
+    parts = gather({key: tensor.cpu() for key, tensor in tensors.items()})
+    return {key: tensor.to(device) for part in parts for key, tensor in part.items()}
+
+
+def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    if size() > 1:
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        processes.all_reduce(flat)
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+            parameter.grad = part.view_as(parameter)

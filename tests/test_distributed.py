@@ -1,0 +1,59 @@
+"""Two processes that share a step's queries end where one process with all of them ends."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ranker import distributed
+from ranker.data import Ask, Group
+from ranker.states import Experience, joined
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4", "--eval.every=2", "--eval.queries=1",
+         "--data.tasks=passage-5,passage-7", "--model.device=cpu", "--rollout.max_new_tokens=64"]
+
+
+def train(folder, processes, *arguments, last=()):
+    script = [str(ROOT / "train.py")] if processes == 1 else ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29511", str(ROOT / "train.py")]
+    return subprocess.run([sys.executable, *script, *map(str, arguments), *SHORT, f"--run.dir={folder}", *last], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
+
+
+@pytest.mark.parametrize("config, options", [("iranker", []), ("iranker_ppo", ["--train.minibatches=1", "--train.value_warmup=0"])])
+def test_two_processes_take_the_steps_of_one(tmp_path, config, options):
+    runs = {}
+    for processes in (1, 2):
+        done = train(tmp_path / str(processes), processes, ROOT / f"configs/{config}.yaml", *options)
+        assert done.returncode == 0, done.stderr[-2000:]
+        runs[processes] = tmp_path / str(processes)
+        assert done.stdout.count("MRR on the validation queries") == 1  # one of them speaks
+    one, two = (load_file(runs[n] / "last/adapter_model.safetensors") for n in (1, 2))
+    assert sum((one[k] - two[k]).norm() ** 2 for k in one) ** 0.5 <= 1e-4 * sum(one[k].norm() ** 2 for k in one) ** 0.5
+    records = [[json.loads(line) for line in (runs[n] / "metrics.jsonl").open()] for n in (1, 2)]
+    assert [r["step"] for r in records[1]] == [0, 1, 2]
+    for a, b in zip(*records):
+        for name in a.keys() - {"seconds", "tokens_per_second", "peak_gb", "validation", "sampler_gap", "sampler_gap_max", "step"}:
+            assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
+        assert a.get("validation") == pytest.approx(b.get("validation")) if "validation" in a else "validation" not in b
+    texts = [[json.loads(line)["text"] for line in (runs[n] / "completions.jsonl").open()] for n in (1, 2)]
+    assert texts[0][:8] == texts[1][:8] and len(texts[1]) == 16
+
+
+def test_a_step_that_can_not_be_shared_out_is_refused(tmp_path):
+    done = train(tmp_path / "run", 2, ROOT / "configs/iranker.yaml", last=["--rollout.prompts_per_step=3"])
+    assert done.returncode and "must be a multiple of the 2 processes" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_completions_of_several_processes_are_numbered_through():
+    groups = [Group(Ask(None, ("a",), "order"), [], []) for _ in range(3)]
+    whole = joined([Experience(groups[:2], [0, 0, 1, 1], [2, 3, -1, -1]), Experience(groups[2:], [0, 0], [1, -1])])
+    assert whole.cohorts == [0, 0, 1, 1, 2, 2] and whole.following == [2, 3, -1, -1, 5, -1] and whole.groups == groups
+
+
+def test_a_single_process_is_alone():
+    assert distributed.first() and distributed.gather(3) == [3] and distributed.share(5) == range(5) and distributed.summed({"a": 1.0}) == {"a": 1.0}
