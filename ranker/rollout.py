@@ -29,9 +29,10 @@ COMPACT_AT = 0.25  # share of finished rows that is worth copying the cache for
 
 
 class Known:
-    """What has been computed of the prompt that was asked last about a query."""
+    """What has been computed of the prompt that was asked last about a query; all on a shelf together hold at most `room` tokens."""
 
-    def __init__(self):
+    def __init__(self, shelf: dict[str, "Known"], room: int):
+        self.shelf, self.room = shelf, room
         self.ids: list[int] = []
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []  # keys and values, [kv, tokens, d]
 
@@ -46,7 +47,9 @@ class Known:
         return [[torch.nn.functional.pad(states[:, :tokens], (0, 0, width - tokens, 0)) for states in layer] for layer in self.layers]
 
     def hold(self, prompt: list[int], layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        self.ids, self.layers = prompt, [(keys.clone(), values.clone()) for keys, values in layers]
+        self.ids, self.layers = [], []
+        if sum(len(known.ids) for known in self.shelf.values()) + len(prompt) <= self.room:
+            self.ids, self.layers = prompt, [(keys.clone(), values.clone()) for keys, values in layers]
 
 
 class Sampler:
@@ -63,24 +66,24 @@ class Sampler:
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[list[int]], counts: Sequence[int], temperature: float, seeds: Sequence[int],
-                 known: Sequence[Known | None] = ()) -> list[list[Sample]]:
+                 known: Sequence[Known] = ()) -> list[list[Sample]]:
         """`counts[i]` samples of prompt i: (token ids, their log-probabilities in fp32, finished).
 
         What is drawn for a prompt depends on its seed alone, not on the other prompts of the batch or on who has left it.
-        Log-probabilities are of the sampled distribution. `known[i]`, if there is one, holds what has been computed of a
-        prompt that begins alike, and then holds prompt i.
+        Log-probabilities are of the sampled distribution. `known[i]` holds what has been computed of a prompt that
+        begins alike, and then prompt i.
         """
         with self.policy.sampling_weights(self.settings.weights):
             caches, real, logits = self._prefill(prompts, known)
             return self._decode(caches, real, logits, counts, temperature, seeds)
 
     @torch.no_grad()
-    def next_logits(self, prompts: Sequence[list[int]], known: Sequence[Known | None] = ()) -> torch.Tensor:
+    def next_logits(self, prompts: Sequence[list[int]], known: Sequence[Known] = ()) -> torch.Tensor:
         """Logits of the token after each prompt, [B, V], fp32."""
         with self.policy.sampling_weights(self.settings.weights):
             return self._prefill(prompts, known)[2]
 
-    def _prefill(self, prompts: Sequence[list[int]], known: Sequence[Known | None]
+    def _prefill(self, prompts: Sequence[list[int]], known: Sequence[Known]
                  ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor]:
         """Every prompt once: keys and values per layer [B, kv, P, d], which are no padding [B, P], last logits [B, V].
 
@@ -88,8 +91,7 @@ class Sampler:
         """
         device, width = self.policy.device, max(map(len, prompts))
         lengths = torch.tensor([len(p) for p in prompts], device=device)
-        known = known or [None] * len(prompts)
-        fresh = [len(p) - (prefix.shared(p) if prefix else 0) for p, prefix in zip(prompts, known)]
+        fresh = [len(p) - (known[i].shared(p) if known else 0) for i, p in enumerate(prompts)]
         caches, logits = [], None
         for piece in _pieces(fresh, self.settings.tokens_per_prefill):
             new, wide, cache = fresh[piece[0]], max(len(prompts[i]) for i in piece), DynamicCache()
@@ -112,8 +114,7 @@ class Sampler:
             for kept, layer in zip(caches, cache.layers):
                 kept[0][piece, :, width - wide:], kept[1][piece, :, width - wide:] = layer.keys, layer.values
         for i, prefix in enumerate(known):
-            if prefix:
-                prefix.hold(prompts[i], [(keys[i, :, width - len(prompts[i]):], values[i, :, width - len(prompts[i]):]) for keys, values in caches])
+            prefix.hold(prompts[i], [(keys[i, :, width - len(prompts[i]):], values[i, :, width - len(prompts[i]):]) for keys, values in caches])
         return caches, torch.arange(width, device=device) >= width - lengths[:, None], logits
 
     def _decode(self, caches, real: torch.Tensor, logits: torch.Tensor, counts: Sequence[int], temperature: float,
@@ -198,11 +199,12 @@ def _draw(logits: torch.Tensor, temperature: float, chance: torch.Tensor) -> tup
         logprobs = (logits / temperature).log_softmax(-1)
         cumulated = logprobs.exp().cumsum(-1, dtype=torch.float64)  # in fp32 rare tokens would be lost
         token = torch.searchsorted(cumulated, (chance * cumulated[:, -1])[:, None], right=True)[:, 0]
+        token = token.clamp(max=logits.shape[-1] - 1)  # of logits that are no numbers
     return token, logprobs.gather(-1, token[:, None])[:, 0]
 
 
 def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[int], temperature: float, seed: int = 0,
-                  progress: Callable[[int], None] = lambda asks: None, known: Sequence[Known | None] = ()) -> list[Group]:
+                  progress: Callable[[int], None] = lambda asks: None, known: Sequence[Known] = ()) -> list[Group]:
     """A group of parsed completions for every ask, in the order of the asks; `counts` says how many, for all or for each.
 
     Asks of like length are sampled together, as many as `rollout.tokens_per_batch` allows; `progress` hears of each batch.
@@ -235,7 +237,7 @@ def _batches(lengths: Sequence[int], counts: Sequence[int], budget: int) -> Iter
 
 
 def by_logits(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int], None] = lambda asks: None,
-              known: Sequence[Known | None] = ()) -> list[Group]:
+              known: Sequence[Known] = ()) -> list[Group]:
     """Answers of a single forward pass: every candidate, in the order of the logits of their identifiers (FIRST, arXiv 2406.15657)."""
     prompter, groups = sampler.policy.prompter, [None] * len(asks)
     prompts = [prompter.encode(ask) for ask in asks]
@@ -259,19 +261,16 @@ def greedy_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks
     What the prompts of two asks about a query share at their beginning is computed once, as long as every call asks
     about the query again and `rollout.tokens_kept` has room for it.
     """
-    found: dict[str, Known] = {}
+    shelf: dict[str, Known] = {}  # by query
 
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
-        room = sampler.settings.tokens_kept
-        for query in found.keys() - {ask.query.id for ask in asks}:
-            del found[query]
-        for ask in asks:
-            if sum(len(known.ids) for known in found.values()) < room:
-                found.setdefault(ask.query.id, Known())
+        for query in shelf.keys() - {ask.query.id for ask in asks}:
+            del shelf[query]
+        known = [shelf.setdefault(ask.query.id, Known(shelf, sampler.settings.tokens_kept)) for ask in asks]
         groups: list[Group | None] = [None] * len(asks)
         for answer, mine in ((by_logits, True), (partial(sample_groups, counts=1, temperature=0.0), False)):
             chosen = [i for i, ask in enumerate(asks) if ask.by_logits == mine]
-            answered = answer(sampler, [asks[i] for i in chosen], progress=progress, known=[found.get(asks[i].query.id) for i in chosen])
+            answered = answer(sampler, [asks[i] for i in chosen], progress=progress, known=[known[i] for i in chosen])
             for i, group in zip(chosen, answered):
                 groups[i] = group
         return [(len(group.prompt), group.completions[0]) for group in groups]

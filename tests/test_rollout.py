@@ -10,7 +10,7 @@ from ranker.attention import PromptCache, decoding
 from ranker.config import Rollout
 from ranker.drive import load_ranker, run
 from ranker.errors import UserError
-from ranker.rollout import Sampler, greedy_model, sample_groups
+from ranker.rollout import Known, Sampler, greedy_model, sample_groups
 from ranker.score import pack, score_all
 
 
@@ -240,6 +240,17 @@ def test_a_prompt_kept_between_asks_changes_no_token(make_policy, pool):
         assert ask == other and ids == other_ids
         torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(other_logprobs), atol=2e-5, rtol=1e-5)
     assert cost < (0.3 if pool == "append" else 0.9) * full
+
+
+def test_no_more_tokens_are_kept_than_there_is_room_for(make_policy):
+    policy, shelf = make_policy(), {}
+    prompts = [list(range(5, 25)), list(range(30, 50))]
+    known = [shelf.setdefault(name, Known(shelf, 30)) for name in "ab"]
+    sampler = sampler_of(policy, 2)
+    first = sampler(prompts, [1, 1], 0.0, [0, 1], known)
+    assert [len(k.ids) for k in known] == [20, 0]
+    assert [k.shared(p) for k, p in zip(known, prompts)] == [19, 0]
+    assert [g[0][0] for g in sampler(prompts, [1, 1], 0.0, [0, 1], known)] == [g[0][0] for g in first]
 
 
 def test_logits_rank_the_last_ones_in_one_call_each(make_policy):
