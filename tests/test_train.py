@@ -114,7 +114,7 @@ def test_a_folder_of_another_run_is_refused_and_fresh_moves_it_aside(call, finis
 
 def test_gradients_that_are_not_finite_change_nothing_and_end_a_run_that_is_saved(call, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, limit: torch.tensor(float("nan")))
-    status, _, err = train_short(call, "--train.max_bad_steps=2", "--eval.every=4")
+    status, _, err = train_short(call, "--train.max_bad_steps=2", "--eval.every=4", "--rollout.prompts_per_step=12")  # in which some groups teach something
     assert status == 2 and "not finite in 2 steps in a row" in err
     steps = records("runs/iranker/metrics.jsonl")[1:]
     assert [r["bad"] for r in steps if r["dead"] < 1] == [1, 1] and steps[-1]["grad_norm"] is None
@@ -198,7 +198,7 @@ def test_on_policy_runs_learn_from_whole_episodes(call):
 
 def test_thoughts_of_a_run_are_shown_to_the_base_in_an_evaluation(call, finished_run):
     thoughts = "runs/iranker/thoughts.jsonl"
-    status, out, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "passage-5,passage-7", "--limit", 1)
+    status, out, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "passage-5", "--limit", 1)
     assert status == 0 and "untrained base + thoughts: passages" in out, err
     status, _, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "rec-movie", "--limit", 1)
     assert status == 2 and "none about rec-movie" in err
