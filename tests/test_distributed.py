@@ -19,7 +19,7 @@ SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", 
 
 
 def train(folder, processes, *arguments, last=()):
-    script = [str(ROOT / "train.py")] if processes == 1 else ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", "29511", str(ROOT / "train.py")]
+    script = [str(ROOT / "train.py")] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(ROOT / "train.py")]
     return subprocess.run([sys.executable, *script, *map(str, arguments), *SHORT, f"--run.dir={folder}", *last], capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
 
