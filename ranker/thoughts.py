@@ -24,14 +24,15 @@ FIELDS = ("query", "task", "context", "candidates", "decision", "text")
 def kept(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], advantages: Sequence[float]) -> list[dict]:
     """A record for every group whose best-paid completion earned something, has a positive advantage and the exact form.
 
-    Only of asks about their whole pool: without what is out an example would teach something else.
+    Only of plain asks: a record says nothing of what is out or how many may be named, and would teach something else.
     """
     records, start = [], 0
     for group, row in zip(groups, rewards):
         count = len(group.completions)
         best = max(range(count), key=lambda i: (row[i]["task"], row[i]["total"]))
         text, query = group.completions[best].text, group.ask.query
-        if row[best]["task"] > 0 and advantages[start + best] > 0 and group.completions[best].answer.ok and exact(text) and not group.ask.out:
+        plain = Ask(query, group.ask.pool, group.ask.decision)
+        if row[best]["task"] > 0 and advantages[start + best] > 0 and group.completions[best].answer.ok and exact(text) and group.ask == plain:
             records.append({"step": step, "query": query.id, "task": query.task, "context": query.context,
                             "candidates": [[c, query.texts[c]] for c in group.ask.pool], "decision": group.ask.decision,
                             "text": text, "reward": row[best]["total"]})

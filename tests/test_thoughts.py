@@ -45,6 +45,12 @@ def test_the_best_paid_completion_of_a_group_is_kept_if_it_beat_its_cohort_in_go
     assert thoughts.kept(7, [group], [wrong], [-0.6, 0.4, 0.2]) == []  # the best of a bad lot is no example
 
 
+@pytest.mark.parametrize("options", [{"out": ("q-2",)}, {"out": ()}, {"drop": 2}])
+def test_only_asks_that_a_record_can_tell_whole_are_kept(tmp_path, options):
+    q = query("q", "c")
+    assert save(tmp_path / "t.jsonl", ask(q)).read_text() and not save(tmp_path / "t.jsonl", Ask(q, q.ids, "eliminate", **options)).read_text()
+
+
 def test_the_likest_context_of_the_same_task_and_decision_is_shown_as_an_earlier_turn(tmp_path):
     near, far, other = query("near", "who governs Velm"), query("far", "what do people eat"), query("x", "who governs Velm", "passage-7")
     path = save(tmp_path / "t.jsonl", ask(far), ask(near), ask(other), ask(query("order", "who governs Velm"), "order"))
