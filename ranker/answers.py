@@ -54,10 +54,9 @@ def parse(text: str, ask: Ask, finished: bool = True) -> Answer:
     if None in named:
         return Answer("not_a_candidate", tuple(dict.fromkeys(c for c in named if c is not None)), len(named))
     distinct = tuple(dict.fromkeys(named))
-    if ask.decision in ("eliminate", "pick") and ask.drop == 1:
-        return Answer("ok" if len(distinct) == 1 else "repetition", distinct, len(named))
-    if ask.decision == "eliminate":
-        return Answer("ok" if len(distinct) == len(named) <= ask.drop else "repetition", distinct, len(named))
+    if ask.decision in ("eliminate", "pick"):  # the only one asked for may be named twice
+        once = len(distinct) == len(named) or ask.drop == 1
+        return Answer("ok" if once and len(distinct) <= ask.drop else "repetition", distinct, len(named))
     wanted = len(ask.left) if ask.decision == "order" else (len(ask.left) + 1) // 2
     if len(distinct) < len(named) or len(distinct) > wanted:
         return Answer("repetition", distinct, len(named))

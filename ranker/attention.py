@@ -133,8 +133,6 @@ class PromptCache(Cache):
 
 def decoding(module, query, key, value, attention_mask, scaling, dropout=0.0, *, prompt_cache: PromptCache, **kwargs):
     """One token a row: query [rows, heads, 1, d]; key, value [rows, kv, length, d], its completion -> [rows, 1, heads, d]."""
-    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
-        raise NotImplementedError("attention with soft-capping or sinks")
     keys, values = prompt_cache.layers[module.layer_idx].prompts
     rows, heads, _, d = query.shape
     query = query.reshape(rows, keys.shape[1], -1, d) * scaling  # [rows, kv, q, d]; heads of one key stand together

@@ -4,8 +4,8 @@ Decisions a reader could doubt:
 - Adapters are fp32 whatever the base computes in: in bf16 most entries of A never move at RL learning rates.
 - Dropout is 0 and the model stays in eval mode, so that sampling and scoring see one function. Gradient checkpointing
   works in train mode only, so scoring switches it on (`training_graph`) and off again.
-- Scoring slices hidden states before the LM head. Models that change their logits behind the head (soft-capping,
-  logit scales) are found by comparing both ways on a few tokens, and refused.
+- Scoring slices hidden states before the LM head and attends by prompt and completion. Models that change their logits
+  behind the head, or attend in another way (soft-capping, scales, sinks), are found by comparing on a few tokens, and refused.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from ranker import config as settings
-from ranker.attention import PACKED
+from ranker.attention import PACKED, layout
 from ranker.errors import UserError, nearest
 from ranker.prompting import Prompter
 
@@ -89,7 +89,7 @@ class Policy:
 
     @contextmanager
     def training_graph(self) -> Iterator[None]:
-        """Inside, gradient checkpointing (if configured) are on, and the attention of packed rows, which it needs in the backward pass."""
+        """Inside, gradient checkpointing (if configured) is on, and the attention of packed rows, which it needs in the backward pass."""
         self.model.train(self.checkpointing)
         try:
             with self.attend(PACKED):
@@ -105,22 +105,21 @@ class Policy:
         rounding, so it stays a layer of its own: sampling and training see the same numbers.
         """
         replaced = []
-        if weights == "dense":
-            modules = dict(self.causal_lm.named_modules())
-            for name, module in modules.items():
-                base = module.get_base_layer() if isinstance(module, LoraLayer) else module
-                if not isinstance(base, torch.nn.Linear) or base is self.head or name.endswith(".base_layer") or ".lora_" in name:
-                    continue
-                weight = dequantize_module_weight(base).detach()
-                merged = isinstance(module, LoraLayer) and weight.dtype == torch.float32
-                if merged and not module.disable_adapters:
+        for name, module in list(self.causal_lm.named_modules()) if weights == "dense" else ():
+            base = module.get_base_layer() if isinstance(module, LoraLayer) else module
+            if not isinstance(base, torch.nn.Linear) or base is self.head or name.endswith(".base_layer") or ".lora_" in name:
+                continue
+            weight, path = dequantize_module_weight(base).detach(), name
+            if isinstance(module, LoraLayer) and weight.dtype == torch.float32:
+                if not module.disable_adapters:
                     weight = weight + sum(module.get_delta_weight(adapter) for adapter in module.active_adapters)
-                if not merged and weight is base.weight.detach():
-                    continue
-                path = name if merged or module is base else f"{name}.base_layer"
-                parent, _, child = path.rpartition(".")
-                replaced.append((self.causal_lm.get_submodule(parent), child, self.causal_lm.get_submodule(path)))
-                setattr(*replaced[-1][:2], _plain_linear(weight, base.bias))
+            elif weight.data_ptr() == base.weight.data_ptr():  # it was plain before
+                continue
+            elif module is not base:
+                path = f"{name}.base_layer"
+            parent, _, child = path.rpartition(".")
+            replaced.append((self.causal_lm.get_submodule(parent), child, self.causal_lm.get_submodule(path)))
+            setattr(*replaced[-1][:2], _plain_linear(weight, base.bias))
         try:
             yield
         finally:
@@ -180,7 +179,7 @@ def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path
         raise UserError(f"model '{model.name}': its chat template cannot render a system and a user message ({error})") from None
     policy = Policy(loaded, tokenizer, prompter, device,
                     _stop_ids(causal_lm, tokenizer, model.name), attention, model.gradient_checkpointing)
-    _check_head(policy, model.name)
+    _check_computation(policy, model.name)
     return policy
 
 
@@ -311,12 +310,23 @@ def _stop_ids(causal_lm, tokenizer, name: str) -> frozenset[int]:
 
 
 @torch.no_grad()
-def _check_head(policy: Policy, name: str) -> None:
-    ids = torch.tensor([policy.prompter.tokenizer("rank these", add_special_tokens=False)["input_ids"]], device=policy.device)
-    whole = policy.causal_lm(input_ids=ids, use_cache=False).logits.float()
-    sliced = policy.head(policy.trunk(input_ids=ids, use_cache=False).last_hidden_state).float()
-    if not torch.allclose(whole, sliced, rtol=1e-2, atol=1e-2 * whole.abs().max().item()):
+def _check_computation(policy: Policy, name: str) -> None:
+    """What sampling and scoring leave out or do themselves, the LM head and the attention, against the model's own way."""
+    ids = torch.tensor([policy.tokenizer("rank these from the best to the worst", add_special_tokens=False)["input_ids"]], device=policy.device)
+    length = ids.shape[1]
+    place = layout([(0, length // 2)], [(length // 2, length - length // 2)], [0], policy.device)
+    try:
+        whole = policy.causal_lm(input_ids=ids, use_cache=False).logits.float()
+        sliced = policy.head(policy.trunk(input_ids=ids, use_cache=False).last_hidden_state).float()
+        with policy.attend(PACKED):
+            packed = policy.head(policy.trunk(input_ids=ids, use_cache=False, layout=place).last_hidden_state).float()
+    except ValueError as error:  # such as of SDPA for attention with soft-capping
+        raise UserError(f"model '{name}' is not supported: {str(error).splitlines()[0][:160]}") from None
+    alike = lambda logits: torch.allclose(whole, logits, rtol=1e-2, atol=1e-2 * whole.abs().max().item())  # noqa: E731
+    if not alike(sliced):
         raise UserError(f"model '{name}' changes its logits behind the LM head (soft-capping or a scale); it is not supported")
+    if not alike(packed):
+        raise UserError(f"model '{name}' has an attention other than the plain one (soft-capping or sinks); it is not supported")
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:

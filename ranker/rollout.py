@@ -93,7 +93,7 @@ class Sampler:
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         fresh = [len(p) - (known[i].shared(p) if known else 0) for i, p in enumerate(prompts)]
         caches, logits = [], None
-        for piece in _pieces(fresh, self.settings.tokens_per_prefill):
+        for piece in _batches(fresh, [1] * len(fresh), self.settings.tokens_per_prefill, alike=0.5):
             new, wide, cache = fresh[piece[0]], max(len(prompts[i]) for i in piece), DynamicCache()
             longer = [i for i in piece if len(prompts[i]) > new]  # the beginning of these is known
             before = [known[i if i in longer else longer[0]].padded(len(prompts[i]) - new, wide - new) for i in piece] if longer else []
@@ -179,17 +179,6 @@ class Sampler:
         return text.rfind("<think>") <= text.rfind("</think>")
 
 
-def _pieces(fresh: list[int], budget: int) -> Iterator[list[int]]:
-    """Prompts to compute together: at most `budget` tokens, and of each at least half as many as of the first."""
-    piece: list[int] = []
-    for i in sorted(range(len(fresh)), key=lambda i: fresh[i], reverse=True):
-        if piece and ((len(piece) + 1) * fresh[piece[0]] > budget or 2 * fresh[i] < fresh[piece[0]]):
-            yield piece
-            piece = []
-        piece.append(i)
-    yield piece
-
-
 def _draw(logits: torch.Tensor, temperature: float, chance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """One token a row and its log-probability, without leaving the device; `chance` [rows] is uniform in [0, 1)."""
     if temperature == 0:
@@ -223,11 +212,14 @@ def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[
     return groups
 
 
-def _batches(lengths: Sequence[int], counts: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Prompts to sample together, the longest first: as many as hold `counts` rows of the longest one's length in `budget` tokens."""
+def _batches(lengths: Sequence[int], counts: Sequence[int], budget: int, alike: float = 0.0) -> Iterator[list[int]]:
+    """Prompts to compute together, the longest first: as many as hold `counts` rows of the longest one's length in `budget` tokens.
+
+    None is shorter than `alike` times the longest.
+    """
     batch, rows = [], 0
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
-        if batch and (rows + counts[i]) * lengths[batch[0]] > budget:
+        if batch and ((rows + counts[i]) * lengths[batch[0]] > budget or lengths[i] < alike * lengths[batch[0]]):
             yield batch
             batch, rows = [], 0
         batch.append(i)

@@ -2,9 +2,9 @@
 
 Every token sees the prompt and its own completion; positions continue from the prompt in each of them. So the prompt
 is computed once per group, nothing is computed for padding, and loss and gradients equal those of separate rows. The
-first token of each completion is predicted by the prompt's last position. Only hidden states that predict completion tokens go through the LM head, in
-chunks that are recomputed in the backward pass, so the full logits never exist. Masks come from lengths; the end
-token is part of the completion.
+first token of each completion is predicted by the prompt's last position. Only hidden states that predict completion
+tokens go through the LM head, in chunks that are recomputed in the backward pass, so the full logits never exist. Masks
+come from lengths; the end token is part of the completion.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -5,7 +5,8 @@ import json
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ranker import config as settings, policy as policies
 from ranker.errors import UserError
@@ -154,4 +155,15 @@ def test_a_model_that_scales_its_logits_behind_the_head_is_refused(make_policy):
 
     policy.causal_lm.forward = capped
     with pytest.raises(UserError, match="behind the LM head"):
-        policies._check_head(policy, "capped")
+        policies._check_computation(policy, "capped")
+
+
+def test_a_model_that_attends_in_another_way_is_refused(make_policy):
+    def capped(module, query, key, value, attention_mask, scaling, **options):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling / 4, **options)
+
+    AttentionInterface.register("capped", capped)
+    policy = make_policy()
+    policies._check_computation(policy, "plain")
+    with policy.attend("capped"), pytest.raises(UserError, match="attention other than the plain one"):
+        policies._check_computation(policy, "capped")

@@ -21,10 +21,9 @@ def rank(query: Query, rng: random.Random, *, pool: str = "rewrite", drop: int =
     while len(left) > 1:
         if len(left) <= final:
             answer = yield Ask(query, tuple(left), "eliminate", drop=len(left), by_logits=True)
-        elif pool == "append":
-            answer = yield Ask(query, query.ids, "eliminate", out=tuple(dropped), drop=min(drop, len(left) - 1))
         else:
-            answer = yield Ask(query, tuple(left), "eliminate", drop=min(drop, len(left) - 1))
+            shown, out = (query.ids, tuple(dropped)) if pool == "append" else (tuple(left), None)
+            answer = yield Ask(query, shown, "eliminate", out=out, drop=min(drop, len(left) - 1))
         gone = answer.value if answer.ok else (rng.choice(left),)
         dropped += gone
         left = [c for c in left if c not in gone]
