@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import train
 from ranker import distributed
 from ranker.data import Ask, Group
+from ranker.errors import exit_status
 from ranker.states import Experience, joined
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,9 +20,9 @@ SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", 
          "--data.tasks=passage-5,passage-7", "--model.device=cpu", "--rollout.max_new_tokens=64"]
 
 
-def train(folder, processes, *arguments, last=()):
+def trained(folder, processes, *arguments):
     script = [str(ROOT / "train.py")] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(ROOT / "train.py")]
-    return subprocess.run([sys.executable, *script, *map(str, arguments), *SHORT, f"--run.dir={folder}", *last], capture_output=True, text=True,
+    return subprocess.run([sys.executable, *script, *map(str, arguments), *SHORT, f"--run.dir={folder}"], capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
 
 
@@ -28,7 +30,7 @@ def train(folder, processes, *arguments, last=()):
 def test_two_processes_take_the_steps_of_one(tmp_path, config, options):
     runs = {}
     for processes in (1, 2):
-        done = train(tmp_path / str(processes), processes, ROOT / f"configs/{config}.yaml", *options)
+        done = trained(tmp_path / str(processes), processes, ROOT / f"configs/{config}.yaml", *options)
         assert done.returncode == 0, done.stderr[-2000:]
         runs[processes] = tmp_path / str(processes)
         assert done.stdout.count("MRR on the validation queries") == 1  # one of them speaks
@@ -44,9 +46,11 @@ def test_two_processes_take_the_steps_of_one(tmp_path, config, options):
     assert texts[0][:8] == texts[1][:8] and len(texts[1]) == 16
 
 
-def test_a_step_that_can_not_be_shared_out_is_refused(tmp_path):
-    done = train(tmp_path / "run", 2, ROOT / "configs/iranker.yaml", last=["--rollout.prompts_per_step=3"])
-    assert done.returncode and "must be a multiple of the 2 processes" in done.stderr and not (tmp_path / "run").exists()
+def test_a_step_that_can_not_be_shared_out_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(sys, "argv", ["train.py", str(ROOT / "configs/iranker.yaml"), "--rollout.prompts_per_step=3", f"--run.dir={tmp_path / 'run'}"])
+    assert exit_status(train.main) == 2
+    assert "must be a multiple of the 2 processes" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_completions_of_several_processes_are_numbered_through():

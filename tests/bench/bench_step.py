@@ -83,7 +83,7 @@ def main() -> None:
     options = read_options(args.trl_options)
     if min(args.repeats, args.threads) < 1:
         raise UserError("--repeats and --threads must be at least 1")
-    if importlib.util.find_spec("trl") is None:
+    if args.side != "ours" and importlib.util.find_spec("trl") is None:
         raise UserError(f"trl is not installed: {sys.executable} -m pip install -r requirements.txt -r tests/bench/requirements.txt")
     if not Path("/proc/self/status").exists():
         raise UserError("peak memory is read from /proc, which this system does not have; run it on Linux")
