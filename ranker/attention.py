@@ -50,15 +50,19 @@ def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, 
 
 
 def packed(module, query, key, value, attention_mask, scaling, dropout=0.0, *, layout: Layout, **kwargs):
-    """query [1, heads, total, d], key and value [1, kv, total, d] of one packed row -> [1, total, heads, d]."""
+    """query [1, heads, total, d], key and value [1, kv, total, d] of one packed row -> [1, total, heads, d].
+
+    `index_select` throughout: the gradient of plain indexing is added up by several threads in any order, and a run would
+    not end the same twice.
+    """
     flat = [states[0].transpose(0, 1) for states in (query, key, value)]  # [total, heads or kv, d]
-    take = lambda states, index: states[index.flatten()].view(*index.shape, *states.shape[1:]).transpose(1, 2)  # noqa: E731
+    take = lambda states, index: states.index_select(0, index.flatten()).view(*index.shape, *states.shape[1:]).transpose(1, 2)  # noqa: E731
     prompts = [take(states, layout.prompts) for states in flat]  # [B, heads or kv, P, d]
     completions = [take(states, layout.completions) for states in flat]  # [N, heads or kv, T, d]
-    keys, values = (torch.cat([prompts[i][layout.owner], completions[i]], 2) for i in (1, 2))  # [N, kv, P + T, d]
+    keys, values = (torch.cat([prompts[i].index_select(0, layout.owner), completions[i]], 2) for i in (1, 2))  # [N, kv, P + T, d]
     of_prompts, _ = sdpa_attention_forward(module, *prompts, None, scaling=scaling, is_causal=True, **kwargs)  # [B, P, heads, d]
     of_completions, _ = sdpa_attention_forward(module, completions[0], keys, values, layout.visible, scaling=scaling, **kwargs)
-    return torch.cat([of_prompts.flatten(0, 1), of_completions.flatten(0, 1)])[layout.order][None], None
+    return torch.cat([of_prompts.flatten(0, 1), of_completions.flatten(0, 1)]).index_select(0, layout.order)[None], None
 
 
 class Layer(DynamicLayer):

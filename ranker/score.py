@@ -94,7 +94,7 @@ def score(policy: Policy, rows: Sequence[Row], temperature: float) -> tuple[torc
     with policy.attend(PACKED):
         hidden = policy.trunk(input_ids=torch.tensor([ids], device=device), position_ids=torch.tensor([positions], device=device),
                               use_cache=False, layout=place).last_hidden_state[0]  # [total, H]
-    states = hidden[torch.tensor(predicting, device=device)]  # [tokens, H]
+    states = hidden.index_select(0, torch.tensor(predicting, device=device))  # [tokens, H]; see `packed`
     flat = head_logprobs(policy.head, states, torch.tensor(targets, device=device), temperature)  # [tokens]
     lengths = torch.tensor(sizes, device=device)
     token_mask = torch.arange(max(sizes), device=device) < lengths[:, None]  # [N, T]

@@ -132,3 +132,18 @@ def test_masks_come_from_lengths_so_pad_and_end_tokens_inside_count(make_policy,
     logprobs, _, mask = score(policy, pack([prompt], [[completion, [10]]], BUDGET), 1.0)
     assert mask.sum(1).tolist() == [4, 1]
     torch.testing.assert_close(logprobs[0], one_by_one(policy, prompt, completion, 1.0), atol=2e-5, rtol=1e-5)
+
+
+def test_no_gradient_is_added_up_in_an_order_of_chance(make_policy, asks):
+    policy = make_policy()
+    with policy.training_graph():
+        logprobs, _, _ = score(policy, pack([policy.prompter.encode(ask) for ask in asks[:2]], completions_of(policy, 2), BUDGET), 1.0)
+    seen, todo = set(), [logprobs.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            todo += [parent for parent, _ in node.next_functions]
+    names = {type(node).__name__ for node in seen}
+    # The backward pass of plain indexing adds with several threads at once; that of index_select does not.
+    assert "IndexSelectBackward0" in names and "IndexBackward0" not in names
