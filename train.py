@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -30,8 +29,9 @@ from ranker.drive import load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
 from ranker.provenance import interpreter, provenance
 from ranker.policy import Policy, load as load_policy
-from ranker.rollout import Sampler, greedy_model
+from ranker.rollout import Sampler, answer_mask, greedy_model
 from ranker.score import Row, batches, pack, score, score_all, stack
+from ranker.stages import Stage, load as load_stages
 from ranker.states import Experience
 
 def main() -> int | None:
@@ -44,11 +44,10 @@ def main() -> int | None:
     distributed.start()
     if config.rollout.prompts_per_step % distributed.size():
         raise UserError(f"rollout.prompts_per_step ({config.rollout.prompts_per_step}) must be a multiple of the {distributed.size()} processes")
-    reward_parts = rewarding.load(config.reward, args.config)
     next_query = sources.training(config.data, config.run.seed)
     validation = sources.held_out(config.data, "validation", config.eval.queries)
     ranker = load_ranker(config.ranker, args.config)
-    objective = import_module(f"ranker.objectives.{config.train.objective}")
+    stages = load_stages(config, ranker, next_query, args.config)
     run_dir = Path(config.run.dir)
     done = 0 if args.dry_run else checkpoint.inspect_run(config, args.fresh)
     if done is None:
@@ -60,16 +59,17 @@ def main() -> int | None:
     longest = max([next_query(0), *validation], key=lambda q: len(q.ids))
     ask = ranker.sampled_ask(longest, random.Random(0), len(longest.ids))
     policy.prompter.encode(ask)  # better to fail now than at step 500
-    judged(reward_parts, ask, llms.right_answer)
+    for stage in stages:
+        judged(stage.reward_parts, ask, llms.right_answer)
     sampler = Sampler(policy, config.rollout)
     optimizer = torch.optim.AdamW(policy.adapter_parameters().values(), lr=config.train.lr, weight_decay=config.train.weight_decay)
-    if objective.CRITIC:
+    if any("critic" in stage.objective.NEEDS for stage in stages):
         policy.add_critic()
         optimizer.add_param_group({"params": list(policy.critic.parameters()), "lr": config.train.value_lr})
     if done:  # before the run folder is written to
         checkpoint.restore(run_dir / "last", policy, optimizer)
     if args.dry_run:
-        return dry_run(config, policy, sampler, ranker, objective, next_query, validation, reward_parts)
+        return dry_run(config, stages[0], policy, sampler, ranker, validation)
     distributed.wait()  # until all have read what stands there
     if distributed.first():
         held = checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config.data)))
@@ -90,19 +90,23 @@ def main() -> int | None:
                disable=not distributed.first())
     for step in bar:
         started = time.perf_counter()
+        stage = next(s for s in reversed(stages) if s.first <= step)
+        now, objective = stage.config, stage.objective
+        if step == stage.first > 1:  # its reference is the policy it begins with
+            policy.freeze()
+            optimizer.state.clear()
         shortened = policy.prompter.shortened
-        experience = roll_out(config, sampler, ranker, next_query, step)
+        experience, rewards = roll_out(stage, sampler, ranker, step)
         groups = experience.groups  # of all processes
-        rewards = rewarding.score(reward_parts, groups)  # [groups][G] of named parts
         record = {"step": step, **reward_means(rewards), **rollout_means(groups),
                   "shortened": (policy.prompter.shortened - shortened) / len(groups)}
         # Return, of the task part and of all; an ask of its own has one reward, a step of an episode those after it too.
-        task, total = (losses.returns_to_go(torch.tensor([r[part] for row in rewards for r in row]), experience.following, config.rollout.discount)
+        task, total = (losses.returns_to_go(torch.tensor([r[part] for row in rewards for r in row]), experience.following, now.rollout.discount)
                        for part in ("task", "total"))  # [completions] each
-        credit, alive = objective.credit(config.train, total, task, torch.tensor(experience.cohorts))  # [completions] each
+        credit, alive = objective.credit(now.train, total, task, torch.tensor(experience.cohorts))  # [completions] each
         record["dead"] = 1 - alive.float().mean().item()
-        record["lr"] = optimizer.param_groups[0]["lr"] = config.train.lr * learning_rate_share(config.train, step)
-        learned, advantages = update(config, policy, optimizer, objective, groups, credit, alive, step)
+        record["lr"] = optimizer.param_groups[0]["lr"] = now.train.lr * learning_rate_share(now.train, step - stage.first + 1)
+        learned, advantages = update(now, policy, optimizer, objective, experience, credit, alive, step - stage.first + 1)
         record |= learned
         record["bad"] = int(not math.isfinite(record["grad_norm"]))
         if alive.any():  # a step that learned nothing says nothing
@@ -110,7 +114,7 @@ def main() -> int | None:
         seconds = time.perf_counter() - started
         record |= {"seconds": seconds, "peak_gb": log.peak_gb(policy.device),
                    "tokens_per_second": sum(len(c.ids) for g in groups for c in g.completions) / seconds}
-        show(bar, record, reward_parts)
+        show(bar, record, stage.reward_parts)
 
         last = step == config.train.steps
         if step % config.eval.every == 0 or last:
@@ -144,17 +148,26 @@ def main() -> int | None:
     distributed.wait()
 
 
-def roll_out(config: settings.Config, sampler: Sampler, ranker, next_query, step: int) -> Experience:
-    """What one step learns from: queries -> asks -> groups of sampled completions -> answers, of all processes."""
-    rollout, mine = config.rollout, distributed.share(config.rollout.prompts_per_step)
-    queries = [next_query((step - 1) * rollout.prompts_per_step + i) for i in mine]
-    seed = random.Random(f"{config.run.seed}/sample/{step}").getrandbits(60)
-    draw = {"sampled": states.sampled, "on_policy": states.on_policy}[rollout.states]
-    experience = draw(sampler, ranker, queries, rollout.completions_per_prompt, rollout.temperature, seed, mine.start)
-    return states.joined(distributed.gather(experience))
+def roll_out(stage: Stage, sampler: Sampler, ranker, step: int) -> tuple[Experience, list[list[dict[str, float]]]]:
+    """What one step learns from: queries -> asks -> groups of completions -> answers, of all processes, and [groups][G] of named reward parts.
+
+    With `rollout.refills` more is drawn until as many groups as wanted have unlike rewards.
+    """
+    rollout, mine = stage.config.rollout, distributed.share(stage.config.rollout.prompts_per_step)
+    experience, rewards = Experience(), []
+    for draw in range((step - 1) * (1 + rollout.refills), step * (1 + rollout.refills)):
+        queries = [stage.source(draw * rollout.prompts_per_step + i) for i in mine]
+        seed = random.Random(f"{stage.config.run.seed}/sample/{draw + 1}").getrandbits(60)
+        drawn = getattr(states, rollout.states)(sampler, ranker, queries, rollout.completions_per_prompt, rollout.temperature, seed, mine.start)
+        experience = states.joined([experience, *distributed.gather(drawn)])
+        rewards = rewarding.score(stage.reward_parts, experience.groups)
+        alive = losses.live(torch.tensor([r["task"] for row in rewards for r in row]), torch.tensor(experience.cohorts), stage.config.train.min_spread)
+        if len({c for c, lives in zip(experience.cohorts, alive) if lives}) >= rollout.prompts_per_step:
+            break
+    return experience, rewards
 
 
-def update(config: settings.Config, policy: Policy, optimizer, objective: ModuleType, groups: list[Group], credit: torch.Tensor,
+def update(config: settings.Config, policy: Policy, optimizer, objective: ModuleType, experience: Experience, credit: torch.Tensor,
            alive: torch.Tensor, step: int) -> tuple[dict[str, float], list[float]]:
     """Optimizer steps on the completions that are `alive`; credit, alive [completions]. Each process computes its share of them.
 
@@ -162,18 +175,20 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
     alive: no step. With `optimizer` None the gradients are computed and thrown away, for an estimate of time and memory.
     """
     train, temperature, budget = config.train, config.rollout.temperature, config.train.tokens_per_batch
+    groups = experience.groups
     completions = [c for g in groups for c in g.completions]
     taught = alive.nonzero()[:, 0].tolist()  # keys: completions are numbered through all groups
     advantages = [0.0] * len(completions)
     if not taught:
         return {"loss": 0.0, "grad_norm": 0.0}, advantages
     device = policy.device
-    rows = pack([g.prompt for g in groups], [[c.ids for c in g.completions] for g in groups], budget, lambda key: bool(alive[key]))
+    rows = pack([g.prompt for g in groups], [[c.ids for c in g.completions] for g in groups],
+                math.inf if "cohort" in objective.NEEDS else budget, lambda key: bool(alive[key]))
     rows = [rows[i] for i in distributed.share(len(rows))]
     sampled = {k: torch.tensor(completions[k].logprobs, device=device) for k in taught}
     repeated = {k: torch.full_like(sampled[k], float(credit[k])) for k in taught}
     adapter = list(policy.adapter_parameters().values())
-    critic = list(policy.critic.parameters()) if objective.CRITIC else []
+    critic = list(policy.critic.parameters()) if "critic" in objective.NEEDS else []
     several = train.updates_per_rollout * train.minibatches > 1
     sums: dict[str, float] = {}
     seen = 0  # tokens learned from
@@ -182,9 +197,13 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
         if train.beta > 0:
             with policy.reference():
                 before["reference"], _ = score_all(policy, rows, temperature, budget)
-        if several or objective.CRITIC:  # with a single step the policy still is the one that sampled
+        if several or critic:  # with a single step the policy still is the one that sampled
             before["old"], before["value"] = score_all(policy, rows, temperature, budget)
         before = {name: distributed.merged(tensors, device) for name, tensors in before.items()}
+        if "answer" in objective.NEEDS:
+            before["answer"] = {k: answer_mask(policy, completions[k].ids) for k in taught}
+        if "cohort" in objective.NEEDS:
+            before["cohort"] = {k: torch.full_like(sampled[k], experience.cohorts[k]) for k in taught}
         signals, record = objective.signals(train, repeated, before)
         scored = dict(before.get("old", {}))
         for minibatch in minibatches(rows, train, f"{config.run.seed}/minibatch/{step}"):
@@ -218,9 +237,9 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
     for k in taught:
         advantages[k] = signals["advantage"][k].mean().item()
     scored = distributed.merged(scored, device)
-    gap = torch.cat([(scored[k] - sampled[k]).abs() for k in scored])  # between sampling and scoring
+    gap = torch.cat([(scored[k] - sampled[k]).abs() for k in scored])  # between sampling and scoring; NaN for what was not sampled
     return record | {name: value / seen for name, value in distributed.summed(sums).items()} | {
-        "sampler_gap": gap.mean().item(), "sampler_gap_max": gap.max().item(), "grad_norm": norm.item() if critic_norm.isfinite() else math.inf,
+        "sampler_gap": gap.nanmean().item(), "sampler_gap_max": gap.nan_to_num().max().item(), "grad_norm": norm.item() if critic_norm.isfinite() else math.inf,
         "adapter_norm": torch.stack([p.detach().norm() for p in adapter]).norm().item()}, advantages
 
 
@@ -314,20 +333,20 @@ def judged(reward_parts, ask, write) -> tuple[Completion, dict[str, float]]:
     return completion, rewarding.score(reward_parts, [Group(ask, [], [completion])])[0][0]
 
 
-def dry_run(config, policy: Policy, sampler: Sampler, ranker, objective, next_query, validation, reward_parts) -> None:
+def dry_run(config, stage: Stage, policy: Policy, sampler: Sampler, ranker, validation) -> None:
     """One prompt, a right and a wrong completion with their rewards, and estimates from one real step. Trains nothing."""
-    ask = ranker.sampled_ask(next_query(0), random.Random(f"{config.run.seed}/ask/0"))
+    ask = ranker.sampled_ask(validation[0], random.Random(f"{config.run.seed}/ask/0"))
     print(policy.tokenizer.decode(policy.prompter.encode(ask)))
     for name, write in (("right", llms.right_answer), ("wrong", llms.wrong_answer)):
-        completion, parts = judged(reward_parts, ask, write)
+        completion, parts = judged(stage.reward_parts, ask, write)
         shown = "  ".join(f"{part} {value:g}" for part, value in parts.items())
         print(f"\n--- a {name} completion\n{completion.text}\n    answer: {completion.answer.status} {', '.join(map(str, completion.answer.value))}\n    reward: {shown}")
     print("\nmeasuring one step (nothing is trained) ...", flush=True)
     started = time.perf_counter()
-    groups = roll_out(config, sampler, ranker, next_query, 1).groups
+    experience, _ = roll_out(stage, sampler, ranker, 1)
     sampled = time.perf_counter()
-    count = sum(len(g.completions) for g in groups)
-    update(config, policy, None, objective, groups, torch.ones(count), torch.ones(count, dtype=torch.bool), config.train.steps)
+    groups, count = experience.groups, len(experience.cohorts)
+    update(stage.config, policy, None, stage.objective, experience, torch.ones(count), torch.ones(count, dtype=torch.bool), stage.config.train.steps)
     ended = time.perf_counter()
     asks = sum(ranker.calls(len(q.ids)) for q in validation)
     validations = 1 + math.ceil(config.train.steps / config.eval.every)

@@ -2,7 +2,7 @@
 
 Everything random in a run is drawn from (run.seed, step), so adapter, optimizer and step are all there is to restore.
 A checkpoint is a PEFT adapter folder with more files: `checkpoint.json` (base model, prompts, data, scores, config),
-`optimizer.pt`, and `critic.safetensors` where the objective has one. `last` and `best` in the run folder are links to checkpoints.
+`optimizer.pt`, `critic.safetensors` where the objective has one and `reference.safetensors` where a stage has its own reference. `last` and `best` in the run folder are links to checkpoints.
 """
 
 import fcntl
@@ -109,6 +109,8 @@ def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: 
         save_adapter(policy, temporary)
         if policy.critic is not None:
             save_file(policy.critic.state_dict(), temporary / "critic.safetensors")
+        if policy.frozen is not None:
+            save_file(policy.frozen, temporary / "reference.safetensors")
         torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
         write_text(temporary / "checkpoint.json", json.dumps({
             "step": step, "base_model": config.model.name, "prompts": prompt_versions(), "scores": scores,
@@ -145,13 +147,15 @@ def prune(run: Path, keep: int) -> None:
 
 
 def restore(folder: Path, policy: Policy, optimizer) -> None:
-    """The optimizer's state and the critic's weights; the adapter is loaded with the policy."""
+    """The optimizer's state, the critic's weights and a frozen reference; the adapter is loaded with the policy."""
     try:
         if policy.critic is not None:
             policy.critic.load_state_dict(load_file(folder / "critic.safetensors"))
+        if (folder / "reference.safetensors").is_file():
+            policy.frozen = load_file(folder / "reference.safetensors", device=str(policy.device))
         optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
     except Exception as error:  # whatever torch makes of a damaged file
-        raise UserError(f"{folder}: optimizer or critic cannot be read ({type(error).__name__}); begin anew with --fresh") from None
+        raise UserError(f"{folder}: optimizer, critic or reference cannot be read ({type(error).__name__}); begin anew with --fresh") from None
 
 
 def find(path: str | Path) -> Path:

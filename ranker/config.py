@@ -96,13 +96,16 @@ class Data:
     train: str = "world"  # `world` (built in), or a JSON lines file
     validation: str = ""  # a file; empty: held out from `train` by query
     test: str = ""
+    teacher: str = ""  # a TREC run over the training queries, learned from instead of their relevance
     tasks: list[str] = setting([])  # empty: all tasks of the data
     seed: int = 0  # of the built-in world
 
 
 @dataclass
 class Rollout:
-    states: str = setting("sampled", choices=("sampled", "on_policy"))  # pools: random ones, or those of the policy's own episodes
+    states: str = setting("sampled", choices=("sampled", "on_policy", "recorded", "hinted", "identifiers"))  # see ranker/states.py
+    traces: str = ""  # with recorded: a JSON lines file as training writes it, thoughts.jsonl
+    refills: int = setting(0, low=0)  # draws that replace groups whose completions all earned the same (DAPO)
     prompts_per_step: int = setting(16, low=1)  # with on_policy: queries
     completions_per_prompt: int = setting(8, low=1)  # the group; with on_policy: episodes
     discount: float = setting(1.0, low=0.0, high=1.0)  # with on_policy: of the reward one ask later
@@ -127,6 +130,11 @@ class Train:
     minibatches: int = setting(1, low=1)  # optimizer steps a pass
     target_kl: float = setting(0.0, low=0.0)  # passes end when a minibatch has drifted further from the sampler; 0: never
     tokens_per_batch: int = setting(16384, low=16)  # tokens in one forward pass; groups are split to fit
+    keep_above: float = setting(0.0)  # with sft: the least task reward of what is imitated
+    thought_weight: float = setting(1.0, low=0.0)  # with sft: of the tokens before the answer
+    rank_loss: str = setting("weighted_ranknet", choices=("ranknet", "weighted_ranknet", "lambdarank", "ndcg2", "listnet", "top1", "pointwise"))
+    rank_weight: float = setting(10.0, low=0.0)  # of that loss
+    lm_weight: float = setting(1.0, low=0.0)  # of imitating the written list beside it
     advantage: str = setting("mean", choices=("mean", "std"))
     min_spread: float = setting(1e-4, low=0.0)  # groups whose task reward spreads less teach nothing
     clip_low: float = setting(0.2, low=0.0, high=1.0)
@@ -164,6 +172,7 @@ class Config:
     reward: dict = field(default_factory=lambda: {"top1_hit": {"weight": 1.0}})  # file in rewards/ -> weight, options
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
+    stages: list = field(default_factory=list)  # the first steps of a run, each with other settings: {steps: 10, train: {...}, ...}
 
 
 def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
@@ -180,8 +189,38 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     for text in overrides:
         override(config, text)
     config.run.dir = config.run.dir or f"runs/{path.stem}"
-    check(config, str(path))
+    for first, stage in stages(config, str(path)):
+        check(stage, f"{path}{f', the stage of step {first}' if config.stages else ''}")
     return config
+
+
+def stages(config: Config, where: str = "config") -> list[tuple[int, Config]]:
+    """(first step, settings) of each stage; the last is that of the config itself. `train.steps` is the stage's own there. Raises UserError."""
+    found, first = [], 1
+    if not isinstance(config.stages, list):
+        raise UserError(f"{where}: stages must be a list, got {shown(config.stages)}")
+    for number, changes in enumerate(config.stages, 1):
+        here = f"{where}: stage {number}"
+        if not isinstance(changes, dict):
+            raise UserError(f"{here} must hold steps and sections, got {shown(changes)}")
+        stage = dataclasses.replace(config, rollout=dataclasses.replace(config.rollout), train=dataclasses.replace(config.train), stages=[])
+        for section, values in changes.items():
+            if section == "steps":
+                stage.train.steps = cast(values, int, {"low": 1}, f"{here}: steps")
+            elif section not in ("rollout", "train", "reward") or not isinstance(values, dict):
+                raise UserError(f"{here}: '{section}' cannot change there; a stage has steps and sections rollout, train and reward")
+            elif section == "reward":
+                stage.reward = {name: reward_entry(entry) for name, entry in values.items()}
+            else:
+                for key, value in values.items():
+                    _set(stage, section, key, value, here)
+        if "steps" not in changes:
+            raise UserError(f"{here} needs its number of steps")
+        found.append((first, stage))
+        first += stage.train.steps
+    if first > config.train.steps:
+        raise UserError(f"{where}: the stages take {first - 1} steps and leave none of train.steps={config.train.steps}")
+    return [*found, (first, dataclasses.replace(config, train=dataclasses.replace(config.train, steps=config.train.steps - first + 1), stages=[]))]
 
 
 def build(raw: object, where: str) -> Config:
@@ -191,6 +230,9 @@ def build(raw: object, where: str) -> Config:
     config = Config()
     for section, values in (raw or {}).items():
         _section(section, where)
+        if section == "stages":
+            config.stages = values
+            continue
         if not isinstance(values, dict):
             raise UserError(f"{where}: section '{section}' must hold keys, got {shown(values)}")
         if section == "reward":
@@ -210,6 +252,8 @@ def override(config: Config, text: str) -> None:
     if not equals or len(parts) < 2:
         raise UserError(f"'{text}' is no setting: write --section.key=value, for example --train.lr=1e-4")
     _section(parts[0], "command line")
+    if parts[0] == "stages":
+        raise UserError("command line: stages are changed in the file")
     try:
         value = parse_yaml(value) if value else ""
     except ValueError:
@@ -314,8 +358,16 @@ def check(config: Config, where: str) -> None:
         raise UserError(f"{where}: train.objective=ppo needs a learning rate for its value head: --train.value_lr=1e-2")
     if train.kl_in == "reward" and not ppo:
         raise UserError(f"{where}: train.kl_in=reward needs train.objective=ppo; a group's advantage has no place for it")
-    if config.rollout.completions_per_prompt < 2 and not ppo:
-        raise UserError(f"{where}: rollout.completions_per_prompt must be at least 2 for {train.objective}, which compares completions")
+    states, wanted = config.rollout.states, {"recorded": "sft", "hinted": "sft", "identifiers": "ranknet"}.get(config.rollout.states)
+    if (wanted or train.objective) != train.objective or (train.objective == "ranknet" and not wanted):
+        raise UserError(f"{where}: rollout.states={states} does not go with train.objective={train.objective}"
+                        f"{f', only with {wanted}' if wanted else '; it needs rollout.states=identifiers'}")
+    if bool(config.rollout.traces) != (states == "recorded"):
+        raise UserError(f"{where}: rollout.traces names the file of rollout.states=recorded; give both or none")
+    if config.data.teacher and config.data.train == "world":
+        raise UserError(f"{where}: data.teacher needs a file in data.train, such as `python -m ranker.prepare world --out FILE` writes")
+    if config.rollout.completions_per_prompt < 2 and train.objective == "grpo":
+        raise UserError(f"{where}: rollout.completions_per_prompt must be at least 2 for grpo, which compares completions")
 
 
 def as_dict(config: Config) -> dict:

@@ -79,7 +79,8 @@ class Ask:
     The identifier `[k]` in the prompt and in the answer is the candidate `pool[k - 1]`. `examples` are other asks with
     the completion they were given, shown before this one. `out` are candidates of the pool that are no longer in
     question, in the order they left; the prompt states them at its end (None: it does not). An elimination may name up
-    to `drop` candidates. `by_logits`: nothing is written, the logits of the identifiers are the answer.
+    to `drop` candidates. `by_logits`: nothing is written, the logits of the identifiers are the answer. `hint`: the right
+    answer, given away in the prompt so that the policy writes a way to it.
     """
 
     query: Query
@@ -89,6 +90,7 @@ class Ask:
     out: tuple[str, ...] | None = None
     drop: int = 1
     by_logits: bool = False
+    hint: str = ""
 
     @cached_property
     def left(self) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ Decisions a reader could doubt:
 - Advantages of PPO are whitened over the tokens of the whole rollout, so its scale needs no tuning per reward.
 """
 
+import math
+
 import torch
 
 Tensor = torch.Tensor
@@ -114,3 +116,46 @@ def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor,
         difference = (logprobs - reference).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         sums["kl"] = (-difference).exp() + difference - 1  # k3: unbiased and never negative, the one to read
     return (loss * mask).sum() / denominator, {k: (v.detach() * mask).sum().item() for k, v in sums.items()}
+
+
+def ranks(values: Tensor, cohorts: Tensor) -> Tensor:
+    """[N]: place of each value in its cohort, 1 for the largest; equal ones share the first of their places. NaN has 0."""
+    above = (cohorts[:, None] == cohorts) & (values[:, None] < values)  # [N, N]; false for NaN
+    return torch.where(values.isnan(), 0.0, 1.0 + above.sum(1))
+
+
+def rank_loss(scores: Tensor, ranks: Tensor, kind: str) -> Tensor:
+    """The loss of one list: scores [n] against integer ranks [n] (1 is best), fp32; 0 for a list without a pair.
+
+    `ranknet`: softplus(s_j - s_i), mean over the pairs with rank i above j (RankGPT, arXiv 2304.09542, whose text prints
+    the other sign); `weighted_ranknet`: each pair over r_i + r_j, divided by n (n - 1) / 2 (FIRST, arXiv 2406.15657);
+    `lambdarank`, `ndcg2`: pairs in bits, weighted by gains of the labels 1 / rank and the discounts of the predicted
+    places (LambdaLoss); `listnet`: cross-entropy to the softmax of the reversed ranks; `top1`: to the best item;
+    `pointwise`: binary, of exp(score) against 1 / rank (ours: the scores are log-probabilities).
+    """
+    scores = scores.float()
+    above = ranks[:, None] < ranks  # [n, n]: i before j
+    if not above.any():
+        return scores.sum() * 0.0
+    if kind == "listnet":
+        return -((ranks.max() - ranks).softmax(0) * scores.log_softmax(0)).sum()
+    if kind == "top1":
+        return -scores.log_softmax(0)[ranks == ranks.min()].mean()
+    if kind == "pointwise":
+        return torch.nn.functional.binary_cross_entropy(scores.exp().clamp(1e-6, 1 - 1e-6), 1 / ranks)
+    terms = torch.nn.functional.softplus(scores - scores[:, None])  # [n, n]: softplus(s_j - s_i)
+    if kind == "ranknet":
+        return terms[above].mean()
+    if kind == "weighted_ranknet":
+        return (terms / (ranks[:, None] + ranks))[above].sum() * 2 / (len(ranks) * (len(ranks) - 1))
+    place = 1.0 + scores.detach().argsort(descending=True, stable=True).argsort()  # predicted, from 1
+    discount = lambda places: 1 / (1 + places).log2()  # noqa: E731
+    gains = (2 ** (1 / ranks) - 1)
+    gains = gains / (gains.sort(descending=True)[0] * discount(torch.arange(1.0, len(ranks) + 1, device=ranks.device))).sum()
+    if kind == "lambdarank":
+        weights = (discount(place[:, None]) - discount(place)).abs()
+    else:  # ndcg2
+        apart = (place[:, None] - place).abs().clamp(min=1)  # an item and itself are no pair
+        weights = (discount(apart) - discount(apart + 1)).abs()
+    weights = weights * (gains[:, None] - gains).abs()
+    return (weights * terms)[above].mean() / math.log(2)

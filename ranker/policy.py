@@ -10,6 +10,7 @@ Decisions a reader could doubt:
 
 import importlib.util
 import json
+import logging
 import os.path
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,8 @@ from ranker.attention import PACKED, layout
 from ranker.errors import UserError, nearest
 from ranker.prompting import Prompter
 
+# Where a CPU has bf16 instructions it asks for a package that would download a kernel, which we leave off below.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 TINY = Path(__file__).parent / "tiny" / "model"
 
 
@@ -46,6 +49,7 @@ class Policy:
     attention: str  # while sampling; scoring needs a free mask and uses SDPA
     checkpointing: bool = False  # recompute activations in the backward pass
     critic: torch.nn.Linear | None = None  # hidden state -> value, fp32; for objectives that need one
+    frozen: dict[str, torch.Tensor] | None = None  # the adapter a stage began with, its reference; None: the base
 
     @property
     def causal_lm(self) -> torch.nn.Module:
@@ -71,9 +75,23 @@ class Policy:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the model is the base without its adapter."""
-        with self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext():
+        """Inside, the model is the base without its adapter, or has the adapter that `freeze` kept."""
+        if self.frozen is None:
+            with self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext():
+                yield
+            return
+        moving = {name: p.data for name, p in self.adapter_parameters().items()}
+        try:
+            for name, p in self.adapter_parameters().items():
+                p.data = self.frozen[name]
             yield
+        finally:
+            for name, p in self.adapter_parameters().items():
+                p.data = moving[name]
+
+    def freeze(self) -> None:
+        """Keep the adapter as it is now for a reference."""
+        self.frozen = {name: p.detach().clone() for name, p in self.adapter_parameters().items()}
 
     @contextmanager
     def attend(self, attention: str) -> Iterator[None]:

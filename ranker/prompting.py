@@ -15,7 +15,7 @@ import re
 import string
 import unicodedata
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from ranker.config import parse_yaml
@@ -65,7 +65,7 @@ def template(name: str) -> str:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
-    if name in ("system", "out"):
+    if name in ("system", "out", "hint"):
         return text
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
@@ -127,7 +127,6 @@ class Prompter:
     shortened: int = 0  # prompts whose texts had to be cut
     control_strings: tuple[str, ...] = field(init=False)
     prefill: str = field(init=False)  # what the chat template has already written of the completion
-    to_answer: str = field(init=False)
 
     def __post_init__(self):
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
@@ -135,7 +134,12 @@ class Prompter:
         self.control_strings = tuple(sorted((t for t in added if t.strip()), key=len, reverse=True))
         opening = self.render([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
         self.prefill = "<think>" if opening.rstrip().endswith("<think>") else ""
-        self.to_answer = "\n</think>\n<answer>[" if self.prefill else "<answer>["  # written for a model whose logits are the answer
+
+    @cached_property
+    def to_answer(self) -> str:
+        """What is written for a model whose logits are the answer, up to where identifiers differ."""
+        opening = "\n</think>\n<answer>" if self.prefill else "<answer>"
+        return opening + ("[" if len(self._tokens(f"{opening}[1]")) > len(self._tokens(opening)) + 1 else "")  # else `[1]` is one token
 
     def messages(self, ask: Ask, text_tokens: int | None = None, history: int | None = None) -> list[dict[str, str]]:
         """Chat messages for an ask, texts cut to `text_tokens` tokens and a history to its newest `history` items.
@@ -167,10 +171,9 @@ class Prompter:
             question = template(name).format_map(fields)
         except (ValueError, KeyError) as error:  # a conversion or a format that a text does not have
             raise UserError(f"{FOLDER / name}.txt: a field cannot be filled ({error})") from None
-        if ask.out is None:
-            return question
-        out = ", ".join(f"[{ask.pool.index(c) + 1}]" for c in ask.out) or "none"
-        return f"{question}\n{template('out').replace('{out}', out)}"
+        if ask.out is not None:
+            question += "\n" + template("out").replace("{out}", ", ".join(f"[{ask.pool.index(c) + 1}]" for c in ask.out) or "none")
+        return question + ("\n" + template("hint").replace("{hint}", ask.hint) if ask.hint else "")
 
     def render(self, messages: list[dict[str, str]]) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -196,20 +199,28 @@ class Prompter:
         raise UserError(f"query '{ask.query.id}': a prompt of {len(ask.pool)} candidates needs more than"
                         f" model.max_prompt={self.max_tokens} tokens even with every text cut; raise it")
 
+    def written_answer(self, span: str) -> list[int]:
+        """Tokens of an answer whose opening bracket stands in the prompt already, up to its closing tag."""
+        begun = self.to_answer.removesuffix("[")
+        return self._tokens(f"{begun}{span}</answer>")[len(self._tokens(self.to_answer)):]
+
     def identifier_tokens(self, count: int) -> list[int]:
         """The token of each identifier 1 to `count` where an answer names it. Raises UserError if one is not a single token there."""
-        ids = lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-        before, tokens = ids(self.to_answer), []
+        before, begun, tokens = self._tokens(self.to_answer), self.to_answer.removesuffix("["), []
         for k in range(1, count + 1):
-            whole = ids(f"{self.to_answer}{k}]</answer>")
-            if whole[:len(before)] != before or ids(f"{self.to_answer}{k}") != [*before, whole[len(before)]]:
+            whole = self._tokens(f"{begun}[{k}]</answer>")
+            named = f"{begun}[{k}]" if begun == self.to_answer else f"{begun}[{k}"
+            if whole[:len(before)] != before or self._tokens(named) != [*before, whole[len(before)]]:
                 raise UserError(f"the identifier [{k}] is not one token of this tokenizer, so its logit says nothing; ask about"
-                                f" at most {k - 1} candidates at a time (ranker.final)")
+                                f" at most {k - 1} candidates at a time (ranker.final, or ranker.window)")
             tokens.append(whole[len(before)])
         return tokens
 
     def _ids(self, ask: Ask, text_tokens: int | None = None, history: int | None = None) -> list[int]:
         text = self.render(self.messages(ask, text_tokens, history)) + (self.to_answer if ask.by_logits else "")
+        return self._tokens(text)
+
+    def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _cut(self, text: str, tokens: int | None) -> str:

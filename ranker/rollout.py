@@ -7,6 +7,7 @@ at temperature 0.
 """
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -267,6 +268,14 @@ def greedy_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks
                 groups[i] = group
         return [(len(group.prompt), group.completions[0]) for group in groups]
     return model
+
+
+def answer_mask(policy: Policy, ids: list[int]) -> torch.Tensor:
+    """[tokens]: 1 from the token on in which the last opening answer tag begins, else 0; all 0 without one."""
+    decode = policy.tokenizer.decode
+    start = decode(ids).rfind("<answer>")
+    before = bisect_right(range(len(ids)), start, key=lambda n: len(decode(ids[:n]))) - 1 if start >= 0 else len(ids)
+    return (torch.arange(len(ids), device=policy.device) >= before).float()
 
 
 def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool, seconds: float = 0.0) -> Completion:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from ranker import world
+from ranker import labels, world
 from ranker.config import Data
 from ranker.data import Query, read_queries
 from ranker.errors import UserError, nearest
@@ -28,6 +28,8 @@ def training(data: Data, seed: int) -> Callable[[int], Query]:
         tasks = world_tasks(data.tasks)
         return lambda i: world.query(tasks[i % len(tasks)], "train", i // len(tasks), data.seed)
     queries = held_out(data, "train")
+    if data.teacher:
+        queries = labels.by_teacher(queries, Path(os.path.expanduser(data.teacher)))
 
     @lru_cache(maxsize=1)
     def epoch(number: int) -> list[Query]:
@@ -113,7 +115,7 @@ def world_tasks(names: Sequence[str]) -> list[str]:
 
 def names(data: Data) -> list[str]:
     """Every source that a config names."""
-    return sorted({data.train, data.validation or data.train, data.test or data.train})
+    return sorted({data.train, data.validation or data.train, data.test or data.train, data.teacher or data.train})
 
 
 def checksum(source: str) -> str:

@@ -5,16 +5,25 @@ compared with each other. `on_policy`: the ranker runs on every query several ti
 are those that the policy's own decisions lead to; a completion's return is its reward and those that follow it in its
 episode, and it is compared with the other episodes of its query at the same pool size. Episodes that stand at the same
 pool share its prompt.
+
+For supervised objectives there are three more. `recorded`: traces of a file, each a group of its own. `hinted`: sampled
+like `sampled`, but the prompt gives the right answer away; the completions are learned for the prompt without it (GR2's
+targeted sampling, STaR's rationalisation). `identifiers`: nothing is sampled; every candidate has a completion of one
+token, its identifier where an answer begins, and the right order, written there, is one more without a reward.
 """
 
+import math
 import random
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
-from ranker.data import Ask, Group, Query
+from ranker import llms
+from ranker.answers import span
+from ranker.data import Answer, Ask, Completion, Group, Query
 from ranker.errors import UserError
-from ranker.rollout import Sampler, sample_groups
+from ranker.rollout import Sampler, complete, sample_groups
 
 
 @dataclass
@@ -41,7 +50,48 @@ def sampled(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query],
     """One random ask a query, `count` completions each. `first` is the number of the first query among those of all processes."""
     asks = [ranker.sampled_ask(q, random.Random(f"{seed}/ask/{i}")) for i, q in enumerate(queries, first)]
     groups = sample_groups(sampler, asks, count, temperature, seed + first)
-    return Experience(groups, [g for g in range(len(groups)) for _ in range(count)], [-1] * (len(groups) * count))
+    return by_group(groups)
+
+
+def by_group(groups: list[Group]) -> Experience:
+    """Every group is a cohort, and no completion follows another."""
+    cohorts = [g for g, group in enumerate(groups) for _ in group.completions]
+    return Experience(groups, cohorts, [-1] * len(cohorts))
+
+
+def recorded(sampler: Sampler, ranker: SimpleNamespace, traces: Sequence[tuple[Ask, str]], *rest) -> Experience:
+    """Traces as groups of one. Their log-probabilities are unknown: NaN."""
+    policy, groups = sampler.policy, []
+    for ask, text in traces:
+        ids = policy.tokenizer(text.removeprefix(policy.prompter.prefill), add_special_tokens=False)["input_ids"]
+        groups.append(Group(ask, policy.prompter.encode(ask), [complete(policy, ask, ids, [math.nan] * len(ids), True)]))
+    return by_group(groups)
+
+
+def hinted(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int, first: int = 0) -> Experience:
+    """`sampled`, with the right answer in the prompt while sampling."""
+    asks = [ranker.sampled_ask(q, random.Random(f"{seed}/ask/{i}")) for i, q in enumerate(queries, first)]
+    told = [replace(ask, hint=span(llms.right_answer(ask))) for ask in asks]
+    groups = sample_groups(sampler, told, count, temperature, seed + first)
+    return by_group([Group(ask, sampler.policy.prompter.encode(ask), group.completions) for ask, group in zip(asks, groups)])
+
+
+def identifiers(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int, first: int = 0) -> Experience:
+    """Every candidate's identifier as a completion, then the right order of all, for a prompt that has begun the answer."""
+    prompter, groups = sampler.policy.prompter, []
+    for i, query in enumerate(queries, first):
+        ask = replace(ranker.sampled_ask(query, random.Random(f"{seed}/ask/{i}")), by_logits=True)
+        if ask.decision != "order":
+            raise UserError(f"rollout.states=identifiers needs a ranker that asks for an order, such as first, not {ranker.name}")
+        right = span(llms.right_answer(ask))
+        written = prompter.written_answer(right)
+        place = [int(k) - 1 for k in re.findall(r"\d+", right)]
+        completions = [Completion([token], [math.nan], f"[{k + 1}]", True, Answer("ok", (ask.pool[k],), 1))
+                       for k, token in enumerate(prompter.identifier_tokens(len(ask.pool)))]
+        completions.append(Completion(written, [math.nan] * len(written), f"<answer>{right}</answer>", True,
+                                      Answer("ok", tuple(ask.pool[k] for k in place), len(place))))
+        groups.append(Group(ask, prompter.encode(ask), completions))
+    return by_group(groups)
 
 
 def on_policy(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int, first: int = 0) -> Experience:

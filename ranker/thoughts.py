@@ -7,8 +7,10 @@ is ranked never finds a trace of itself: a file that holds one is refused.
 """
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from ranker.baselines import BM25, context_text
@@ -35,13 +37,16 @@ def kept(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], 
         if row[best]["task"] > 0 and advantages[start + best] > 0 and group.completions[best].answer.ok and exact(text) and group.ask == plain:
             records.append({"step": step, "query": query.id, "task": query.task, "context": query.context,
                             "candidates": [[c, query.texts[c]] for c in group.ask.pool], "decision": group.ask.decision,
-                            "text": text, "reward": row[best]["total"]})
+                            "relevance": [query.rel[c] for c in group.ask.pool], "text": text, "reward": row[best]["total"]})
         start += count
     return records
 
 
 def read(path: Path) -> list[tuple[Ask, str]]:
-    """The asks of a thoughts file with their completions. Raises UserError with file and line."""
+    """The asks of a thoughts file with their completions. Raises UserError with file and line.
+
+    Without `relevance` in a record all candidates count as right, so that rewards pass what can be read.
+    """
     examples = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028 in a text
@@ -55,15 +60,30 @@ def read(path: Path) -> list[tuple[Ask, str]]:
             query, task, context, candidates, decision, text = (record[name] for name in FIELDS)
             context = context if isinstance(context, str) else tuple(context)
             candidates = tuple(Candidate(c, t) for c, t in candidates)
+            relevance = tuple(map(float, record.get("relevance", [1] * len(candidates))))
+            assert len(relevance) == len(candidates) and min(relevance, default=0) >= 0
             texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context), *(c.id + c.text for c in candidates)]
             assert all(isinstance(t, str) for t in texts) and decision in DECISIONS
         except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
             raise UserError(f"{path}:{number}: no thought; a training run writes them to thoughts.jsonl in its folder") from None
-        asked = Query(query, task, context, candidates, (0.0,) * len(candidates))
+        asked = Query(query, task, context, candidates, relevance)
         examples.append((Ask(asked, asked.ids, decision), text))
     if not examples:
         raise UserError(f"{path}: no thoughts in the file")
     return examples
+
+
+def drawn(path: Path, decision: str, seed: int) -> Callable[[int], tuple[Ask, str]]:
+    """Position -> trace, without end, shuffled anew each epoch: what a run imitates. Raises UserError if none is of `decision`."""
+    examples = [example for example in read(path) if example[0].decision == decision]
+    if not examples:
+        raise UserError(f"{path}: it holds no trace of the decision '{decision}', which the ranker asks for")
+
+    @lru_cache(maxsize=1)
+    def epoch(number: int) -> list[tuple[Ask, str]]:
+        return random.Random(f"{seed}/traces/{number}").sample(examples, len(examples))
+
+    return lambda i: epoch(i // len(examples))[i % len(examples)]
 
 
 def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], decision: str, count: int, where: str) -> Callable[[Ask], Ask]:

@@ -5,7 +5,7 @@ import torch
 from ranker import losses
 from ranker.config import Train
 
-CRITIC = False  # needs no value head
+NEEDS = set()  # beside log-probabilities: `critic`, a value head; `answer`, which tokens are the answer's; `cohort`, whose completion one is
 Tensors = dict[int, torch.Tensor]  # completion -> one number per token
 
 

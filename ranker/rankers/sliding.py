@@ -17,6 +17,10 @@ from ranker.rankers import listwise
 
 def rank(query: Query, rng: random.Random, *, window: int = 20, step: int = 10, passes: int = 1, depth: int = 0) -> Generator[Ask, Answer, list[str]]:
     """Yields asks, receives answers, returns candidate ids best first."""
+    return (yield from slide(query, window, step, passes, depth))
+
+
+def slide(query: Query, window: int, step: int, passes: int, depth: int, by_logits: bool = False) -> Generator[Ask, Answer, list[str]]:
     order = list(query.ids)
     for _ in range(passes):
         end, start = reach(len(order), depth), None
@@ -24,7 +28,7 @@ def rank(query: Query, rng: random.Random, *, window: int = 20, step: int = 10, 
             start = max(end - window, 0)
             if end - start > 1:
                 pool = tuple(order[start:end])
-                order[start:end] = listwise.completed((yield Ask(query, pool, "order")), pool)
+                order[start:end] = listwise.completed((yield Ask(query, pool, "order", by_logits=by_logits)), pool)
             end -= step
     return order
 

@@ -19,10 +19,10 @@ ratio (ours `kl: k3`, TRL's `use_bias_correction_kl`), and the sum over tokens i
 (`loss_type="dapo"`). AdamW, gradient norm cut at 1. From the same completions both made the same gradient, to 1e-8 where its largest
 entry was 1e-2. What the trainers really saw (prompt ids, lengths, adapter size) is checked after every run.
 
-Ours is train.py's `roll_out` and `update`, with `rollout.weights=dense` and the default `train.tokens_per_batch`. TRL gets all
-completions in one go, in sampling and in training (github.com/huggingface/trl, trl/trainer/grpo_trainer.py at 1.16.0): no gradient
-checkpointing, no logging, no saving, a KV cache in `generate`. vLLM, a second engine with weights of its own, is left
-out; Triton kernels need a GPU. To know of TRL:
+Ours is train.py's `roll_out` and `update`, with `rollout.weights=dense` and one group in a forward pass. TRL gets all
+completions in one go, in sampling and in training (github.com/huggingface/trl, trl/trainer/grpo_trainer.py at 1.16.0), which is its
+fastest way: no gradient checkpointing, no logging, no saving, a KV cache in `generate`. vLLM, a second engine with weights of its
+own, is left out; Triton kernels need a GPU. To know of TRL:
 
 - On a CPU its fused LM head scores the prompt's positions too; on CUDA only those of the completions (`compact` in
   trl/trainer/utils.py). `--trl_compact_head` gives it the CUDA way here as well. That is a patch, not an option of TRL's.
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one tiny shape, once: does it run?")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tokens_per_batch", type=int, default=settings.Train.tokens_per_batch, help="ours; a group is never split")
+    parser.add_argument("--tokens_per_batch", type=int, default=0, help="ours; a group is never split, so 0 means one group at a time")
     parser.add_argument("--trl_compact_head", action="store_true", help="patch TRL: no LM head on the prompt's positions")
     parser.add_argument("--trl_options", default="{}", help="GRPOConfig fields, as JSON")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # a process of one run
@@ -215,6 +215,7 @@ def ours(args, length: int, new: int, count: int):
     from ranker.data import Ask, Candidate, Query
     from ranker.objectives import grpo
     from ranker.rollout import Sampler
+    from ranker.stages import Stage
 
     config = settings.Config(
         model=settings.Model(name=args.folder, quantize="none", device="cpu", dtype="float32", max_prompt=length),
@@ -228,18 +229,18 @@ def ours(args, length: int, new: int, count: int):
     queries = [Query(str(i), "rank", "", (Candidate("a", "one"), Candidate("b", "other")), (0.0, 1.0)) for i in range(len(prompts))]
     policy.prompter.encode = lambda ask: prompts[int(ask.query.id)]  # instead of their texts
     ranker = SimpleNamespace(sampled_ask=lambda query, rng: Ask(query, query.ids, "eliminate"))
-    sampler = Sampler(policy, config.rollout)
+    sampler, stage = Sampler(policy, config.rollout), Stage(1, config, [], grpo, queries.__getitem__)
     adapter = policy.adapter_parameters().values()
     optimizer = torch.optim.AdamW(adapter, lr=LR, weight_decay=0.0)
 
     def steps() -> tuple[float, float]:
         for step in range(1, STEPS + 1):  # as in train.py
             started = time.perf_counter()
-            experience = train.roll_out(config, sampler, ranker, queries.__getitem__, step)
+            experience, _ = train.roll_out(stage, sampler, ranker, step)
             sampled = time.perf_counter()
             rewards = torch.tensor([reward(c.ids) for group in experience.groups for c in group.completions])
             credit, alive = grpo.credit(config.train, rewards, rewards, torch.tensor(experience.cohorts))
-            train.update(config, policy, optimizer, grpo, experience.groups, credit, alive, step)
+            train.update(config, policy, optimizer, grpo, experience, credit, alive, step)
             ended = time.perf_counter()
             first = (step - 1) * PROMPTS
             expect("prompts", [group.prompt for group in experience.groups], prompts[first:first + PROMPTS])
