@@ -140,12 +140,12 @@ def test_refills_go_on_until_enough_groups_have_unlike_rewards_or_the_draws_are_
         assert experience.cohorts == sorted(experience.cohorts) and len(set(experience.cohorts)) == len(experience.groups)
 
 
-STAGED = ["--train.beta=0.1", "--train.warmup=0"]
+STAGED = ["--train.beta=0.1", "--train.warmup=0", "--rollout.temperature=1.5"]
 
 
 def staged_config(tmp_path):
     path = tmp_path / "staged.yaml"
-    path.write_text((ROOT / "configs/iranker.yaml").read_text() + "\nstages:\n  - {steps: 2, train: {objective: sft, keep_above: 0.5, lr: 5.0e-3, warmup: 0, beta: 0}}\n")
+    path.write_text((ROOT / "configs/iranker.yaml").read_text() + "\nstages:\n  - {steps: 2, train: {objective: sft, keep_above: 0.5, lr: 1.0e-4, warmup: 0, beta: 0}}\n")
     return path
 
 
