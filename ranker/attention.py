@@ -88,6 +88,21 @@ class Layer(DynamicLayer):
         return self.prompts[0].shape[2] + self.length
 
 
+class Filled(DynamicLayer):
+    """Keys and values of one layer [B, kv, width, d], whose beginning stands there already: new tokens are written behind it, in place."""
+
+    def __init__(self, shape: tuple[int, int, int, int], like: torch.Tensor):
+        super().__init__()
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.is_initialized = True
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """New tokens [B, kv, new, d] -> all, [B, kv, width, d]."""
+        start = self.keys.shape[2] - keys.shape[2]
+        self.keys[:, :, start:], self.values[:, :, start:] = keys, values
+        return self.keys, self.values
+
+
 class PromptCache(Cache):
     """Prompts (padded on the left) and the completions that grow behind them; `owner` says whose a row is, in order."""
 

@@ -13,11 +13,11 @@ from functools import partial
 from itertools import islice
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from ranker import config as settings
 from ranker.answers import parse
-from ranker.attention import DECODING, PromptCache
+from ranker.attention import DECODING, Filled, PromptCache
 from ranker.data import Answer, Ask, Completion, Group
 from ranker.drive import Model
 from ranker.policy import Policy
@@ -42,15 +42,18 @@ class Known:
         same = next((k for k, (a, b) in enumerate(zip(self.ids, prompt)) if a != b), min(len(self.ids), len(prompt)))
         return min(same, len(prompt) - 1)
 
-    def padded(self, tokens: int, width: int) -> list[list[torch.Tensor]]:
-        """Keys and values per layer of the first `tokens` (below 0: of none) at the right end of `width`, [kv, width, d]."""
-        tokens = max(tokens, 0)
-        return [[torch.nn.functional.pad(states[:, :tokens], (0, 0, width - tokens, 0)) for states in layer] for layer in self.layers]
-
-    def hold(self, prompt: list[int], layers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        self.ids, self.layers = [], []
-        if sum(len(known.ids) for known in self.shelf.values()) + len(prompt) <= self.room:
-            self.ids, self.layers = prompt, [(keys.clone(), values.clone()) for keys, values in layers]
+    @staticmethod
+    def hold(known: Sequence["Known"], prompts: Sequence[list[int]], caches: list[tuple[torch.Tensor, torch.Tensor]], begins: list[int]) -> None:
+        """Of a batch's keys and values [B, kv, P, d] what there is room for: views of all, or copies of the first."""
+        for one in known:
+            one.ids, one.layers = [], []
+        free = known[0].room - sum(len(one.ids) for one in known[0].shelf.values())
+        whole = sum(map(len, prompts)) <= free
+        for i, (one, prompt) in enumerate(zip(known, prompts)):
+            free -= len(prompt)
+            if free >= 0:
+                mine = [tuple(states[i, :, begins[i]:begins[i] + len(prompt)] for states in layer) for layer in caches]
+                one.ids, one.layers = prompt, mine if whole else [tuple(states.clone() for states in layer) for layer in mine]
 
 
 class Sampler:
@@ -88,35 +91,46 @@ class Sampler:
                  ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor, torch.Tensor]:
         """Every prompt once: keys and values per layer [B, kv, P, d], which are no padding [B, P], last logits [B, V].
 
-        Prompts stand at the right end of their row. Of each the last `fresh` tokens are computed, in pieces of like count.
+        Of each prompt the last `fresh` tokens are computed, in pieces of like count. Prompts of which nothing is known
+        begin their row, so that attention is causal and needs no mask; others end theirs, behind what is known.
         """
         device, width = self.policy.device, max(map(len, prompts))
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         fresh = [len(p) - (known[i].shared(p) if known else 0) for i, p in enumerate(prompts)]
-        caches, logits = [], None
-        for piece in _batches(fresh, [1] * len(fresh), self.settings.tokens_per_prefill, alike=0.5):
-            new, wide, cache = fresh[piece[0]], max(len(prompts[i]) for i in piece), DynamicCache()
-            longer = [i for i in piece if len(prompts[i]) > new]  # the beginning of these is known
-            before = [known[i if i in longer else longer[0]].padded(len(prompts[i]) - new, wide - new) for i in piece] if longer else []
-            for number, layer in enumerate(zip(*before)):  # of one layer: keys and values of each row
-                cache.update(*map(torch.stack, zip(*layer)), number)
-            ids = torch.tensor([([0] * wide + prompts[i])[-new:] for i in piece], device=device)  # [b, new]
-            start = wide - lengths[piece, None]  # [b, 1], of each prompt in its row
-            column, at = torch.arange(wide, device=device), torch.arange(wide - new, wide, device=device)[:, None]
+        begins, caches, logits = torch.zeros_like(lengths), [], None  # begins: where each prompt stands in its row
+        kept = next((k.layers for k in known if k.layers), None)
+        for piece in map(sorted, _batches(fresh, [1] * len(fresh), self.settings.tokens_per_prefill, alike=0.5)):
+            new, wide, cache = max(fresh[i] for i in piece), max(len(prompts[i]) for i in piece), DynamicCache()
+            start, column = torch.zeros_like(lengths[piece, None]), torch.arange(wide, device=device)  # [b, 1], [wide]
+            if wide > new:
+                start = wide - lengths[piece, None]
+                cache = Cache(layers=[Filled((len(piece), layer[0].shape[0], wide, layer[0].shape[2]), layer[0]) for layer in kept])
+                for row, i in enumerate(piece):
+                    n = len(prompts[i])
+                    for layer, states in zip(cache.layers, known[i].layers if n > new else ()):
+                        layer.keys[row, :, wide - n:wide - new], layer.values[row, :, wide - n:wide - new] = (s[:, :n - new] for s in states)
+            at = torch.arange(wide - new, wide, device=device)[:, None]  # [new, 1]
+            rows = [[0] * int(s) + prompts[i] + [0] * (wide - int(s) - len(prompts[i])) for s, i in zip(start, piece)]
             # A padding row sees itself: a row without any key would be NaN.
-            mask = (column <= at) & (column >= start[:, :, None]) | (column == at)  # [b, new, wide]
-            # Flash attention takes lengths, not masks.
-            seen = column >= start if self.policy.attention == "flash_attention_2" else mask[:, None]
-            last = self._forward(ids, attention_mask=seen, position_ids=(at.T - start).clamp(min=0), past_key_values=cache)
+            mask = ((column <= at) & (column >= start[:, :, None]) | (column == at))[:, None] if wide > new else None  # [b, 1, new, wide]
+            if self.policy.attention == "flash_attention_2":  # takes lengths, not masks
+                mask = (column >= start) & (column < start + lengths[piece, None])
+            last = self._forward(torch.tensor(rows, device=device)[:, wide - new:], place=start[:, 0] + lengths[piece] - 1 - (wide - new),
+                                 attention_mask=mask, position_ids=(at.T - start).clamp(min=0), past_key_values=cache)
+            begins[piece] = start[:, 0]
+            if len(piece) == len(prompts):  # nothing to put together
+                caches, logits = [(layer.keys, layer.values) for layer in cache.layers], last
+                break
             if logits is None:
                 logits = last.new_empty(len(prompts), last.shape[-1])
                 caches = [tuple(s.new_zeros(len(prompts), s.shape[1], width, s.shape[3]) for s in (layer.keys, layer.values)) for layer in cache.layers]
             logits[piece] = last
-            for kept, layer in zip(caches, cache.layers):
-                kept[0][piece, :, width - wide:], kept[1][piece, :, width - wide:] = layer.keys, layer.values
-        for i, prefix in enumerate(known):
-            prefix.hold(prompts[i], [(keys[i, :, width - len(prompts[i]):], values[i, :, width - len(prompts[i]):]) for keys, values in caches])
-        return caches, torch.arange(width, device=device) >= width - lengths[:, None], logits
+            for whole, layer in zip(caches, cache.layers):
+                whole[0][piece, :, :wide], whole[1][piece, :, :wide] = layer.keys, layer.values
+        if known:
+            Known.hold(known, prompts, caches, begins.tolist())
+        column = torch.arange(width, device=device)
+        return caches, (column >= begins[:, None]) & (column < (begins + lengths)[:, None]), logits
 
     def _decode(self, caches, real: torch.Tensor, logits: torch.Tensor, counts: Sequence[int], temperature: float,
                 seeds: Sequence[int]) -> list[list[Sample]]:
@@ -164,10 +178,10 @@ class Sampler:
                     samples[row] = (ids, kept, True)
                     break
 
-    def _forward(self, ids: torch.Tensor, **arguments) -> torch.Tensor:
-        """Logits [rows, V] at the last position, fp32."""
-        hidden = self.policy.trunk(input_ids=ids, use_cache=True, **arguments).last_hidden_state[:, -1]
-        return self.policy.head(hidden).float()
+    def _forward(self, ids: torch.Tensor, place: torch.Tensor | None = None, **arguments) -> torch.Tensor:
+        """Logits [rows, V] at a place of each row [rows], or at the last one, fp32."""
+        hidden = self.policy.trunk(input_ids=ids, use_cache=True, **arguments).last_hidden_state  # [rows, tokens, H]
+        return self.policy.head(hidden[:, -1] if place is None else hidden[torch.arange(len(ids), device=ids.device), place]).float()
 
     def _ends(self, tokens: list[int]) -> bool:
         """Whether the last token ends the completion: an end token, or the close of an answer outside the thought."""
