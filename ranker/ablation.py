@@ -2,7 +2,8 @@
 
 Trains every config with every seed, evaluates each config's runs by the two scripts, and prints MRR per scenario as
 mean and standard deviation over the seeds. The first two rows are the untrained base, asked for a whole list and asked
-to eliminate. What is finished is not repeated. Settings of train.py may follow; they hold for all runs.
+to eliminate. With `--configs A,B,...` it compares those instead: what each costs and what its training brings. What is
+finished is not repeated. Settings of train.py may follow; they hold for all runs.
 """
 
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ranker.errors import Parser, UserError, exit_status
+from ranker.errors import Parser, UserError, exit_status, nearest
 from ranker.files import write_text
 from ranker.report import BASE, markdown
 
@@ -30,10 +31,15 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, default=Path("runs/ablation"), help="where the runs and the table go")
     parser.add_argument("--jobs", type=int, default=1, help="scripts at a time, which share the CPU cores; 1 for a single GPU")
     parser.add_argument("--limit", type=int, help="at most this many test queries per task")
+    parser.add_argument("--configs", help="names of configs/, joined by commas, to compare instead")
     args, settings = parser.parse_known_args()
     if min(args.seeds, args.jobs, args.limit or 1) < 1:
         raise UserError("--seeds, --jobs and --limit must be at least 1")
-    configs = list(dict.fromkeys([*UNTRAINED.values(), *TRAINED.values()]))
+    configs = args.configs.split(",") if args.configs else list(dict.fromkeys([*UNTRAINED.values(), *TRAINED.values()]))
+    known = [path.stem for path in (ROOT / "configs").glob("*.yaml")]
+    for config in configs:
+        if config not in known:
+            raise UserError(f"--configs: there is no configs/{config}.yaml{nearest(config, known)}")
     runs = {config: [args.dir / f"{config}-{seed}" for seed in range(args.seeds)] for config in configs}
     outs = {config: args.dir / f"eval-{config}-{args.seeds}-{args.limit or 'all'}" for config in configs}
     training = [(run.with_suffix(".log"), "train.py", ROOT / "configs" / f"{config}.yaml", f"--run.seed={seed}", f"--run.dir={run}", *settings)
@@ -43,9 +49,9 @@ def main() -> None:
     for name, calls in (("train", training), ("evaluate", evaluations)):
         run_scripts(name, calls, args.jobs)
     results = {config: json.loads((out / "results.json").read_text(encoding="utf-8")) for config, out in outs.items()}
-    table = ablation_table(results)
+    table = methods_table(results) if args.configs else ablation_table(results)
     write_text(args.dir / "table.md", table + "\n")
-    print(f"MRR on the test queries, mean ± standard deviation over {args.seeds} seed(s):\n\n{table}\n\nwritten to {args.dir}/table.md")
+    print(f"On the test queries, mean ± standard deviation over {args.seeds} seed(s):\n\n{table}\n\nwritten to {args.dir}/table.md")
 
 
 def run_scripts(name: str, calls: list[tuple], jobs: int) -> None:
@@ -83,6 +89,20 @@ def ablation_table(results: dict[str, dict]) -> str:
         columns.append([row["repaired"]["mean"]["MRR"] for row in found])
         lines.append([name, *map(mean_and_deviation, columns)])
     return markdown(["MRR", *scenarios, "mean"], lines)
+
+
+def methods_table(results: dict[str, dict]) -> str:
+    """Markdown: a row per config. Cost is that of a trained run on the first scenario (of the world's: 20 candidates); quality is the mean over the tasks."""
+    lines = []
+    for config, result in results.items():
+        base = result["rows"][BASE]
+        trained = [row for label, row in result["rows"].items() if row["strict"] and label != BASE]
+        cost = [next(iter(row["cost"].values())) for row in trained]
+        numbers = [f"{statistics.mean(c[name] for c in cost):.{digits}f}" for name, digits in (("calls", 1), ("prompt_tokens", 0), ("completion_tokens", 0))]
+        for metric in ("MRR", "nDCG@10"):
+            numbers += [f"{base['repaired']['mean'][metric]:.3f}", mean_and_deviation([row["repaired"]["mean"][metric] for row in trained])]
+        lines.append([config, *numbers, mean_and_deviation([row["strict"]["mean"]["MRR"] for row in trained])])
+    return markdown(["config", "calls", "tokens in", "tokens out", "MRR before", "after", "nDCG@10 before", "after", "MRR after, strict"], lines)
 
 
 def mean_and_deviation(values: list[float]) -> str:

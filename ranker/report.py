@@ -197,7 +197,7 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
     write_text(folder / "results.json", json.dumps(provenance | {
         "base": base.name, "metrics": base.names,
         "rows": {row.name: {"repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
-                            "spread_over_orders": row.spread, "prompts_cut": row.shortened,
+                            "spread_over_orders": row.spread, "prompts_cut": row.shortened, "cost": costs(row),
                             "statuses": dict(sum((r.statuses for r in row.rankings), Counter()))} for row in rows},
         "gains": found,
     }, indent=1) + "\n")
@@ -221,6 +221,15 @@ def averages(row: Row, strict: bool = False) -> dict:
     return {"mean": over(lambda task: True),
             "scenarios": {s: over(lambda task, s=s: scenario_of(task) == s) for s in row.scenarios()},
             "tasks": {t: over(lambda task, t=t: task == t) for t in dict.fromkeys(row.tasks.values())}}
+
+
+def costs(row: Row) -> dict[str, dict[str, float]]:
+    """Scenario -> mean calls and tokens of a query."""
+    found = {}
+    for scenario in row.scenarios():
+        rankings = [r for r in row.rankings if scenario_of(r.query.task) == scenario]
+        found[scenario] = {name: sum(getattr(r, name) for r in rankings) / max(len(rankings), 1) for name in ("calls", "prompt_tokens", "completion_tokens")}
+    return found
 
 
 def trec_files(folder: Path, rows: Sequence[Row]) -> None:
