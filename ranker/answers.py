@@ -30,13 +30,19 @@ _NUMERAL = re.compile(r"\d+|\b(?:[ivx]{2,}|[vx])\b")
 
 def span(text: str) -> str | None:
     """The text inside the last answer pair after the last `</think>`, or None."""
-    body = text.rpartition("</think>")[2]
-    body = body.partition("<think>")[0]  # a thought that never ended: whatever stands in it is no answer
-    end = len(body)
-    while (end := body.rfind("</answer>", 0, end)) >= 0 and (start := body.rfind("<answer>", 0, end)) >= 0:
-        inside = body[start + len("<answer>"):end]
-        if "</answer>" not in inside:  # else this end tag is one too many
-            return inside
+    found = place(text)
+    return text[found] if found else None
+
+
+def place(text: str) -> slice | None:
+    """Where in `text` its `span` stands."""
+    begin = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
+    end = text.find("<think>", begin)  # a thought that never ended: whatever stands in it is no answer
+    end = end if end >= 0 else len(text)
+    while (end := text.rfind("</answer>", begin, end)) >= 0 and (start := text.rfind("<answer>", begin, end)) >= 0:
+        start += len("<answer>")
+        if "</answer>" not in text[start:end]:  # else this end tag is one too many
+            return slice(start, end)
     return None
 
 

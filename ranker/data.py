@@ -110,12 +110,14 @@ class Answer:
     """What a completion decided. `value` holds candidate ids (for `score`, one whole number), best first.
 
     Only an `ok` answer may be acted on; in a failed one `value` is what could be read, each candidate once. `named` is
-    how many identifiers or texts the answer named, repeated and foreign ones included.
+    how many identifiers or texts the answer named, repeated and foreign ones included. `scores`, of a `score` ask alone,
+    are the policy's probabilities of the whole numbers 0 to 10 where it wrote its own; empty where nobody computed them.
     """
 
     status: str
     value: tuple = ()
     named: int = field(default=0, compare=False)
+    scores: tuple[float, ...] = field(default=(), compare=False)
 
     @property
     def ok(self) -> bool:

@@ -46,8 +46,12 @@ def load_ranker(section: dict, where: str = "config") -> SimpleNamespace:
     options = settings.options(module.rank, given, where, "ranker", 2, ["name"])
     if hasattr(module, "check"):
         module.check(where, **options)
-    return SimpleNamespace(name=section["name"], **{function: partial(getattr(module, function), **options)
-                                                    for function in ("rank", "calls", "sampled_ask")})
+    ranker = SimpleNamespace(name=section["name"], **{function: partial(getattr(module, function), **options)
+                                                      for function in ("rank", "calls", "sampled_ask")})
+    # What a training step asks about a query: one thing, unless the ranker says otherwise.
+    ranker.sampled_asks = (partial(module.sampled_asks, **options) if hasattr(module, "sampled_asks")
+                           else lambda query, rng: [ranker.sampled_ask(query, rng)])
+    return ranker
 
 
 def run(ranker: SimpleNamespace, queries: Sequence[Query], model: Model, seed: int = 0,

@@ -9,6 +9,7 @@ at temperature 0.
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -16,17 +17,19 @@ import torch
 from transformers import Cache, DynamicCache
 
 from ranker import config as settings
-from ranker.answers import parse
+from ranker.answers import parse, place
 from ranker.attention import DECODING, Filled, PromptCache
 from ranker.data import Answer, Ask, Completion, Group
 from ranker.drive import Model
 from ranker.policy import Policy
+from ranker.score import pack, score_all
 
 Sample = tuple[list[int], list[float], bool]  # token ids, their log-probabilities, finished
 STOP = "</answer>"
 TAIL = 16  # tokens decoded to look for STOP
 LOOK_EVERY = 4  # tokens between two looks of the host, which wait for the device
 COMPACT_AT = 0.25  # share of finished rows that is worth copying the cache for
+NUMBERS = range(11)  # what a `score` ask is answered with
 
 
 class Known:
@@ -207,18 +210,20 @@ def _draw(logits: torch.Tensor, temperature: float, chance: torch.Tensor) -> tup
     return token, logprobs.gather(-1, token[:, None])[:, 0]
 
 
-def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[int], temperature: float, seed: int = 0,
+def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[int], temperature: float, seed: int | Sequence[int] = 0,
                   progress: Callable[[int], None] = lambda asks: None, known: Sequence[Known] = ()) -> list[Group]:
     """A group of parsed completions for every ask, in the order of the asks; `counts` says how many, for all or for each.
 
+    `seed` is that of each ask, or of the first one, from which the others count on.
     Asks of like length are sampled together, as many as `rollout.tokens_per_batch` allows; `progress` hears of each batch.
     """
     counts = [counts] * len(asks) if isinstance(counts, int) else counts
+    seeds = range(seed, seed + len(asks)) if isinstance(seed, int) else seed
     prompts = [sampler.policy.prompter.encode(ask) for ask in asks]
     groups: list[Group | None] = [None] * len(asks)
     for chosen in _batches([len(p) + sampler.settings.max_new_tokens for p in prompts], counts, sampler.settings.tokens_per_batch):
         started = time.perf_counter()
-        samples = sampler([prompts[i] for i in chosen], [counts[i] for i in chosen], temperature, [seed + i for i in chosen],
+        samples = sampler([prompts[i] for i in chosen], [counts[i] for i in chosen], temperature, [seeds[i] for i in chosen],
                           [known[i] for i in chosen] if known else ())
         share = (time.perf_counter() - started) / sum(counts[i] for i in chosen)
         for i, results in zip(chosen, samples):
@@ -263,7 +268,7 @@ def by_logits(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int], N
 
 
 def greedy_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks: None) -> Model:
-    """The policy behind the driver: one greedy completion an ask.
+    """The policy behind the driver: one greedy completion an ask, and of `score` asks the probabilities of all numbers.
 
     What the prompts of two asks about a query share at their beginning is computed once, as long as every call asks
     about the query again and `rollout.tokens_kept` has room for it.
@@ -280,6 +285,7 @@ def greedy_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks
             answered = answer(sampler, [asks[i] for i in chosen], progress=progress, known=[known[i] for i in chosen])
             for i, group in zip(chosen, answered):
                 groups[i] = group
+        add_scores(sampler.policy, groups, sampler.settings.tokens_per_prefill)
         return [(len(group.prompt), group.completions[0]) for group in groups]
     return model
 
@@ -292,6 +298,34 @@ def answer_mask(policy: Policy, ids: list[int]) -> torch.Tensor:
     return (torch.arange(len(ids), device=policy.device) >= before).float()
 
 
+def add_scores(policy: Policy, groups: Sequence[Group], budget: int) -> None:
+    """Give each readable answer to a `score` ask the probabilities of 0 to 10 at its place, in shares of the eleven.
+
+    Every number, the end tag behind it, is scored as a completion of its own after the prompt and all that was written up
+    to the answer; so 10 may be several tokens. That is one more forward pass over prompts and thoughts.
+    """
+    started, encode = time.perf_counter(), partial(policy.tokenizer, add_special_tokens=False)
+    scored = [(group.prompt, c) for group in groups if group.ask.decision == "score" for c in group.completions if c.answer.ok]
+    prompts, numbers = [], []
+    for prompt, c in scored:
+        start = place(c.text).start
+        kept = next(k for k in range(len(c.ids), -1, -1) if len(written(policy, c.ids[:k])) <= start)
+        cut = c.text[len(written(policy, c.ids[:kept])):start]  # of a token that goes on behind the tag
+        prompts.append(prompt + c.ids[:kept])
+        numbers.append([encode(f"{cut}{number}{STOP}")["input_ids"] for number in NUMBERS])
+    found, _ = score_all(policy, pack(prompts, numbers, budget), 1.0, budget)
+    shares = [torch.stack([found[i + number].sum() for number in NUMBERS]).softmax(-1).tolist() for i in range(0, len(found), len(NUMBERS))]
+    seconds = time.perf_counter() - started
+    for (_, c), share in zip(scored, shares, strict=True):
+        c.answer = replace(c.answer, scores=tuple(share))
+        c.seconds += seconds / len(scored)
+
+
+def written(policy: Policy, ids: list[int]) -> str:
+    """The text of a completion's tokens, with what the prompt had begun of it."""
+    return policy.prompter.prefill + policy.tokenizer.decode([i for i in ids if i not in policy.stop_ids])
+
+
 def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool, seconds: float = 0.0) -> Completion:
-    text = policy.prompter.prefill + policy.tokenizer.decode([i for i in ids if i not in policy.stop_ids])
+    text = written(policy, ids)
     return Completion(ids, logprobs, text, finished, parse(text, ask, finished), seconds)

@@ -1,7 +1,8 @@
 """Where the asks of a training step come from, and which completions are compared with one another.
 
 `sampled` (the paper's): every query gives one ask, a pool of random size that holds the positive; its completions are
-compared with each other. `on_policy`: the ranker runs on every query several times, with sampled answers, so the pools
+compared with each other. (A ranker may draw several asks about a query, whose rewards may depend on one another; still only
+the completions of one ask are compared.) `on_policy`: the ranker runs on every query several times, with sampled answers, so the pools
 are those that the policy's own decisions lead to; a completion's return is its reward and those that follow it in its
 episode, and it is compared with the other episodes of its query at the same pool size. Episodes that stand at the same
 pool share its prompt.
@@ -47,10 +48,10 @@ def joined(parts: Sequence[Experience]) -> Experience:
 
 
 def sampled(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int, first: int = 0) -> Experience:
-    """One random ask a query, `count` completions each. `first` is the number of the first query among those of all processes."""
-    asks = [ranker.sampled_ask(q, random.Random(f"{seed}/ask/{i}")) for i, q in enumerate(queries, first)]
-    groups = sample_groups(sampler, asks, count, temperature, seed + first)
-    return by_group(groups)
+    """The random asks of each query, `count` completions each. `first` is the number of the first query among those of all processes."""
+    drawn = [ranker.sampled_asks(q, random.Random(f"{seed}/ask/{i}")) for i, q in enumerate(queries, first)]
+    seeds = [seed + i + (number << 32) for i, asks in enumerate(drawn, first) for number in range(len(asks))]
+    return by_group(sample_groups(sampler, [ask for asks in drawn for ask in asks], count, temperature, seeds))
 
 
 def by_group(groups: list[Group]) -> Experience:

@@ -27,7 +27,7 @@ def guess(asks, counts, seed):
 
 @pytest.fixture
 def guessing(monkeypatch):
-    monkeypatch.setattr(states, "sample_groups", lambda sampler, asks, counts, temperature, seed: guess(asks, counts, seed))
+    monkeypatch.setattr(states, "sample_groups", lambda sampler, asks, counts, temperature, seed: guess(asks, counts, str(seed)))
 
 
 def graded(n, seed):
@@ -52,9 +52,32 @@ def flat(experience):
 
 def test_sampled_states_compare_the_completions_of_one_ask(guessing):
     queries = world.queries("passage-7", "train", 3)
-    experience = states.sampled(None, elimination, queries, 4, 1.0, seed=0)
+    experience = states.sampled(None, load_ranker({"name": "elimination"}), queries, 4, 1.0, seed=0)
     assert experience.cohorts == [0] * 4 + [1] * 4 + [2] * 4 and set(experience.following) == {-1}
     assert [g.ask.query for g in experience.groups] == queries
+
+
+def test_a_ranker_may_draw_several_asks_about_a_query_and_each_is_compared_with_itself(monkeypatch):
+    called = {}
+
+    def groups(sampler, asks, count, temperature, seeds):
+        called[tuple(asks)] = seeds
+        return guess(asks, count, 0)
+
+    monkeypatch.setattr(states, "sample_groups", groups)
+    queries = [graded(5, 0), graded(3, 1), graded(4, 2)]
+    single, several = (load_ranker({"name": name}) for name in ("elimination", "pointwise"))
+    whole = states.sampled(None, several, queries, 2, 1.0, seed=9)
+    assert [g.ask.query.id for g in whole.groups] == ["q0"] * 5 + ["q1"] * 3 + ["q2"] * 4 and all(len(g.ask.pool) == 1 for g in whole.groups)
+    assert whole.cohorts == [g for g in range(12) for _ in range(2)] and whole.following == [-1] * 24
+    [seeds] = called.values()
+    assert len(set(seeds)) == 12
+    called.clear()
+    states.sampled(None, several, queries[1:], 2, 1.0, seed=9, first=1)  # another process's share
+    assert called == {tuple(g.ask for g in whole.groups[5:]): seeds[5:]}
+    called.clear()
+    states.sampled(None, single, queries, 2, 1.0, seed=9, first=3)
+    assert list(called.values()) == [[12, 13, 14]]
 
 
 def test_episodes_follow_the_policys_own_eliminations(guessing):

@@ -2,15 +2,20 @@
 
 Of an answer that is no full order, what could be read keeps its place and the missing candidates follow in the order
 given (so that a model that says nothing scores the input order); the driver counts it as failed.
+
+Training shows the candidates in random order. With `order: given` it keeps the order of the data, for a reward that
+compares with it: GR2 (arXiv 2602.07774) reranks what a first stage ordered. The answer's form stays `[i] > [j]`, not
+that paper's JSON, so that there is one parser.
 """
 
 import random
 from collections.abc import Generator, Sequence
 
 from ranker.data import Answer, Ask, Query
+from ranker.errors import UserError
 
 
-def rank(query: Query, rng: random.Random) -> Generator[Ask, Answer, list[str]]:
+def rank(query: Query, rng: random.Random, *, order: str = "shuffled") -> Generator[Ask, Answer, list[str]]:
     """Yields one ask, receives its answer, returns candidate ids best first."""
     if len(query.ids) < 2:
         return list(query.ids)
@@ -23,16 +28,21 @@ def completed(answer: Answer, pool: Sequence[str]) -> list[str]:
     return [*answer.value, *(c for c in pool if c not in answer.value)]
 
 
-def calls(n: int) -> int:
+def calls(n: int, *, order: str = "shuffled") -> int:
     """The number of asks for n candidates."""
     return int(n > 1)
 
 
-def sampled_ask(query: Query, rng: random.Random, size: int | None = None) -> Ask:
-    """A training state: all candidates (or a positive and size-1 others) in random order."""
+def sampled_ask(query: Query, rng: random.Random, size: int | None = None, *, order: str = "shuffled") -> Ask:
+    """A training state: all candidates (or a positive and size-1 others) in random order, or in the order given."""
     pool = list(query.ids)
     if size is not None and size < len(pool):
         positive = rng.choice(query.positives)
         pool = [positive, *rng.sample([c for c in pool if c != positive], size - 1)]
     rng.shuffle(pool)
-    return Ask(query, tuple(pool), "order")
+    return Ask(query, tuple(pool if order == "shuffled" else sorted(pool, key=query.ids.index)), "order")
+
+
+def check(where: str, *, order: str = "shuffled") -> None:
+    if order not in ("shuffled", "given"):
+        raise UserError(f"{where}: ranker.order must be shuffled or given, got '{order}'")

@@ -228,7 +228,7 @@ def ours(args, length: int, new: int, count: int):
     prompts = made_prompts(length)
     queries = [Query(str(i), "rank", "", (Candidate("a", "one"), Candidate("b", "other")), (0.0, 1.0)) for i in range(len(prompts))]
     policy.prompter.encode = lambda ask: prompts[int(ask.query.id)]  # instead of their texts
-    ranker = SimpleNamespace(sampled_ask=lambda query, rng: Ask(query, query.ids, "eliminate"))
+    ranker = SimpleNamespace(sampled_asks=lambda query, rng: [Ask(query, query.ids, "eliminate")])
     sampler, stage = Sampler(policy, config.rollout), Stage(1, config, [], grpo, queries.__getitem__)
     adapter = policy.adapter_parameters().values()
     optimizer = torch.optim.AdamW(adapter, lr=LR, weight_decay=0.0)

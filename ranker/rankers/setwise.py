@@ -1,0 +1,78 @@
+"""Setwise ranking (Rank-R1, arXiv 2503.06034; its search: arXiv 2310.09497): the best `depth` by a heapsort that compares many at once.
+
+The list is a heap in which every place has up to `children` below it. One ask shows a candidate with those below it, in an
+order shuffled anew, and wants the best; a child that wins changes places with its parent and is compared further down.
+The best `depth` (0: all) are taken from the top; the rest keeps the order given. With `votes` each comparison is asked so
+many times at once, in different orders, and the most named one wins, ties by lot. Asks about a query follow one another.
+
+An answer that cannot be read leaves the parent where it is, as published, but is counted by the driver. A model that says
+nothing so does not leave the order given: whatever stood last takes the place of each one taken from the top.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Generator
+from dataclasses import replace
+
+from ranker.data import Answer, Ask, Query
+from ranker.errors import UserError
+from ranker.rankers import elimination
+
+Asking = Generator[Ask | list[Ask], Answer | list[Answer], str | list[str] | None]
+
+
+def rank(query: Query, rng: random.Random, *, children: int = 19, depth: int = 10, votes: int = 1) -> Asking:
+    """Yields asks (lists of them with several votes), receives answers, returns candidate ids best first."""
+    heap, best = list(query.ids), []
+    for place in reversed(range(len(heap))):
+        yield from sift(query, rng, heap, place, children, votes)
+    while len(best) < min(depth or len(query.ids), len(query.ids)):
+        if best:
+            yield from sift(query, rng, heap, 0, children, votes)
+        heap[0], heap[-1] = heap[-1], heap[0]
+        best.append(heap.pop())
+    return best + [c for c in query.ids if c not in best]
+
+
+def sift(query: Query, rng: random.Random, heap: list[str], place: int, children: int, votes: int) -> Asking:
+    """Move the candidate at `place` down, until it is preferred to all below it."""
+    while (first := children * place + 1) < len(heap):
+        places = {heap[i]: i for i in (place, *range(first, min(first + children, len(heap))))}
+        down = places[(yield from preferred(query, rng, list(places), votes))]
+        if down == place:
+            return
+        heap[place], heap[down] = heap[down], heap[place]
+        place = down
+
+
+def preferred(query: Query, rng: random.Random, pool: list[str], votes: int) -> Asking:
+    """The candidate that most answers name; the first of the pool where none can be read."""
+    asks = [Ask(query, tuple(rng.sample(pool, len(pool))), "pick") for _ in range(votes)]
+    answers = (yield asks) if votes > 1 else [(yield asks[0])]
+    named = Counter(answer.value[0] for answer in answers if answer.ok)
+    return rng.choice([c for c in named if named[c] == max(named.values())] or pool[:1])
+
+
+def calls(n: int, *, children: int = 19, depth: int = 10, votes: int = 1) -> int:
+    """The most asks that n candidates can cost: every comparison won by a child. Random orders cost a little less."""
+    built = sum(levels(place, n, children) for place in range(n))
+    return votes * (built + sum(levels(0, n - taken, children) for taken in range(1, min(depth or n, n))))
+
+
+def levels(place: int, size: int, children: int) -> int:
+    """How many levels of a heap of `size` lie below a place."""
+    count = 0
+    while (place := children * place + 1) < size:
+        count += 1
+    return count
+
+
+def sampled_ask(query: Query, rng: random.Random, size: int | None = None, *, children: int = 19, depth: int = 10, votes: int = 1) -> Ask:
+    """A training state: one positive and up to `children` negatives in random order."""
+    return replace(elimination.sampled_ask(query, rng, min(size or children + 1, children + 1)), decision="pick")
+
+
+def check(where: str, *, children: int = 19, depth: int = 10, votes: int = 1) -> None:
+    if children < 1 or depth < 0 or votes < 1:
+        raise UserError(f"{where}: ranker.children ({children}) and ranker.votes ({votes}) must be at least 1,"
+                        f" and ranker.depth ({depth}) 0 (all) or more")
