@@ -274,7 +274,8 @@ def reward_means(rewards: list[list[dict[str, float]]]) -> dict[str, float]:
 def rollout_means(groups: list[Group]) -> dict[str, float]:
     completions = [c for g in groups for c in g.completions]
     count = len(completions)
-    return {"parse_rate": sum(c.answer.ok for c in completions) / count, "truncated": sum(not c.finished for c in completions) / count,
+    copies = [c.answer.value == g.ask.pool for g in groups if g.ask.decision == "order" for c in g.completions]  # a safe answer, where rewards are gains
+    return ({"unchanged": sum(copies) / len(copies)} if copies else {}) | {"parse_rate": sum(c.answer.ok for c in completions) / count, "truncated": sum(not c.finished for c in completions) / count,
             "length": sum(len(c.ids) for c in completions) / count, "prompt_length": sum(len(g.prompt) for g in groups) / len(groups)}
 
 

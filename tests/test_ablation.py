@@ -27,6 +27,23 @@ def test_each_row_is_its_configs_mean_and_deviation_over_the_seeds():
     assert rows["IRanker (PPO)"] == ["0.600 ± 0.100", "0.700 ± 0.100", "0.650 ± 0.100"]
 
 
+def test_the_table_of_methods_has_cost_and_gain_of_each_config(tmp_path, monkeypatch):
+    def outcome(base, *trained):
+        row = lambda v, strict=True: {  # noqa: E731
+            "repaired": {"mean": {"MRR": v, "nDCG@10": v + 0.1}}, "strict": {"mean": {"MRR": v - 0.1}} if strict else None,
+            "cost": {"recommendation": {"calls": 10 * v, "prompt_tokens": 1000 * v, "completion_tokens": 100 * v}, "routing": {}}}
+        return {"rows": {"random order": row(0.0, False), "untrained base": row(base)} | {f"runs/{i}/best": row(v) for i, v in enumerate(trained)}}
+
+    lines = ablation.methods_table({"first": outcome(0.2, 0.4, 0.6)}).splitlines()
+    assert [c.strip() for c in lines[2].split("|")[1:-1]] == [
+        "first", "5.0", "500", "50", "0.200", "0.500 ± 0.141", "0.300", "0.600 ± 0.141", "0.400 ± 0.141"]
+
+
+def test_an_unknown_config_is_named_with_the_nearest(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ablation", "--configs", "iranker,fisrt"])
+    assert exit_status(ablation.main) == 2 and "configs/fisrt.yaml (did you mean 'first'?)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("jobs", ["1", "3"])
 def test_every_seed_is_trained_and_every_config_evaluated_once(tmp_path, monkeypatch, jobs):
     calls = []

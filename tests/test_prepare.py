@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ranker import config as settings, sources, trec
+from ranker import config as settings, sources, trec, world
 from ranker.baselines import tokens
 from ranker.data import Candidate, Query, read_queries, write_queries
 from ranker.errors import UserError, exit_status
@@ -183,3 +183,12 @@ def test_runs_that_we_write_never_tie_and_come_back(tmp_path):
     orders = {f"q{i}": random.Random(i).sample([f"d{j}" for j in range(1000)], 1000) for i in range(3)}
     trec.write_run(tmp_path / "run", orders.items(), "tag")
     assert trec.read_run(Path(tmp_path / "run")) == orders == trec.read_run(tmp_path / "run", "trec")
+
+
+def test_the_world_can_be_written_to_a_file(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sys.argv", ["prepare", "world", "--queries", "2", "--tasks", "passage-5", "rec-movie", "--out", str(tmp_path / "world.jsonl")])
+    assert exit_status(prepare.main) == 0
+    expected = [world.query(task, "train", i) for task in ("passage-5", "rec-movie") for i in range(2)]
+    assert [(q.id, q.candidates, q.relevance) for q in read_queries(tmp_path / "world.jsonl")] == [(q.id, q.candidates, q.relevance) for q in expected]
+    monkeypatch.setattr("sys.argv", ["prepare", "world", "--queries", "0", "--out", str(tmp_path / "none.jsonl")])
+    assert exit_status(prepare.main) == 2 and "--queries must be at least 1" in capsys.readouterr().err

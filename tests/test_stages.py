@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import train
 from ranker import config as settings, states, thoughts, world
+from ranker.data import Answer, Ask, Completion, Group
 from ranker.drive import load_ranker
 from ranker.errors import UserError
 from ranker.objectives import sft
@@ -92,6 +93,14 @@ def test_hinted_completions_saw_the_answer_and_are_learned_without_it(make_polic
     assert seen[0].hint and f"The right answer is {seen[0].hint}." in policy.tokenizer.decode(encode(seen[0]))
     assert group.ask == states.sampled(sampler, ranker, [group.ask.query], 3, 1.0, 0).groups[0].ask
     assert group.prompt == encode(group.ask) and "right answer" not in policy.tokenizer.decode(group.prompt) and len(group.completions) == 3
+
+
+def test_the_share_of_lists_that_were_handed_back_unchanged_is_logged(asks):
+    ask = Ask(asks[0].query, asks[0].query.ids, "order")
+    lists = [ask.pool, ask.pool[::-1], ask.pool, ask.pool[:1]]
+    group = Group(ask, [], [Completion([1], [0.0], "", True, Answer("ok", order)) for order in lists])
+    assert train.rollout_means([group])["unchanged"] == 0.5
+    assert "unchanged" not in train.rollout_means([Group(asks[0], [], group.completions)])
 
 
 def trace_file(path, relevance=True):
