@@ -81,7 +81,7 @@ def measured_rankings(args, candidates, repeats: int) -> dict[str, dict[int, flo
     found: dict[str, dict[int, float]] = {"append": {}, "rewrite": {}}
     with tqdm(total=repeats * 2 * len(candidates), desc="rankings", unit="run", dynamic_ncols=True) as bar:
         for n in candidates:
-            queries, times = bench_rank.make_queries(policy, 2, n), {pool: [] for pool in found}
+            queries, times = bench_rank.make_queries(policy, 2, n, 30), {pool: [] for pool in found}
             for _ in range(repeats):
                 for pool in found:
                     started = time.perf_counter()
