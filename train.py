@@ -42,12 +42,13 @@ def main() -> int | None:
     args, overrides = parser.parse_known_args()
     config = settings.load(args.config, overrides)
     distributed.start()
-    if config.rollout.prompts_per_step % distributed.size():
-        raise UserError(f"rollout.prompts_per_step ({config.rollout.prompts_per_step}) must be a multiple of the {distributed.size()} processes")
     next_query = sources.training(config.data, config.run.seed)
     validation = sources.held_out(config.data, "validation", config.eval.queries)
     ranker = load_ranker(config.ranker, args.config)
     stages = load_stages(config, ranker, next_query, args.config)
+    for count in (stage.config.rollout.prompts_per_step for stage in stages):
+        if count % distributed.size():
+            raise UserError(f"rollout.prompts_per_step ({count}) must be a multiple of the {distributed.size()} processes")
     run_dir = Path(config.run.dir)
     done = 0 if args.dry_run else checkpoint.inspect_run(config, args.fresh)
     if done is None:

@@ -194,6 +194,10 @@ def load(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
     return config
 
 
+OF_THE_RUN = ("max_new_tokens", "tokens_per_batch", "tokens_per_prefill", "tokens_kept", "weights",  # of sampling, validation included
+              "steps", "weight_decay", "value_lr", "max_bad_steps", "collapse_margin", "collapse_steps")
+
+
 def stages(config: Config, where: str = "config") -> list[tuple[int, Config]]:
     """(first step, settings) of each stage; the last is that of the config itself. `train.steps` is the stage's own there. Raises UserError."""
     found, first = [], 1
@@ -213,6 +217,8 @@ def stages(config: Config, where: str = "config") -> list[tuple[int, Config]]:
                 stage.reward = {name: reward_entry(entry) for name, entry in values.items()}
             else:
                 for key, value in values.items():
+                    if key in OF_THE_RUN:
+                        raise UserError(f"{here}: {section}.{key} cannot change in a stage; it is the run's")
                     _set(stage, section, key, value, here)
         if "steps" not in changes:
             raise UserError(f"{here} needs its number of steps")

@@ -38,7 +38,8 @@ def test_a_stage_changes_what_it_names_and_the_rest_is_that_of_the_run():
 @pytest.mark.parametrize("stages, message", [
     ({"steps": 2}, "must be a list"), ([3], "must hold steps"), ([{"train": {}}], "needs its number of steps"),
     ([{"steps": 0}], "at least 1"), ([{"steps": 5}], "leave none"), ([{"steps": 1, "model": {"name": "x"}}], "'model' cannot change"),
-    ([{"steps": 1, "train": {"lrr": 1}}], "unknown key 'train.lrr'.*lr"), ([{"steps": 1, "rollout": 3}], "'rollout' cannot change")])
+    ([{"steps": 1, "train": {"lrr": 1}}], "unknown key 'train.lrr'.*lr"), ([{"steps": 1, "rollout": 3}], "'rollout' cannot change"),
+    ([{"steps": 1, "rollout": {"max_new_tokens": 9}}], "rollout.max_new_tokens cannot change in a stage")])
 def test_a_broken_stage_is_refused(stages, message):
     config = settings.Config(stages=stages)
     config.train.steps = 5
