@@ -41,6 +41,8 @@ def main() -> int | None:
     parser.add_argument("--fresh", action="store_true", help="begin anew; an old run folder is moved aside")
     args, overrides = parser.parse_known_args()
     config = settings.load(args.config, overrides)
+    if config.llm.api:
+        raise UserError("a server's model can be evaluated, not trained; add --llm.api= --llm.model=")
     distributed.start()
     if config.rollout.prompts_per_step % distributed.size():
         raise UserError(f"rollout.prompts_per_step ({config.rollout.prompts_per_step}) must be a multiple of the {distributed.size()} processes")
