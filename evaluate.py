@@ -7,7 +7,9 @@
     python evaluate.py --data FILE.jsonl --baselines            what a model must beat, in seconds, without one
     python evaluate.py --run RUN --qrels QRELS                  the run of another tool
     python evaluate.py --run RUN --qrels QRELS --corpus FILE --replay RESPONSES.jsonl --window 20 --step 10
+    python evaluate.py --run RUN --qrels QRELS --corpus FILE --config configs/rankgpt.yaml     ranked again by a model
 
+Where --llm.api=URL --llm.model=NAME name a model of an OpenAI-compatible server, it is ranked with in the base's place.
 All tasks of the test data are ranked by default, those that a checkpoint was not trained on too. Settings of the
 checkpoint can be changed for the evaluation, such as --model.name=/path/to/base or --rollout.tokens_per_batch=65536.
 """
@@ -21,12 +23,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ranker import answers, baselines, checkpoint, config as settings, foreign, llms, metrics, report, sources, thoughts, trec
+from ranker import answers, api, baselines, checkpoint, config as settings, foreign, llms, metrics, report, sources, thoughts, trec
 from ranker.data import Query
 from ranker.drive import Model, load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
 from ranker.files import sha256
-from ranker.prompting import changed_prompts
+from ranker.prompting import Chat, Prompter, changed_prompts
 from ranker.policy import check_adapters, load as load_policy, pick_device
 from ranker.provenance import provenance
 from ranker.report import Row
@@ -57,12 +59,12 @@ def main() -> None:
     for name in ("window", "step", "depth"):
         parser.add_argument(f"--{name}", type=int, help=f"short for --ranker.{name}")
     args, overrides = parser.parse_known_args()
-    if sum(map(bool, (args.ckpt, args.config, args.run))) > 1 or not (args.ckpt or args.config or args.run or args.baselines):
+    if args.ckpt and (args.config or args.run) or not (args.ckpt or args.config or args.run or args.baselines):
         raise UserError("name what to evaluate: checkpoints (--ckpt PATH), a config's base (--config CONFIG), a run (--run RUN), or --baselines")
     for name, value in (("--limit", args.limit), ("--orders", args.orders)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
-    if args.ranker or args.run:
+    if args.ranker or args.run and not args.config:
         overrides.insert(0, f"--ranker.name={args.ranker or 'sliding'}")
     overrides += [f"--ranker.{name}={value}" for name, value in (("window", args.window), ("step", args.step), ("depth", args.depth)) if value is not None]
     names = [metrics.canonical(name) for name in args.metrics.split(",")] if args.metrics else None
@@ -76,6 +78,8 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     config = read_config(folders, records, args, overrides)
     config.data.tasks = [t for text in args.tasks for t in text.split(",") if t] or config.data.tasks
     settings.check(config, "command line")
+    if config.llm.api and args.ckpt:
+        raise UserError("a server's model takes no checkpoint: name one of --ckpt and --llm.api, or evaluate them one after the other")
     ranker = load_ranker(config.ranker, "command line")
     queries, train = test_queries(config, args, records)
     find = None
@@ -86,42 +90,50 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     table = Table(config, config.eval.relevance_level, names or list(metrics.NAMES))
     rows = report.baseline_rows(orders, table.level, table.names, baselines.every(queries, train) if args.baselines else baselines.PLAIN)
     models = []  # name, adapter, how worked examples are found, tasks it was trained on
-    if args.ckpt or args.config:
-        models = [(report.BASE, None, None, ())]
-        models += [(f"{report.BASE} + thoughts", None, find, ())] if find else []
+    if args.ckpt or args.config or config.llm.api:
+        untrained = config.llm.model or report.BASE
+        models = [(untrained, None, None, ())]
+        models += [(f"{untrained} + thoughts", None, find, ())] if find else []
         models += [(name, folder, None, r["config"]["data"]["tasks"]) for name, folder, r in zip(args.ckpt, folders, records)]
         check_adapters(config.model, folders)
     out = args.out or default_out(folders, args.config, args.data or ([] if args.ckpt or args.config else [config.data.train]))
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
     files = args.data or [config.data.test or config.data.train]
     record = provenance(config, pick_device(config.model.device), files) | {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders}
-    traces = Traces(out, evaluation_of(record, folders, args, queries))
+    traces = Traces(out, evaluation_of(record) | {
+        "checkpoint": {name: sha256(folder / "adapter_model.safetensors") for name, folder in zip(args.ckpt, folders)}, "orders": args.orders,
+        "thoughts": args.thoughts and sha256(args.thoughts), "queries": len(queries)})
     with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar:
         for name, folder, examples, trained in models:
             bar.set_description(name)
-            model = policy = None  # let go of the one before, before the next is loaded
-            model, policy = policy_model(config, folder, bar.update, examples)
-            rows.append(table.model_row(name, ranker, orders, model, traces, policy.prompter, trained, bar.update))
+            model = prompter = None  # let go of the one before, before the next is loaded
+            model, prompter = load_model(config, folder, out, bar.update)
+            model = thoughts.with_thoughts(model, examples) if examples else model
+            rows.append(table.model_row(name, ranker, orders, model, traces, prompter, trained, bar.update))
 
     source = ", ".join(args.data) or config.data.test or f"{config.data.train}, the test split"
-    how = f"{config.ranker['name']}, greedy decoding, " if models else ""
+    decoding = f"temperature {config.llm.temperature:g}" if config.llm.api and config.llm.temperature else "greedy decoding"
+    how = f"{config.ranker['name']}, {decoding}, " if models else ""
     head = (f"{len(queries)} queries of {source}; {how}{args.orders} candidate order(s), seed {config.run.seed}.\n{relevance_words(table.level)}"
             f"; nDCG has linear gain, its ideal over the query's candidates.\nOn average a positive stands at place {input_place(orders):.1f} of the order given."
             + (" Strict: a query with an answer that could not be read counts 0." if models else ""))
-    base = next(row for row in rows if row.name == (report.BASE if models else "input order"))
+    base = next(row for row in rows if row.name == (report.BASE if models and not config.llm.api else "input order"))
     finish(out, rows, base, head, record, traces)
 
 
 def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
-    """A run of another tool, and what recorded completions make of it."""
-    if not args.qrels or (args.replay and not args.corpus):
-        raise UserError("--run needs --qrels FILE" if not args.qrels else "--replay needs --corpus FILE: an answer may name a passage by its text")
-    config = settings.Config()
-    for text in overrides:
-        settings.override(config, text)
-    config.run.dir = config.run.dir or "runs"
-    settings.check(config, "command line")
-    ranker = load_ranker(config.ranker, "command line")
+    """A run of another tool, and what recorded completions or a model make of it."""
+    config = settings.load(args.config, overrides) if args.config else settings.Config()
+    if not args.config:
+        for text in overrides:
+            settings.override(config, text)
+        config.run.dir = config.run.dir or "runs"
+        settings.check(config, "command line")
+    name = config.llm.model or (report.BASE if args.config else "")  # of the model
+    if not args.qrels or (args.replay or name) and not args.corpus:
+        raise UserError("--run needs --qrels FILE" if not args.qrels else "--replay needs --corpus FILE: an answer may name a passage by its text"
+                        if args.replay else f"--corpus FILE is needed: {name} ranks by the texts of queries and documents")
+    ranker = load_ranker(config.ranker, args.config or "command line")
     qrels = trec.read_qrels(args.qrels)
     run = trec.read_run(args.run, args.ties, qrels)
     texts = foreign.read_corpus(args.corpus, args.topics) if args.corpus else None
@@ -131,18 +143,23 @@ def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
         raise UserError(f"{args.run} and {args.qrels} have no query in common")
     table = Table(config, config.eval.relevance_level or 1.0, names or ["nDCG@10", "nDCG@1", "nDCG@5", "MRR@10", "AP", "Recall@100"], judged)
     rows = report.baseline_rows([queries], table.level, table.names, {args.run.name: baselines.input_order}, judged)
-    out = args.out or Path("runs") / f"eval-{args.run.stem}" / (args.replay.stem if args.replay else "run")
-    files = [str(path) for path in (args.run, args.qrels, args.corpus, args.replay) if path]
-    record = provenance(config, pick_device("cpu"), files) | {"queries": len(queries)}
-    traces = Traces(out, {"command": record["command"], "data": record["data"]})
-    for name, read in ((("replay", answers.parse_recorded),) if args.parse == "answer" else ()) + (("replay, digits", answers.digits),):
+    out = args.out or Path("runs") / f"eval-{args.run.stem}" / (args.replay.stem if args.replay else name.replace("/", "_") or "run")
+    files = [str(path) for path in (args.run, args.qrels, args.corpus, args.topics, args.replay) if path]
+    record = provenance(config, pick_device(config.model.device if name else "cpu"), files) | {"queries": len(queries)}
+    traces = Traces(out, evaluation_of(record) | {"ties": args.ties})
+    for row, read in ((("replay", answers.parse_recorded),) if args.parse == "answer" else ()) + (("replay, digits", answers.digits),):
         if args.replay:
             rank(ranker, queries, llms.replay(args.replay, read))  # costs nothing, and what the recording lacks shows before anything is written
-            rows.append(table.model_row(name, ranker, [queries], llms.replay(args.replay, read), traces))
-    how = f"{args.replay} replayed with {' '.join(f'{k}={v}' for k, v in config.ranker.items())}" if args.replay else "the run as it is"
+            rows.append(table.model_row(row, ranker, [queries], llms.replay(args.replay, read), traces))
+    if name:
+        with tqdm(total=sum(ranker.calls(len(q.ids)) for q in queries), unit="ask", dynamic_ncols=True, desc=name) as bar:
+            model, prompter = load_model(config, None, out, bar.update)
+            rows.append(table.model_row(name, ranker, [queries], model, traces, prompter, (), bar.update))
+    by = " and ".join(filter(None, (args.replay and f"{args.replay} replayed", name and f"ranked by {name}")))
+    how = f"{by} with {' '.join(f'{k}={v}' for k, v in config.ranker.items())}" if by else "the run as it is"
     head = (f"{len(queries)} judged queries of {args.qrels}, {how}; {absent} of them are not in the run and count 0,"
             f" {len(unjudged)} of the run's have no judgements and are left out.\n{relevance_words(table.level)}; nDCG has linear gain,"
-            " its ideal over all judged documents." + ("\nStrict: a query with an answer that could not be read counts 0." if args.replay else ""))
+            " its ideal over all judged documents." + ("\nStrict: a query with an answer that could not be read counts 0." if by else ""))
     finish(out, rows, rows[1], head, record, traces)
 
 
@@ -159,21 +176,25 @@ class Table:
                   progress: Callable[[int], None] = lambda asks: None) -> Row:
         """The row of what stands behind the driver; every ask goes to the traces, or comes from them."""
         ranked = [rank(ranker, order, traces.model(name, number, model, progress), self.config.run.seed) for number, order in enumerate(orders)]
-        return report.model_row(name, ranked, self.level, prompter.shortened if prompter else 0, trained, self.names, self.judged)
+        row = report.model_row(name, ranked, self.level, prompter.shortened if prompter else 0, trained, self.names, self.judged)
+        row.prices = (self.config.llm.price_in, self.config.llm.price_out) if prompter else row.prices  # a replay costs nothing
+        return row
 
 
-def policy_model(config: settings.Config, folder: Path | None, progress: Callable[[int], None], examples):
-    """(the policy with an adapter behind the driver, the policy)."""
+def load_model(config: settings.Config, folder: Path | None, out: Path, progress: Callable[[int], None]) -> tuple[Model, Prompter | Chat]:
+    """(what stands behind the driver, what builds its prompts): the server's model, or the policy with an adapter."""
+    if config.llm.api:
+        chat = Chat(config.llm.words, config.llm.multi_turn)
+        path = Path(config.llm.cache).expanduser() if config.llm.cache else out / "answers.jsonl"
+        return api.server_model(config.llm, chat, config.rollout.max_new_tokens, path, progress), chat
     policy = load_policy(config.model, adapter=folder, max_new_tokens=config.rollout.max_new_tokens)
-    model = greedy_model(Sampler(policy, config.rollout), progress)
-    return (thoughts.with_thoughts(model, examples) if examples else model), policy
+    return greedy_model(Sampler(policy, config.rollout), progress), policy.prompter
 
 
-def evaluation_of(record: dict, folders: list[Path], args, queries: Sequence[Query]) -> dict:
+def evaluation_of(record: dict) -> dict:
     """What must be the same when a killed evaluation goes on."""
-    adapters = {name: sha256(folder / "adapter_model.safetensors") for name, folder in zip(args.ckpt, folders)}
-    return {"checkpoint": adapters, "data": record["data"], "prompts": record["prompts"], "settings": record["config"], "orders": args.orders,
-            "thoughts": args.thoughts and sha256(args.thoughts), "queries": len(queries)}
+    llm = {key: value for key, value in record["config"]["llm"].items() if key not in api.CHANGES_NO_ANSWER}
+    return {"data": record["data"], "prompts": record["prompts"], "settings": record["config"] | {"llm": llm}}
 
 
 def finish(out: Path, rows: list[Row], base: Row, head: str, record: dict, traces: Traces) -> None:

@@ -41,6 +41,8 @@ def main() -> int | None:
     parser.add_argument("--fresh", action="store_true", help="begin anew; an old run folder is moved aside")
     args, overrides = parser.parse_known_args()
     config = settings.load(args.config, overrides)
+    if config.llm.api:
+        raise UserError("a server's model can be evaluated, not trained; add --llm.api= --llm.model=")
     distributed.start()
     next_query = sources.training(config.data, config.run.seed)
     validation = sources.held_out(config.data, "validation", config.eval.queries)

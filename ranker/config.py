@@ -11,6 +11,7 @@ import math
 import re
 import reprlib
 import typing
+import urllib.parse
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -162,6 +163,23 @@ class Eval:
 
 
 @dataclass
+class Llm:
+    api: str = ""  # an OpenAI-compatible server that evaluate.py asks instead, such as http://127.0.0.1:8000/v1; empty: none
+    model: str = ""  # its name there
+    key_env: str = ""  # the environment variable that holds the key; never the key itself
+    temperature: float = setting(0.0, low=0.0, high=2.0)
+    limit_field: str = setting("max_tokens", choices=("max_tokens", "max_completion_tokens"))  # its name for rollout.max_new_tokens
+    words: int = setting(300, low=1)  # of a text; a longer one loses its middle, since the server's tokens are not known
+    multi_turn: bool = False  # each candidate in a turn of its own
+    concurrency: int = setting(8, low=1)  # calls at a time
+    timeout_s: float = setting(300.0, low=0.01)
+    retries: int = setting(5, low=0)  # of one call, the pauses between them doubling from about a second
+    cache: str = ""  # a file of answers, which are not asked for again; empty: answers.jsonl where the evaluation is written
+    price_in: float = setting(0.0, low=0.0)  # dollars per million prompt tokens; 0: not known
+    price_out: float = setting(0.0, low=0.0)  # and per million completion tokens
+
+
+@dataclass
 class Config:
     run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
@@ -172,6 +190,7 @@ class Config:
     reward: dict = field(default_factory=lambda: {"top1_hit": {"weight": 1.0}})  # file in rewards/ -> weight, options
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)
+    llm: Llm = field(default_factory=Llm)
     stages: list = field(default_factory=list)  # the first steps of a run, each with other settings: {steps: 10, train: {...}, ...}
 
 
@@ -374,6 +393,27 @@ def check(config: Config, where: str) -> None:
         raise UserError(f"{where}: data.teacher needs a file in data.train, such as `python -m ranker.prepare world --out FILE` writes")
     if config.rollout.completions_per_prompt < 2 and train.objective == "grpo":
         raise UserError(f"{where}: rollout.completions_per_prompt must be at least 2 for grpo, which compares completions")
+    check_llm(config.llm, where)
+
+
+def check_llm(llm: Llm, where: str) -> None:
+    if bool(llm.api) != bool(llm.model):
+        raise UserError(f"{where}: a server needs both llm.api, such as http://127.0.0.1:8000/v1, and llm.model, its name for the model")
+    if llm.api and not is_address(llm.api):  # a password in it would stand in every results.json
+        raise UserError(f"{where}: llm.api must read as http://HOST:PORT/v1 or https://HOST/v1, without a name, a password or a question mark")
+    if llm.key_env and not re.fullmatch(r"[A-Za-z_]\w*", llm.key_env, re.ASCII):
+        raise UserError(f"{where}: llm.key_env must be the name of an environment variable that holds the key, not the key")
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` is an HTTP address with nothing secret in it."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        parts.port  # raises for what is no port
+    except ValueError:
+        return False
+    plain = text.isascii() and not re.search(r"[\s@?#]", text)
+    return plain and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def as_dict(config: Config) -> dict:

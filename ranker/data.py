@@ -126,7 +126,10 @@ class Answer:
 
 @dataclass
 class Completion:
-    """One sampled completion. `ids` end with the stop token where there is one; `logprobs` are the sampler's."""
+    """One sampled completion. `ids` end with the stop token where there is one; `logprobs` are the sampler's.
+
+    Where only the text is known (of a server's, of a recorded one) there are no ids, and `counted` says how many there were.
+    """
 
     ids: list[int]
     logprobs: list[float]
@@ -134,6 +137,11 @@ class Completion:
     finished: bool  # stopped by itself rather than by the token limit
     answer: Answer
     seconds: float = 0.0  # its share of the batch it was sampled in
+    counted: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids) or self.counted
 
 
 @dataclass

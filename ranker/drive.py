@@ -1,8 +1,8 @@
 """The driver: steps the rankers of all queries in lockstep and answers every outstanding ask in one batch.
 
 A ranker is a generator: it yields an ask or a list of asks, receives an answer or a list of them, and returns the
-ranking. What stands behind the driver is any function from a list of asks to a list of completions: the policy, or
-a scripted one (`llms.py`).
+ranking. What stands behind the driver is any function from a list of asks to a list of completions: the policy, a
+server (`api.py`), or a scripted one (`llms.py`).
 """
 
 import random
@@ -88,7 +88,7 @@ def run(ranker: SimpleNamespace, queries: Sequence[Query], model: Model, seed: i
             ranking.failed += status != "ok"
             ranking.statuses[status] += 1
             ranking.prompt_tokens += prompt_tokens
-            ranking.completion_tokens += len(completion.ids)
+            ranking.completion_tokens += completion.tokens
             ranking.seconds += completion.seconds
             answers.setdefault(i, []).append(completion.answer)
             if on_ask:

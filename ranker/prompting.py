@@ -3,7 +3,8 @@
 Contexts and candidates come from users and the web. Before they are set into a template they lose every power to
 speak for the system: control and invisible characters go, white space (line breaks too) becomes one space, `[3]`
 becomes `(3)`, think and answer tags and the tokenizer's control strings are broken. The finished prompt is then
-tokenized as a whole, as the chat template wants it.
+tokenized as a whole, as the chat template wants it. A server tokenizes by itself and its control strings are not known:
+for it whatever has the form of one is broken.
 
 Constant text comes first and the pool last, so that asks about one query share a long prefix. A prompt over budget
 is never cut as a whole: the longest texts are shortened (middle first, since questions often end a context) until it
@@ -14,6 +15,7 @@ import hashlib
 import re
 import string
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -31,6 +33,8 @@ _BRACKETS = str.maketrans("［］【】〔〕", "[][][]")
 _IDENTIFIER = re.compile(r"\[\s*([^\[\]]{1,12}?)\s*\]")
 _SELECTOR = re.compile("[\ufe00-\ufe0f]")  # variation selectors: they change how a character looks, not what it is
 _TAG = re.compile(r"[<＜](?=\s*[/／]?\s*(?:think|answer)\b)", re.IGNORECASE)
+# Such as <s>, <|im_end|>, <<SYS>>, [/INST], [gMASK].
+_CONTROL = re.compile(r"<(?!/?(?:think|answer)>)(?=[^<>\s]+>)|<(?=[|｜])|(?<=[|｜])>|\[(?=/?[a-z]?[A-Z_]{2,40}\])")
 
 
 @cache
@@ -112,10 +116,82 @@ def broken_control(text: str, control_strings: tuple[str, ...]) -> str:
     return text
 
 
+def without_control(text: str) -> str:
+    """`text` for a model whose control strings are not known: what has the form of one is broken, think and answer tags aside."""
+    return _CONTROL.sub(lambda found: ")" if found[0] == ">" else "(", text)
+
+
 def _disarmed(found: re.Match) -> str:
     """`[3]`, `[²]` and `[A]` in round brackets; other bracketed text as it is."""
     inside = unicodedata.normalize("NFKC", found[1]).strip()
     return f"({inside})" if re.fullmatch(r"\d+|[A-Za-z]", inside) else found[0]
+
+
+def messages(ask: Ask, shown: Callable[[str], str] = harmless, told: Callable[[str], str] = str, history: int | None = None,
+             multi_turn: bool = False) -> list[dict[str, str]]:
+    """Chat messages for an ask: untrusted texts as `shown` gives them, a history cut to its newest `history` items.
+
+    Worked examples are earlier turns of the same chat, their completions as `told` gives them. With `multi_turn`
+    each candidate has a turn of its own, which the assistant acknowledges, between the question and the question again,
+    as RankGPT (arXiv 2304.09542) asks.
+    """
+    turn = lambda role, content: {"role": role, "content": content}  # noqa: E731
+
+    def asked(ask: Ask) -> list[dict[str, str]]:
+        pool = [f"[{k}] {shown(ask.query.texts[c])}" for k, c in enumerate(ask.pool, 1)]
+        question = lambda pool: turn("user", _question(ask, pool, shown, history))  # noqa: E731
+        if not multi_turn:
+            return [question("\n".join(pool))]
+        given = [t for k, line in enumerate(pool, 1) for t in (turn("user", line), turn("assistant", f"Received [{k}]."))]
+        identifiers = " ".join(f"[{k}]" for k in range(1, len(pool) + 1))
+        return [question("(each follows in a turn of its own)"), turn("assistant", "Go on."), *given, question(f"{identifiers}, each as given above")]
+
+    examples = [t for example, completion in ask.examples for t in (*asked(example), turn("assistant", told(completion)))]
+    return [turn("system", template("system")), *examples, *asked(ask)]
+
+
+def _question(ask: Ask, pool: str, shown: Callable[[str], str], history: int | None) -> str:
+    if ask.decision not in DECISIONS:
+        raise ValueError(f"unknown decision {ask.decision!r}")
+    query, context = ask.query, ask.query.context
+    if isinstance(context, str):
+        context = shown(context)
+    else:
+        kept = context if history is None else context[max(len(context) - history, 0):]
+        context = "\n".join(f"- {shown(item)}" for item in kept)
+    fields = wording(query.task) | {"context": context, "pool": pool, "count": len(ask.pool),
+                                    "half": (len(ask.pool) + 1) // 2, "drop": ask.drop}
+    name = "eliminate_several" if ask.drop > 1 and not ask.by_logits else ask.decision
+    try:
+        question = template(name).format_map(fields)
+    except (ValueError, KeyError) as error:  # a conversion or a format that a text does not have
+        raise UserError(f"{FOLDER / name}.txt: a field cannot be filled ({error})") from None
+    if ask.out is not None:
+        question += "\n" + template("out").replace("{out}", ", ".join(f"[{ask.pool.index(c) + 1}]" for c in ask.out) or "none")
+    return question + ("\n" + template("hint").replace("{hint}", ask.hint) if ask.hint else "")
+
+
+@dataclass
+class Chat:
+    """Builds the chats for a server, which renders and tokenizes them. A text of more than `words` words loses its middle."""
+
+    words: int = 300
+    multi_turn: bool = False
+    shortened: int = 0  # chats whose texts had to be cut
+
+    def messages(self, ask: Ask) -> list[dict[str, str]]:
+        cut = []
+
+        def shown(text: str) -> str:
+            words = without_control(harmless(text)).split(" ")
+            if len(words) > self.words:
+                cut.append(text)
+                words[self.words - self.words // 2:len(words) - self.words // 2] = ["..."]
+            return " ".join(words)
+
+        built = messages(ask, shown, without_control, multi_turn=self.multi_turn)
+        self.shortened += bool(cut)
+        return built
 
 
 @dataclass
@@ -142,38 +218,9 @@ class Prompter:
         return opening + ("[" if len(self._tokens(f"{opening}[1]")) > len(self._tokens(opening)) + 1 else "")  # else `[1]` is one token
 
     def messages(self, ask: Ask, text_tokens: int | None = None, history: int | None = None) -> list[dict[str, str]]:
-        """Chat messages for an ask, texts cut to `text_tokens` tokens and a history to its newest `history` items.
-
-        Worked examples are earlier turns of the same chat.
-        """
-        turns = [{"role": "system", "content": template("system")}]
-        for example, completion in ask.examples:
-            turns += [{"role": "user", "content": self._question(example, text_tokens, history)},
-                      {"role": "assistant", "content": broken_control(completion, self.control_strings)}]
-        return [*turns, {"role": "user", "content": self._question(ask, text_tokens, history)}]
-
-    def _question(self, ask: Ask, text_tokens: int | None, history: int | None) -> str:
-        if ask.decision not in DECISIONS:
-            raise ValueError(f"unknown decision {ask.decision!r}")
-        clean = lambda text: self._cut(harmless(text, self.control_strings), text_tokens)  # noqa: E731
-        query = ask.query
-        context = query.context
-        if isinstance(context, str):
-            context = clean(context)
-        else:
-            kept = context if history is None else context[max(len(context) - history, 0):]
-            context = "\n".join(f"- {clean(item)}" for item in kept)
-        pool = "\n".join(f"[{k}] {clean(query.texts[c])}" for k, c in enumerate(ask.pool, 1))
-        fields = wording(query.task) | {"context": context, "pool": pool, "count": len(ask.pool),
-                                        "half": (len(ask.pool) + 1) // 2, "drop": ask.drop}
-        name = "eliminate_several" if ask.drop > 1 and not ask.by_logits else ask.decision
-        try:
-            question = template(name).format_map(fields)
-        except (ValueError, KeyError) as error:  # a conversion or a format that a text does not have
-            raise UserError(f"{FOLDER / name}.txt: a field cannot be filled ({error})") from None
-        if ask.out is not None:
-            question += "\n" + template("out").replace("{out}", ", ".join(f"[{ask.pool.index(c) + 1}]" for c in ask.out) or "none")
-        return question + ("\n" + template("hint").replace("{hint}", ask.hint) if ask.hint else "")
+        """Chat messages for an ask, texts cut to `text_tokens` tokens and a history to its newest `history` items."""
+        return messages(ask, lambda text: self._cut(harmless(text, self.control_strings), text_tokens),
+                        lambda text: broken_control(text, self.control_strings), history)
 
     def render(self, messages: list[dict[str, str]]) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

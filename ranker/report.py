@@ -41,6 +41,12 @@ class Row:
     spread: float = 0.0  # standard deviation of the first metric's mean over the orders
     shortened: int = 0  # prompts whose texts had to be cut
     trained: frozenset[str] = frozenset()  # the tasks it was trained on; empty: all, or none
+    prices: tuple[float, float] = (0.0, 0.0)  # dollars per million prompt and completion tokens; 0: not known
+
+    @property
+    def dollars(self) -> float:
+        """Of all its rankings."""
+        return sum(self.prices[0] * r.prompt_tokens + self.prices[1] * r.completion_tokens for r in self.rankings) / 1e6
 
     @property
     def names(self) -> list[str]:
@@ -157,18 +163,19 @@ def gain_table(base: Row, rows: Sequence[Row], found: dict[str, dict[str, dict[s
 
 
 def cost_table(rows: Sequence[Row]) -> str:
-    """Calls, tokens and seconds per query, and how many asks failed to parse, by status."""
+    """Calls, tokens, seconds and (where a price is known) dollars per query, and how many asks failed to parse, by status."""
     failures = [status for status in STATUSES if status != "ok"]
-    lines = []
+    priced, lines = any(any(row.prices) for row in rows), []
     for row in rows:
         n = len(row.rankings)
         calls = sum(r.calls for r in row.rankings)
         statuses = sum((r.statuses for r in row.rankings), Counter())
         lines.append([row.name, f"{calls / n:.1f}", f"{sum(r.prompt_tokens for r in row.rankings) / n:.0f}",
                       f"{sum(r.completion_tokens for r in row.rankings) / n:.0f}", f"{sum(r.seconds for r in row.rankings) / n:.2f}",
-                      f"{row.shortened / n:.1f}",
+                      *([f"{row.dollars / n:.5f}" if any(row.prices) else ""] if priced else []), f"{row.shortened / n:.1f}",
                       f"{sum(r.failed > 0 for r in row.rankings) / n:.1%}", *(f"{statuses[s] / max(calls, 1):.2%}" for s in failures)])
-    return markdown(["per query", "calls", "prompt tokens", "completion tokens", "seconds", "prompts cut", "queries failed", *failures], lines)
+    return markdown(["per query", "calls", "prompt tokens", "completion tokens", "seconds", *(["dollars"] if priced else []),
+                     "prompts cut", "queries failed", *failures], lines)
 
 
 def compared(rows: Sequence[Row], base: Row) -> list[Row]:

@@ -73,7 +73,7 @@ class Traces:
 def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, completion: Completion) -> dict:
     row, order, query, number = key
     return {"row": row, "order": order, "query": query, "ask": number, **ask.described(), "text": completion.text,
-            "prompt_tokens": prompt_tokens, "tokens": len(completion.ids), "finished": completion.finished, "seconds": completion.seconds,
+            "prompt_tokens": prompt_tokens, "tokens": completion.tokens, "finished": completion.finished, "seconds": completion.seconds,
             "status": completion.answer.status, "answer": completion.answer.value,
             **({"scores": completion.answer.scores} if completion.answer.scores else {})}
 
@@ -82,6 +82,5 @@ def recorded(record: dict, ask: Ask, path: Path) -> tuple[int, Completion]:
     """What `record` wrote. Raises UserError when it belongs to another ask."""
     if {key: record.get(key) for key in ask.described()} != ask.described():
         raise UserError(f"{path}: ask {record['ask']} about query '{record['query']}' was another one; delete unfinished.json beside it to begin anew")
-    return record["prompt_tokens"], Completion([0] * record["tokens"], [], record["text"], record["finished"],
-                                               Answer(record["status"], tuple(record["answer"]), scores=tuple(record.get("scores", ()))),
-                                               record["seconds"])
+    answer = Answer(record["status"], tuple(record["answer"]), scores=tuple(record.get("scores", ())))
+    return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"], record["tokens"])

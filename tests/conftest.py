@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks a hub should fa
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
 from ranker import config as settings, policy as policies, world  # noqa: E402
-from ranker.prompting import Prompter  # noqa: E402
+from ranker.prompting import messages  # noqa: E402
 from ranker.rankers import elimination  # noqa: E402
 from ranker.tiny import tokenizer as tiny_tokenizer  # noqa: E402
 
@@ -42,8 +42,8 @@ def asks():
 
 @pytest.fixture(scope="session")
 def tokenizer(asks):
-    messages = [m["content"] for ask in asks for m in Prompter(tiny_tokenizer.NotYet()).messages(ask)]
-    return tiny_tokenizer.build([*messages, "<think> a [1]</think>\n<answer>[1]</answer>"] * 3, 600)
+    texts = [m["content"] for ask in asks for m in messages(ask)]
+    return tiny_tokenizer.build([*texts, "<think> a [1]</think>\n<answer>[1]</answer>"] * 3, 600)
 
 
 @pytest.fixture(scope="session")

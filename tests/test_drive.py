@@ -12,9 +12,8 @@ from ranker import drive, llms, metrics, world
 from ranker.answers import parse
 from ranker.data import Ask, Candidate, Query
 from ranker.errors import UserError
-from ranker.prompting import Prompter
+from ranker.prompting import messages
 from ranker.rankers import elimination
-from ranker.tiny.tokenizer import NotYet
 
 oracle, liar = llms.scripted(llms.right_answer), llms.scripted(llms.wrong_answer)
 mute, babbler = llms.scripted(lambda ask: ""), llms.scripted(lambda ask: "<answer>pppppp</answer>")
@@ -129,7 +128,7 @@ def test_all_queries_of_a_round_are_asked_in_one_batch():
 
 def test_costs_are_counted_for_the_query_that_caused_them():
     def model(asks):
-        return [(len(ask.pool), SimpleNamespace(ids=[0] * 3, answer=c.answer, seconds=0.5)) for ask, (_, c) in zip(asks, oracle(asks))]
+        return [(len(ask.pool), SimpleNamespace(tokens=3, answer=c.answer, seconds=0.5)) for ask, (_, c) in zip(asks, oracle(asks))]
 
     short, long = drive.run(elimination, [one_positive(2, "a"), one_positive(4, "b")], model)
     assert (short.calls, short.prompt_tokens, short.completion_tokens) == (1, 2, 3)
@@ -269,9 +268,9 @@ def test_what_is_asked_once_the_list_stays_and_several_leave():
         ((), 3, False), (("q-2", "q-1", "q-3"), 3, False)]  # one is left
     assert all(ask.pool == one.ids for ask in asked) and asked[1].left == ("q-0", "q-4", "q-5", "q-6")
     assert ranking.gains == [6, 5, 4, 3, 2, 1, 0]
-    text = Prompter(NotYet()).messages(asked[1])[-1]["content"]
+    text = messages(asked[1])[-1]["content"]
     assert text.endswith("\nOut already: [3], [2], [4]") and "at most 3" in text
-    assert Prompter(NotYet()).messages(asked[0])[-1]["content"].endswith("\nOut already: none")
+    assert messages(asked[0])[-1]["content"].endswith("\nOut already: none")
 
 
 def test_a_candidate_that_is_out_can_not_be_named_again_nor_more_than_asked_for():

@@ -9,8 +9,7 @@ from ranker import thoughts
 from ranker.answers import parse
 from ranker.data import Ask, Candidate, Completion, Group, Query
 from ranker.errors import UserError
-from ranker.prompting import Prompter
-from ranker.tiny.tokenizer import NotYet
+from ranker.prompting import messages
 
 
 def query(name, context, task="passage-5") -> Query:
@@ -58,9 +57,9 @@ def test_the_likest_context_of_the_same_task_and_decision_is_shown_as_an_earlier
     found = thoughts.finder(thoughts.read(path), [target.query], "eliminate", 1, str(path))(target)
     [(example, text)] = found.examples
     assert example.query.id == "near" and text == TRACE and (found.query, found.pool) == (target.query, target.pool)
-    messages = Prompter(NotYet()).messages(found)
-    assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
-    assert messages[1]["content"] == Prompter(NotYet()).messages(ask(near))[1]["content"] and messages[2]["content"] == TRACE
+    chat = messages(found)
+    assert [m["role"] for m in chat] == ["system", "user", "assistant", "user"]
+    assert chat[1]["content"] == messages(ask(near))[1]["content"] and chat[2]["content"] == TRACE
     two = thoughts.finder(thoughts.read(path), [target.query], "eliminate", 2, str(path))(target)
     assert [e.query.id for e, _ in two.examples] == ["far", "near"]  # the likest next to the ask
 
@@ -68,7 +67,7 @@ def test_the_likest_context_of_the_same_task_and_decision_is_shown_as_an_earlier
 def test_no_examples_leave_the_prompt_as_it_is(tmp_path):
     path, target = save(tmp_path / "t.jsonl", ask(query("near", "a"))), ask(query("target", "a"))
     none = thoughts.finder(thoughts.read(path), [target.query], "eliminate", 0, str(path))(target)
-    assert Prompter(NotYet()).messages(none) == Prompter(NotYet()).messages(target)
+    assert messages(none) == messages(target)
 
 
 def test_thoughts_about_the_queries_to_rank_are_refused(tmp_path):

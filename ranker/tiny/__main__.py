@@ -24,7 +24,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from ranker import world
 from ranker.data import Ask
 from ranker.errors import Parser, exit_status
-from ranker.prompting import Prompter
+from ranker.prompting import Prompter, messages
 from ranker.tiny import plain, teacher, tokenizer as tiny_tokenizer
 
 VOCAB, HIDDEN, LAYERS, HEADS = 1536, 128, 4, 4
@@ -57,11 +57,10 @@ def pool_size(progress: float, rng: random.Random) -> int:
 
 
 def build_tokenizer(seed: int):
-    prompter = Prompter(tiny_tokenizer.NotYet())
     texts = []
     for index in range(4000):
         ask, completion = draw_example(index, seed, 2 + index % 19)
-        texts.append("\n".join(f"{m['role']}\n{m['content']}" for m in prompter.messages(ask)) + f"\nassistant\n{completion}")
+        texts.append("\n".join(f"{m['role']}\n{m['content']}" for m in messages(ask)) + f"\nassistant\n{completion}")
     return tiny_tokenizer.build(texts, VOCAB)
 
 

@@ -17,15 +17,6 @@ CHAT_TEMPLATE = (
 )
 
 
-class NotYet:
-    """Stands in for the tokenizer while the texts it is trained on are made."""
-
-    added_tokens_decoder, all_special_tokens = {}, []
-
-    def apply_chat_template(self, messages, **options):
-        return ""
-
-
 def build(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train the tokenizer on `texts`. Deterministic: the same texts give the same merges."""
     tokenizer = Tokenizer(models.BPE())
