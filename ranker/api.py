@@ -118,7 +118,7 @@ def server_model(llm: settings.Llm, chat: Chat, max_new_tokens: int, path: Path,
 
 def completion(record: dict, ask: Ask) -> tuple[int, Completion]:
     answer = parse(record["text"], ask, record["finished"])
-    return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"], record["tokens"])
+    return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"], counted=record["tokens"])
 
 
 def call(opener: urllib.request.OpenerDirector, llm: settings.Llm, key: str, body: dict) -> dict:
@@ -173,21 +173,27 @@ def read_key(llm: settings.Llm) -> str:
 
 
 def read_answers(path: Path) -> dict[str, dict]:
-    """The answers of a file by their hash. A last line that a kill cut short is cut off."""
+    """The answers of a file by their hash. A last line that a kill cut short is cut off; one that a full disk cut is skipped.
+
+    Raises UserError for a file that holds none, which may be another one.
+    """
     if not path.exists():
         return {}
-    kept = {}
+    kept, broken = {}, 0
     try:
         *lines, rest = path.read_bytes().split(b"\n")
         for line in lines:
-            record = json.loads(line)
-            kept[record["key"]] = {name: record[name] for name in FIELDS}
-        if rest and kept:
+            try:
+                record = json.loads(line)
+                kept[record["key"]] = {name: record[name] for name in FIELDS}
+            except (ValueError, LookupError, TypeError, RecursionError):
+                broken += 1
+        if not kept and (broken or rest):
+            raise UserError(f"{path}: no answers of a server stand in it; delete it, or name another file with --llm.cache=FILE")
+        if broken:
+            logger.warning(f"{path}: {broken} line(s) cannot be read, and what they answered is asked again")
+        if rest:
             os.truncate(path, path.stat().st_size - len(rest))
-        if lines or not rest:
-            return kept
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, LookupError, TypeError, RecursionError):
-        pass
-    raise UserError(f"{path}:{len(kept) + 1}: no answer of a server; delete it, or name another file with --llm.cache=FILE")
+    return kept

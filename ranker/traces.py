@@ -83,4 +83,4 @@ def recorded(record: dict, ask: Ask, path: Path) -> tuple[int, Completion]:
     if {key: record.get(key) for key in ask.described()} != ask.described():
         raise UserError(f"{path}: ask {record['ask']} about query '{record['query']}' was another one; delete unfinished.json beside it to begin anew")
     answer = Answer(record["status"], tuple(record["answer"]), scores=tuple(record.get("scores", ())))
-    return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"], record["tokens"])
+    return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"], counted=record["tokens"])

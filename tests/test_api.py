@@ -318,9 +318,18 @@ def test_only_what_would_be_the_same_call_comes_from_the_file(serve, model):
 def test_another_file_is_not_taken_for_answers_and_stays_as_it_is(serve, model, tmp_path, content):
     path = tmp_path / "answers.jsonl"
     path.write_text(content)
-    with pytest.raises(UserError, match=r"answers.jsonl:1: no answer of a server"):
+    with pytest.raises(UserError, match="answers.jsonl: no answers of a server"):
         model(serve(listed))
     assert path.read_text() == content
+
+
+def test_a_line_that_a_full_disk_cut_costs_no_other(serve, model, tmp_path, caplog):
+    server, path = serve(listed), tmp_path / "answers.jsonl"
+    expected = texts(model(server, concurrency=1)(asks(4)))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:40] + "".join(lines[2:]))  # the third glued to a piece of the second
+    assert texts(model(server)(asks(4))) == expected and len(server.asked) == 6
+    assert "1 line(s) cannot be read" in caplog.text and texts(model(server)(asks(4))) == expected and len(server.asked) == 6
 
 
 def test_a_server_that_counts_no_tokens_is_said_once(serve, model, caplog):
