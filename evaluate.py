@@ -99,9 +99,9 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar:
         for name, folder, examples, trained in models:
             bar.set_description(name)
-            model = policy = None  # let go of the one before, before the next is loaded
-            model, policy = policy_model(config, folder, bar.update, examples)
-            rows.append(table.model_row(name, ranker, orders, model, traces, policy.prompter, trained, bar.update))
+            model = None  # let go of the one before, before the next is loaded
+            model = policy_model(config, folder, bar.update, examples)
+            rows.append(table.model_row(name, ranker, orders, model, traces, trained, bar.update))
 
     source = ", ".join(args.data) or config.data.test or f"{config.data.train}, the test split"
     how = f"{config.ranker['name']}, greedy decoding, " if models else ""
@@ -155,18 +155,18 @@ class Table:
     names: list[str]  # metrics
     judged: dict[str, list[float]] | None = None
 
-    def model_row(self, name: str, ranker, orders: Sequence[Sequence[Query]], model: Model, traces: Traces, prompter=None, trained=(),
+    def model_row(self, name: str, ranker, orders: Sequence[Sequence[Query]], model: Model, traces: Traces, trained=(),
                   progress: Callable[[int], None] = lambda asks: None) -> Row:
         """The row of what stands behind the driver; every ask goes to the traces, or comes from them."""
         ranked = [rank(ranker, order, traces.model(name, number, model, progress), self.config.run.seed) for number, order in enumerate(orders)]
-        return report.model_row(name, ranked, self.level, prompter.shortened if prompter else 0, trained, self.names, self.judged)
+        return report.model_row(name, ranked, self.level, trained, self.names, self.judged)
 
 
-def policy_model(config: settings.Config, folder: Path | None, progress: Callable[[int], None], examples):
-    """(the policy with an adapter behind the driver, the policy)."""
+def policy_model(config: settings.Config, folder: Path | None, progress: Callable[[int], None], examples) -> Model:
+    """The policy with an adapter behind the driver."""
     policy = load_policy(config.model, adapter=folder, max_new_tokens=config.rollout.max_new_tokens)
     model = greedy_model(Sampler(policy, config.rollout), progress)
-    return (thoughts.with_thoughts(model, examples) if examples else model), policy
+    return thoughts.with_thoughts(model, examples) if examples else model
 
 
 def evaluation_of(record: dict, folders: list[Path], args, queries: Sequence[Query]) -> dict:

@@ -90,12 +90,10 @@ def main() -> int | None:
                disable=not distributed.first())
     for step in bar:
         started = time.perf_counter()
-        shortened = policy.prompter.shortened
         experience = roll_out(config, sampler, ranker, next_query, step)
         groups = experience.groups  # of all processes
         rewards = rewarding.score(reward_parts, groups)  # [groups][G] of named parts
-        record = {"step": step, **reward_means(rewards), **rollout_means(groups),
-                  "shortened": (policy.prompter.shortened - shortened) / len(groups)}
+        record = {"step": step, **reward_means(rewards), **rollout_means(groups)}
         # Return, of the task part and of all; an ask of its own has one reward, a step of an episode those after it too.
         task, total = (losses.returns_to_go(torch.tensor([r[part] for row in rewards for r in row]), experience.following, config.rollout.discount)
                        for part in ("task", "total"))  # [completions] each
@@ -256,7 +254,8 @@ def rollout_means(groups: list[Group]) -> dict[str, float]:
     completions = [c for g in groups for c in g.completions]
     count = len(completions)
     return {"parse_rate": sum(c.answer.ok for c in completions) / count, "truncated": sum(not c.finished for c in completions) / count,
-            "length": sum(len(c.ids) for c in completions) / count, "prompt_length": sum(len(g.prompt) for g in groups) / len(groups)}
+            "length": sum(len(c.ids) for c in completions) / count, "prompt_length": sum(len(g.prompt) for g in groups) / len(groups),
+            "shortened": sum(g.completions[0].cut is not None for g in groups) / len(groups)}
 
 
 def learning_rate_share(train: settings.Train, step: int) -> float:

@@ -120,7 +120,7 @@ def completion_records(step: int, groups: Sequence[Group], rewards: Sequence[Seq
     advantage = iter(advantages)
     return [{"step": step, "query": group.ask.query.id, **group.ask.described(), "text": c.text,
              "tokens": len(c.ids), "finished": c.finished, "status": c.answer.status, "answer": list(c.answer.value),
-             "reward": rewards[g][i], "advantage": round(next(advantage), 6)}
+             "reward": rewards[g][i], "advantage": round(next(advantage), 6), **({"cut": c.cut} if c.cut is not None else {})}
             for g, group in enumerate(groups) for i, c in enumerate(group.completions)]
 
 

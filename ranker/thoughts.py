@@ -57,6 +57,7 @@ def read(path: Path) -> list[tuple[Ask, str]]:
             candidates = tuple(Candidate(c, t) for c, t in candidates)
             texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context), *(c.id + c.text for c in candidates)]
             assert all(isinstance(t, str) for t in texts) and decision in DECISIONS
+            "".join(texts).encode()  # half of a surrogate pair is no text: a ValueError
         except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
             raise UserError(f"{path}:{number}: no thought; a training run writes them to thoughts.jsonl in its folder") from None
         asked = Query(query, task, context, candidates, (0.0,) * len(candidates))

@@ -74,7 +74,8 @@ def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, complet
     row, order, query, number = key
     return {"row": row, "order": order, "query": query, "ask": number, **ask.described(), "text": completion.text,
             "prompt_tokens": prompt_tokens, "tokens": len(completion.ids), "finished": completion.finished, "seconds": completion.seconds,
-            "status": completion.answer.status, "answer": completion.answer.value}
+            "status": completion.answer.status, "answer": completion.answer.value,
+            **({"cut": completion.cut} if completion.cut is not None else {})}
 
 
 def recorded(record: dict, ask: Ask, path: Path) -> tuple[int, Completion]:
@@ -82,4 +83,4 @@ def recorded(record: dict, ask: Ask, path: Path) -> tuple[int, Completion]:
     if {key: record.get(key) for key in ask.described()} != ask.described():
         raise UserError(f"{path}: ask {record['ask']} about query '{record['query']}' was another one; delete unfinished.json beside it to begin anew")
     return record["prompt_tokens"], Completion([0] * record["tokens"], [], record["text"], record["finished"],
-                                               Answer(record["status"], tuple(record["answer"])), record["seconds"])
+                                               Answer(record["status"], tuple(record["answer"])), record["seconds"], record.get("cut"))
