@@ -134,7 +134,7 @@ def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
     out = args.out or Path("runs") / f"eval-{args.run.stem}" / (args.replay.stem if args.replay else "run")
     files = [str(path) for path in (args.run, args.qrels, args.corpus, args.replay) if path]
     record = provenance(config, pick_device("cpu"), files) | {"queries": len(queries)}
-    traces = Traces(out, {"command": record["command"], "data": record["data"]})
+    traces = Traces(out, {"command": record["command"], "data": record["data"]}, anew=True)  # a recording counts the asks it answers
     for name, read in ((("replay", answers.parse_recorded),) if args.parse == "answer" else ()) + (("replay, digits", answers.digits),):
         if args.replay:
             rank(ranker, queries, llms.replay(args.replay, read))  # costs nothing, and what the recording lacks shows before anything is written

@@ -245,8 +245,8 @@ def reward_means(rewards: list[list[dict[str, float]]]) -> dict[str, float]:
     """Mean of the reward and of each part over the completions that could be scored."""
     means = {}
     for name in rewards[0][0]:
-        values = [r[name] for row in rewards for r in row if not math.isnan(r[name])]
-        means["reward" if name == "total" else f"reward/{name}"] = sum(values) / max(len(values), 1)
+        values = [r[name] for row in rewards for r in row if math.isfinite(r[name])]
+        means["reward" if name == "total" else f"reward/{name}"] = sum(values) / len(values) if values else math.nan
     return means
 
 

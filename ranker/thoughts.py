@@ -7,6 +7,7 @@ is ranked never finds a trace of itself: a file that holds one is refused.
 """
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ def kept(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], 
     records, start = [], 0
     for group, row in zip(groups, rewards):
         count = len(group.completions)
-        best = max(range(count), key=lambda i: (row[i]["task"], row[i]["total"]))
+        best = max(range(count), key=lambda i: (not math.isnan(row[i]["total"]), row[i]["task"], row[i]["total"]))
         text, query = group.completions[best].text, group.ask.query
         plain = Ask(query, group.ask.pool, group.ask.decision)
         if row[best]["task"] > 0 and advantages[start + best] > 0 and group.completions[best].answer.ok and exact(text) and group.ask == plain:

@@ -13,17 +13,20 @@ from ranker import log
 from ranker.data import Answer, Ask, Completion
 from ranker.drive import Model
 from ranker.errors import UserError
-from ranker.files import write_text
+from ranker.files import refuse_read_only, write_text, writing
 
 
 class Traces:
     """The traces of an evaluation in `folder`; `model` wraps what answers the asks of one row."""
 
-    def __init__(self, folder: Path, evaluation: dict):
-        """Raises UserError when the folder holds an unfinished evaluation of something else."""
+    def __init__(self, folder: Path, evaluation: dict, anew: bool = False):
+        """Raises UserError when the folder holds an unfinished evaluation of something else. With `anew` everything is asked again."""
         self.path, self.mark = folder / "traces.jsonl", folder / "unfinished.json"
         self.evaluation = json.loads(json.dumps(evaluation))  # as it comes back from the file
         self.done, self.begun = self._finished_asks(self.evaluation), False
+        if anew:
+            self.done = []
+        refuse_read_only(folder)
         self.found = {(r["row"], r["order"], r["query"], r["ask"]): r for r in self.done}
 
     def begin(self) -> None:
@@ -67,7 +70,8 @@ class Traces:
 
     def finish(self) -> None:
         self.begin()
-        self.mark.unlink()
+        with writing(self.mark):
+            self.mark.unlink()
 
 
 def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, completion: Completion) -> dict:
