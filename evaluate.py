@@ -28,7 +28,7 @@ from ranker.data import Query
 from ranker.drive import Model, load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
 from ranker.files import sha256
-from ranker.prompting import Chat, Prompter, changed_prompts
+from ranker.prompting import Chat, changed_prompts
 from ranker.policy import check_adapters, load as load_policy, pick_device
 from ranker.provenance import provenance
 from ranker.report import Row
@@ -106,10 +106,11 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar:
         for name, folder, examples, trained in models:
             bar.set_description(name)
-            model = prompter = None  # let go of the one before, before the next is loaded
-            model, prompter = load_model(config, folder, out, bar.update)
+            model = None  # let go of the one before, before the next is loaded
+            model = load_model(config, folder, out, bar.update)
             model = thoughts.with_thoughts(model, examples) if examples else model
-            rows.append(table.model_row(name, ranker, orders, model, traces, prompter, trained, bar.update))
+            rows.append(table.model_row(name, ranker, orders, model, traces, trained, bar.update))
+            rows[-1].prices = config.llm.price_in, config.llm.price_out
 
     source = ", ".join(args.data) or config.data.test or f"{config.data.train}, the test split"
     decoding = f"temperature {config.llm.temperature:g}" if config.llm.api and config.llm.temperature else "greedy decoding"
@@ -146,15 +147,15 @@ def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
     out = args.out or Path("runs") / f"eval-{args.run.stem}" / (args.replay.stem if args.replay else name.replace("/", "_") or "run")
     files = [str(path) for path in (args.run, args.qrels, args.corpus, args.topics, args.replay) if path]
     record = provenance(config, pick_device(config.model.device if name else "cpu"), files) | {"queries": len(queries)}
-    traces = Traces(out, evaluation_of(record) | {"ties": args.ties})
+    traces = Traces(out, evaluation_of(record) | {"ties": args.ties}, anew=True)  # what a server answered stands in a file of its own
     for row, read in ((("replay", answers.parse_recorded),) if args.parse == "answer" else ()) + (("replay, digits", answers.digits),):
         if args.replay:
             rank(ranker, queries, llms.replay(args.replay, read))  # costs nothing, and what the recording lacks shows before anything is written
             rows.append(table.model_row(row, ranker, [queries], llms.replay(args.replay, read), traces))
     if name:
         with tqdm(total=sum(ranker.calls(len(q.ids)) for q in queries), unit="ask", dynamic_ncols=True, desc=name) as bar:
-            model, prompter = load_model(config, None, out, bar.update)
-            rows.append(table.model_row(name, ranker, [queries], model, traces, prompter, (), bar.update))
+            rows.append(table.model_row(name, ranker, [queries], load_model(config, None, out, bar.update), traces, (), bar.update))
+            rows[-1].prices = config.llm.price_in, config.llm.price_out
     by = " and ".join(filter(None, (args.replay and f"{args.replay} replayed", name and f"ranked by {name}")))
     how = f"{by} with {' '.join(f'{k}={v}' for k, v in config.ranker.items())}" if by else "the run as it is"
     head = (f"{len(queries)} judged queries of {args.qrels}, {how}; {absent} of them are not in the run and count 0,"
@@ -172,23 +173,20 @@ class Table:
     names: list[str]  # metrics
     judged: dict[str, list[float]] | None = None
 
-    def model_row(self, name: str, ranker, orders: Sequence[Sequence[Query]], model: Model, traces: Traces, prompter=None, trained=(),
+    def model_row(self, name: str, ranker, orders: Sequence[Sequence[Query]], model: Model, traces: Traces, trained=(),
                   progress: Callable[[int], None] = lambda asks: None) -> Row:
         """The row of what stands behind the driver; every ask goes to the traces, or comes from them."""
         ranked = [rank(ranker, order, traces.model(name, number, model, progress), self.config.run.seed) for number, order in enumerate(orders)]
-        row = report.model_row(name, ranked, self.level, prompter.shortened if prompter else 0, trained, self.names, self.judged)
-        row.prices = (self.config.llm.price_in, self.config.llm.price_out) if prompter else row.prices  # a replay costs nothing
-        return row
+        return report.model_row(name, ranked, self.level, trained, self.names, self.judged)
 
 
-def load_model(config: settings.Config, folder: Path | None, out: Path, progress: Callable[[int], None]) -> tuple[Model, Prompter | Chat]:
-    """(what stands behind the driver, what builds its prompts): the server's model, or the policy with an adapter."""
+def load_model(config: settings.Config, folder: Path | None, out: Path, progress: Callable[[int], None]) -> Model:
+    """What stands behind the driver: the server's model, or the policy with an adapter."""
     if config.llm.api:
-        chat = Chat(config.llm.words, config.llm.multi_turn)
         path = Path(config.llm.cache).expanduser() if config.llm.cache else out / "answers.jsonl"
-        return api.server_model(config.llm, chat, config.rollout.max_new_tokens, path, progress), chat
+        return api.server_model(config.llm, Chat(config.llm.words, config.llm.multi_turn), config.rollout.max_new_tokens, path, progress)
     policy = load_policy(config.model, adapter=folder, max_new_tokens=config.rollout.max_new_tokens)
-    return greedy_model(Sampler(policy, config.rollout), progress), policy.prompter
+    return greedy_model(Sampler(policy, config.rollout), progress)
 
 
 def evaluation_of(record: dict) -> dict:

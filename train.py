@@ -98,11 +98,9 @@ def main() -> int | None:
         if step == stage.first > 1:  # its reference is the policy it begins with
             policy.freeze()
             optimizer.state.clear()
-        shortened = policy.prompter.shortened
         experience, rewards = roll_out(stage, sampler, ranker, step)
         groups = experience.groups  # of all processes
-        record = {"step": step, **reward_means(rewards), **rollout_means(groups),
-                  "shortened": (policy.prompter.shortened - shortened) / len(groups)}
+        record = {"step": step, **reward_means(rewards), **rollout_means(groups)}
         # Return, of the task part and of all; an ask of its own has one reward, a step of an episode those after it too.
         task, total = (losses.returns_to_go(torch.tensor([r[part] for row in rewards for r in row]), experience.following, now.rollout.discount)
                        for part in ("task", "total"))  # [completions] each
@@ -269,8 +267,8 @@ def reward_means(rewards: list[list[dict[str, float]]]) -> dict[str, float]:
     """Mean of the reward and of each part over the completions that could be scored."""
     means = {}
     for name in rewards[0][0]:
-        values = [r[name] for row in rewards for r in row if not math.isnan(r[name])]
-        means["reward" if name == "total" else f"reward/{name}"] = sum(values) / max(len(values), 1)
+        values = [r[name] for row in rewards for r in row if math.isfinite(r[name])]
+        means["reward" if name == "total" else f"reward/{name}"] = sum(values) / len(values) if values else math.nan
     return means
 
 
@@ -278,8 +276,10 @@ def rollout_means(groups: list[Group]) -> dict[str, float]:
     completions = [c for g in groups for c in g.completions]
     count = len(completions)
     copies = [c.answer.value == g.ask.pool for g in groups if g.ask.decision == "order" for c in g.completions]  # a safe answer, where rewards are gains
-    return ({"unchanged": sum(copies) / len(copies)} if copies else {}) | {"parse_rate": sum(c.answer.ok for c in completions) / count, "truncated": sum(not c.finished for c in completions) / count,
-            "length": sum(len(c.ids) for c in completions) / count, "prompt_length": sum(len(g.prompt) for g in groups) / len(groups)}
+    return {"parse_rate": sum(c.answer.ok for c in completions) / count, "truncated": sum(not c.finished for c in completions) / count,
+            "length": sum(len(c.ids) for c in completions) / count, "prompt_length": sum(len(g.prompt) for g in groups) / len(groups),
+            "shortened": sum(g.completions[0].cut is not None for g in groups) / len(groups),
+            **({"unchanged": sum(copies) / len(copies)} if copies else {})}
 
 
 def learning_rate_share(train: settings.Train, step: int) -> float:

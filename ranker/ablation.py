@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ranker.errors import Parser, UserError, exit_status, nearest
-from ranker.files import write_text
+from ranker.files import write_text, writing
 from ranker.report import BASE, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,8 +61,10 @@ def run_scripts(name: str, calls: list[tuple], jobs: int) -> None:
         def run(call: tuple) -> None:
             log, script, *arguments = call
             bar.set_postfix_str(f"see {log}")
-            log.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("w", encoding="utf-8") as file:
+            with writing(log):
+                log.parent.mkdir(parents=True, exist_ok=True)
+                file = log.open("w", encoding="utf-8")
+            with file:
                 status = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], stdout=file, stderr=subprocess.STDOUT,
                                         env=os.environ | {"OMP_NUM_THREADS": threads}).returncode
             if status:

@@ -97,8 +97,9 @@ def server_model(llm: settings.Llm, chat: Chat, max_new_tokens: int, path: Path,
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
         if any(ask.by_logits for ask in asks):
             raise UserError("a server gives no logits of identifiers: leave out ranker.final")
-        bodies = [{"model": llm.model, "messages": chat.messages(ask), "temperature": llm.temperature, llm.limit_field: max_new_tokens}
-                  for ask in asks]
+        chats = [chat.fitted(ask) for ask in asks]
+        bodies = [{"model": llm.model, "messages": messages, "temperature": llm.temperature, llm.limit_field: max_new_tokens}
+                  for messages, _ in chats]
         names = [hashlib.sha256(json.dumps([llm.api, body]).encode()).hexdigest() for body in bodies]
         missing = {name: body for name, body in zip(names, bodies) if name not in kept}  # equal ones once
         progress(len(asks) - len(missing))
@@ -111,14 +112,14 @@ def server_model(llm: settings.Llm, chat: Chat, max_new_tokens: int, path: Path,
             except BaseException:
                 over.set()
                 raise
-        return [completion(kept[name], ask) for name, ask in zip(names, asks)]
+        return [completion(kept[name], ask, cut) for name, ask, (_, cut) in zip(names, asks, chats)]
 
     return model
 
 
-def completion(record: dict, ask: Ask) -> tuple[int, Completion]:
+def completion(record: dict, ask: Ask, cut: int | None) -> tuple[int, Completion]:
     answer = parse(record["text"], ask, record["finished"])
-    return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"], counted=record["tokens"])
+    return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"], cut, record["tokens"])
 
 
 def call(opener: urllib.request.OpenerDirector, llm: settings.Llm, key: str, body: dict) -> dict:

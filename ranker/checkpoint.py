@@ -6,18 +6,19 @@ A checkpoint is a PEFT adapter folder with more files: `checkpoint.json` (base m
 """
 
 import fcntl
+import io
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from ranker import config as settings, sources
 from ranker.errors import UserError
-from ranker.files import write_text
+from ranker.files import refuse_read_only, write_bytes, write_text, writing
 from ranker.policy import Policy, save_adapter
 from ranker.prompting import changed_prompts, prompt_versions
 from ranker.provenance import interpreter
@@ -33,6 +34,7 @@ def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:
     Raises UserError for a folder that belongs to another config, or to something else.
     """
     folder = Path(config.run.dir)
+    refuse_read_only(folder)
     if fresh or not folder.exists():
         return 0
     if not folder.is_dir():
@@ -56,13 +58,16 @@ def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:
             raise UserError(f"{folder}/last points to a checkpoint that is gone; bring it back, or begin anew with --fresh")
         return 0
     record = describe(folder / "last")
+    best = folder / "best"
+    if best.is_symlink() and not best.exists() and step_of(best.readlink()) <= record["step"]:  # a later one is made again
+        raise UserError(f"{best} points to a checkpoint that is gone; bring it back, delete the link, or begin anew with --fresh")
     changed = changed_prompts(record["prompts"]) + [name for name, sum_ in record["data"].items() if sources.checksum(name) != sum_]
     if changed:
         raise UserError(f"{folder}: {', '.join(changed)} changed since the last checkpoint; restore it, or begin anew with --fresh")
     return None if record["step"] >= config.train.steps else record["step"]
 
 
-def start_run(config: settings.Config, fresh: bool, record: dict) -> TextIO:
+def start_run(config: settings.Config, fresh: bool, record: dict) -> BinaryIO:
     """Make `run.dir` with its resolved config and provenance; with `fresh` an old folder is moved aside, not deleted.
 
     Returns the lock, which holds as long as the file is open.
@@ -70,31 +75,33 @@ def start_run(config: settings.Config, fresh: bool, record: dict) -> TextIO:
     folder = Path(config.run.dir)
     if fresh and folder.exists():
         lock(folder).close()
-        folder.rename(next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists()))
+        with writing(folder.parent):
+            folder.rename(next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists()))
     held = lock(folder)
+    with writing(folder):
+        for path in folder.glob(".*.tmp"):  # of a process that was killed
+            path.unlink()
     write_text(folder / "config.yaml", settings.as_yaml(config))
     write_text(folder / "provenance.json", json.dumps(record, indent=1) + "\n")
     return held
 
 
-def lock(folder: Path, sign: bool = True) -> TextIO:
+def lock(folder: Path, sign: bool = True) -> BinaryIO:
     """Hold a run folder for this process, whose number goes into the file with `sign`. The system lets go of it when the process ends, however that happens."""
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from None
+        file = (folder / LOCK).open("a+b", buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.seek(0)
-        owner = file.read().strip()
+        owner = file.read().decode().strip()
         file.close()
         raise UserError(f"{folder} is in use by process {owner}; wait for it, or take another run.dir") from None
     if sign:
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with writing(folder / LOCK):
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
     return file
 
 
@@ -104,30 +111,32 @@ def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: 
     target = run / "checkpoints" / f"step_{step}"
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    state = io.BytesIO()  # torch's own writer does not say why it failed
+    torch.save(optimizer.state_dict(), state)
     try:
-        temporary.mkdir(parents=True)
-        save_adapter(policy, temporary)
-        if policy.critic is not None:
-            save_file(policy.critic.state_dict(), temporary / "critic.safetensors")
-        if policy.frozen is not None:
-            save_file(policy.frozen, temporary / "reference.safetensors")
-        torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-        write_text(temporary / "checkpoint.json", json.dumps({
-            "step": step, "base_model": config.model.name, "prompts": prompt_versions(), "scores": scores,
-            "data": {name: sources.checksum(name) for name in sources.names(config.data)},
-            "config": settings.as_dict(config)}, indent=1) + "\n")
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        if best:  # first, so that a kill in between is made good by the resumed run
-            link(run / "best", target)
-        link(run / "last", target)
-    except OSError as error:
+        with writing(target):
+            temporary.mkdir(parents=True)
+            save_adapter(policy, temporary)
+            if policy.critic is not None:
+                save_file(policy.critic.state_dict(), temporary / "critic.safetensors")
+            if policy.frozen is not None:
+                save_file(policy.frozen, temporary / "reference.safetensors")
+            write_bytes(temporary / "optimizer.pt", state.getbuffer())
+            write_text(temporary / "checkpoint.json", json.dumps({
+                "step": step, "base_model": config.model.name, "prompts": prompt_versions(), "scores": scores,
+                "data": {name: sources.checksum(name) for name in sources.names(config.data)},
+                "config": settings.as_dict(config)}, indent=1) + "\n")
+            for path in temporary.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+            if best:  # first, so that a kill in between is made good by the resumed run
+                link(run / "best", target)
+            link(run / "last", target)
+            prune(run, config.run.keep)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"cannot save checkpoint {target}: {error.strerror or error}; the checkpoints before it are whole") from None
-    prune(run, config.run.keep)
     return target
 
 
@@ -140,10 +149,16 @@ def link(name: Path, target: Path) -> None:
 
 def prune(run: Path, keep: int) -> None:
     linked = {(run / name).resolve() for name in ("last", "best")}
-    steps = sorted((run / "checkpoints").glob("step_*"), key=lambda p: int(p.name.split("_")[1]))
+    steps = sorted((path for path in (run / "checkpoints").iterdir() if step_of(path) >= 0), key=step_of)
     for path in steps[:-keep]:
         if path.resolve() not in linked:
             shutil.rmtree(path)
+
+
+def step_of(path: Path) -> int:
+    """Of a checkpoint's folder; -1 for what somebody else put there, such as a copy."""
+    name = path.name.removeprefix("step_")
+    return int(name) if name.isdecimal() else -1
 
 
 def restore(folder: Path, policy: Policy, optimizer) -> None:
@@ -161,11 +176,11 @@ def restore(folder: Path, policy: Policy, optimizer) -> None:
 def find(path: str | Path) -> Path:
     """The checkpoint folder that `path` means: itself, or the best of a run folder. Raises UserError."""
     path = Path(path)
-    if (path / "adapter_config.json").is_file():
-        return path
-    for name in ("best", "last"):
-        if (path / name / "adapter_config.json").is_file():
-            return path / name
+    for folder in (path, path / "best", path / "last"):
+        if (folder / "adapter_config.json").is_file():
+            return folder
+        if folder.is_symlink() and not folder.exists():
+            raise UserError(f"{folder} points to a checkpoint that is gone ({folder.readlink()}); bring it back, or name another one")
     if not path.exists():
         near = sorted(str(p.parent.parent) for p in Path("runs").glob("*/last/adapter_config.json"))
         raise UserError(f"there is no checkpoint {path}" + (f"; runs here: {', '.join(near)}" if near else "; train one first:"

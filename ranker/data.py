@@ -137,6 +137,7 @@ class Completion:
     finished: bool  # stopped by itself rather than by the token limit
     answer: Answer
     seconds: float = 0.0  # its share of the batch it was sampled in
+    cut: int | None = None  # the tokens that each text of its prompt was cut to; None: whole
     counted: int = 0
 
     @property
@@ -256,8 +257,12 @@ def write_queries(path: str | Path, queries: Iterable[Query]) -> None:
     """Write queries as JSON lines, one by one; the file gets its name only when all are written."""
     with open_whole(Path(path)) as file:
         for q in queries:
-            file.write(json.dumps({
+            line = json.dumps({
                 "id": q.id, "task": q.task, **({"group": q.group} if q.group else {}),
                 "context": q.context if isinstance(q.context, str) else list(q.context),
                 "candidates": [{k: v for k, v in vars(c).items() if v is not None} for c in q.candidates], "relevance": list(q.relevance),
-            }, ensure_ascii=False) + "\n")
+            }, ensure_ascii=False)
+            try:
+                file.write(line + "\n")
+            except UnicodeEncodeError:
+                raise UserError(f"query '{q.id}': a text holds half of a surrogate pair (\\ud800 to \\udfff), which is no text") from None

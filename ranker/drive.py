@@ -28,6 +28,7 @@ class Ranking:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0  # its share of the batches it took part in
+    cut: int = 0  # asks whose texts had to be cut
     statuses: Counter = field(default_factory=Counter)
 
     @property
@@ -90,6 +91,7 @@ def run(ranker: SimpleNamespace, queries: Sequence[Query], model: Model, seed: i
             ranking.prompt_tokens += prompt_tokens
             ranking.completion_tokens += completion.tokens
             ranking.seconds += completion.seconds
+            ranking.cut += completion.cut is not None
             answers.setdefault(i, []).append(completion.answer)
             if on_ask:
                 on_ask(ask, rounds, completion)

@@ -1,48 +1,58 @@
 """Files that are never half written: a temporary name in the same folder, flush, rename."""
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO
+
+from safetensors import SafetensorError
 
 from ranker.errors import UserError
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all. Raises UserError when the disk or the folder refuses."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Where the disk or the folder refuses (full, read-only, gone), a UserError that says so. All that writes a user's files stands in it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {reason}; what was saved before is whole: make room there, or make it writable, then"
+                        " type the same command again") from None
+
+
+def refuse_read_only(folder: Path) -> None:
+    """Better to know now than when the first result is there. Raises UserError."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        with writing(folder):
+            raise OSError(errno.EROFS, f"{there} is read-only")
 
 
 @contextlib.contextmanager
-def open_whole(path: Path) -> Iterator[TextIO]:
-    """A text file to write step by step; it gets its name only when all went well."""
+def open_whole(path: str | Path, mode: str = "w") -> Iterator[IO]:
+    """A file to write step by step, UTF-8 or (mode `wb`) bytes; it gets its name only when all went well. Raises UserError."""
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open(mode, encoding=None if mode == "wb" else "utf-8") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    with open_whole(path, "wb") as file:
+        file.write(data)
 
 
 def write_text(path: str | Path, text: str) -> None:

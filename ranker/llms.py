@@ -11,7 +11,7 @@ from ranker.answers import parse, parse_recorded
 from ranker.data import Answer, Ask, Completion
 from ranker.drive import Model
 from ranker.errors import UserError
-from ranker.tables import json_lines
+from ranker.tables import json_lines, words
 
 
 def scripted(write: Callable[[Ask], str]) -> Callable[[Sequence[Ask]], list[tuple[int, Completion]]]:
@@ -53,7 +53,7 @@ def replay(path: Path, read: Callable[[str, Ask], Answer] = parse_recorded) -> M
         query, text = (next((record[name] for name in names if name in record), None) for names in (("qid", "query"), ("response", "text")))
         if not isinstance(query, (str, int)) or not isinstance(text, str):
             raise UserError(f"{path}:{line}: a recorded answer needs 'qid' and 'response' (or 'query' and 'text')")
-        recorded.setdefault(str(query), []).append(text)
+        recorded.setdefault(str(query), []).append(words(text, f"{path}:{line}", "a recorded answer") if text.strip() else text)
     asked: Counter = Counter()
 
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:

@@ -12,17 +12,13 @@ import matplotlib
 import torch
 
 from ranker.data import Group
-from ranker.errors import UserError
-from ranker.files import write_bytes, write_text
+from ranker.files import write_bytes, write_text, writing
 
 
 def append(path: Path, records: Sequence[dict]) -> None:
-    """Append JSON lines and flush them."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write("".join(line(record) for record in records))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    """Append JSON lines and flush them. Where the disk is full half a line may stay, which `read` leaves out."""
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write("".join(line(record) for record in records))
 
 
 def line(record: dict) -> str:
@@ -38,8 +34,8 @@ def finite(value):
 
 def read(path: Path) -> list[dict]:
     """The records of a log; a last line that a crash cut short is left out."""
-    records = []  # split at "\n" alone: splitlines() would also cut at U+2028 inside a text
-    for text in filter(None, path.read_text(encoding="utf-8").split("\n")) if path.exists() else ():
+    records = []  # bytes, since the cut may go through a character; split at "\n" alone: splitlines() would also cut at U+2028 inside a text
+    for text in filter(None, path.read_bytes().split(b"\n")) if path.exists() else ():
         try:
             records.append(json.loads(text))
         except ValueError:
@@ -57,7 +53,7 @@ def collapse(history: Sequence[dict], margin: float, steps: int) -> str | None:
     Said once: when the last step makes them enough.
     """
     for key, causes in CAUSES.items():
-        values = [r[key] for r in history if key in r]
+        values = [r[key] for r in history if r.get(key) is not None and math.isfinite(r[key])]  # of steps in which something was scored
         best = max((sum(values[i - 5:i]) / 5 for i in range(5, len(values) + 1)), default=-math.inf)
         low = [value < best - margin for value in values]
         if all(low[-steps:]) and len(low) > steps and not low[-steps - 1]:
@@ -120,7 +116,7 @@ def completion_records(step: int, groups: Sequence[Group], rewards: Sequence[Seq
     advantage = iter(advantages)
     return [{"step": step, "query": group.ask.query.id, **group.ask.described(), "text": c.text,
              "tokens": len(c.ids), "finished": c.finished, "status": c.answer.status, "answer": list(c.answer.value),
-             "reward": rewards[g][i], "advantage": round(next(advantage), 6)}
+             "reward": rewards[g][i], "advantage": round(next(advantage), 6), **({"cut": c.cut} if c.cut is not None else {})}
             for g, group in enumerate(groups) for i, c in enumerate(group.completions)]
 
 

@@ -100,10 +100,10 @@ def harmless(text: str, control_strings: tuple[str, ...] = ()) -> str:
     if not text.isprintable():  # else there is nothing to take out, and most texts are
         text = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
     text = _SELECTOR.sub("", text).translate(_BRACKETS)
+    text = " ".join(text.split())  # first, since a long run of spaces behind a bracket costs the patterns its square
     text = _IDENTIFIER.sub(_disarmed, text)
     text = _TAG.sub("(", text)
     text = text.replace("<|", "(|").replace("|>", "|)")
-    text = " ".join(text.split())
     return broken_control(text, control_strings)
 
 
@@ -177,9 +177,12 @@ class Chat:
 
     words: int = 300
     multi_turn: bool = False
-    shortened: int = 0  # chats whose texts had to be cut
 
     def messages(self, ask: Ask) -> list[dict[str, str]]:
+        return self.fitted(ask)[0]
+
+    def fitted(self, ask: Ask) -> tuple[list[dict[str, str]], int | None]:
+        """The chat of an ask, and how many words its long texts were cut to, or None."""
         cut = []
 
         def shown(text: str) -> str:
@@ -189,9 +192,7 @@ class Chat:
                 words[self.words - self.words // 2:len(words) - self.words // 2] = ["..."]
             return " ".join(words)
 
-        built = messages(ask, shown, without_control, multi_turn=self.multi_turn)
-        self.shortened += bool(cut)
-        return built
+        return messages(ask, shown, without_control, multi_turn=self.multi_turn), self.words if cut else None
 
 
 @dataclass
@@ -200,7 +201,6 @@ class Prompter:
 
     tokenizer: object
     max_tokens: int = 1400
-    shortened: int = 0  # prompts whose texts had to be cut
     control_strings: tuple[str, ...] = field(init=False)
     prefill: str = field(init=False)  # what the chat template has already written of the completion
 
@@ -217,34 +217,43 @@ class Prompter:
         opening = "\n</think>\n<answer>" if self.prefill else "<answer>"
         return opening + ("[" if len(self._tokens(f"{opening}[1]")) > len(self._tokens(opening)) + 1 else "")  # else `[1]` is one token
 
-    def messages(self, ask: Ask, text_tokens: int | None = None, history: int | None = None) -> list[dict[str, str]]:
-        """Chat messages for an ask, texts cut to `text_tokens` tokens and a history to its newest `history` items."""
-        return messages(ask, lambda text: self._cut(harmless(text, self.control_strings), text_tokens),
-                        lambda text: broken_control(text, self.control_strings), history)
+    def messages(self, ask: Ask, shown: Callable[[str], str] | None = None, history: int | None = None) -> list[dict[str, str]]:
+        """Chat messages for an ask: every text as `shown` gives it (harmless and whole), a history cut to its newest `history` items."""
+        return messages(ask, shown or self.harmless, lambda text: broken_control(text, self.control_strings), history)
+
+    def harmless(self, text: str) -> str:
+        return harmless(text, self.control_strings)
 
     def render(self, messages: list[dict[str, str]]) -> str:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
     def encode(self, ask: Ask) -> list[int]:
         """Token ids of the prompt, at most `max_tokens`. Raises UserError when the bare template does not fit."""
-        ids = self._ids(ask)
-        if len(ids) <= self.max_tokens:
-            return ids
-        self.shortened += 1
-        low, high = 4, len(ids)  # the largest cut per text that fits, by bisection
-        if len(self._ids(ask, low)) <= self.max_tokens:
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if len(self._ids(ask, middle)) <= self.max_tokens else (low, middle)
-            return self._ids(ask, low)
+        return self.fitted(ask)[0]
+
+    def fitted(self, ask: Ask) -> tuple[list[int], int | None]:
+        """`encode`, and how many tokens each text was cut to, or None. Whatever is tried, a text is cleaned and tokenized once."""
+        clean, tokens = cache(self.harmless), cache(self._tokens)
+        cut_to = lambda length: cache(lambda text: self._cut(clean(text), tokens(clean(text)), length))  # noqa: E731
+        prompt = lambda shown, history=None: tokens(self._prompt(ask, shown, history))  # noqa: E731
+        whole, shortest = prompt(clean), cut_to(4)
+        if len(whole) <= self.max_tokens:
+            return whole, None
+        if len(prompt(shortest)) <= self.max_tokens:
+            length = self._largest(4, len(whole), lambda length: prompt(cut_to(length)))
+            return prompt(cut_to(length)), length
         history = 0 if isinstance(ask.query.context, str) else len(ask.query.context)
-        while history > 0:
-            history -= 1
-            ids = self._ids(ask, low, history)
-            if len(ids) <= self.max_tokens:
-                return ids
-        raise UserError(f"query '{ask.query.id}': a prompt of {len(ask.pool)} candidates needs more than"
-                        f" model.max_prompt={self.max_tokens} tokens even with every text cut; raise it")
+        if history == 0 or len(prompt(shortest, 0)) > self.max_tokens:
+            raise UserError(f"query '{ask.query.id}': a prompt of {len(ask.pool)} candidates needs more than"
+                            f" model.max_prompt={self.max_tokens} tokens even with every text cut; raise it")
+        return prompt(shortest, self._largest(0, history, lambda items: prompt(shortest, items))), 4
+
+    def _largest(self, low: int, high: int, prompt: Callable[[int], list[int]]) -> int:
+        """The largest number whose prompt fits, from `low`, which does, to below `high`, which does not."""
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if len(prompt(middle)) <= self.max_tokens else (low, middle)
+        return low
 
     def written_answer(self, span: str) -> list[int]:
         """Tokens of an answer whose opening bracket stands in the prompt already, up to its closing tag."""
@@ -263,20 +272,17 @@ class Prompter:
             tokens.append(whole[len(before)])
         return tokens
 
-    def _ids(self, ask: Ask, text_tokens: int | None = None, history: int | None = None) -> list[int]:
-        text = self.render(self.messages(ask, text_tokens, history)) + (self.to_answer if ask.by_logits else "")
-        return self._tokens(text)
-
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _cut(self, text: str, tokens: int | None) -> str:
-        if tokens is None:
-            return text
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _prompt(self, ask: Ask, shown: Callable[[str], str], history: int | None) -> str:
+        return self.render(self.messages(ask, shown, history)) + (self.to_answer if ask.by_logits else "")
+
+    def _cut(self, text: str, ids: list[int], tokens: int) -> str:
+        """`text`, whose tokens are `ids`, without its middle where it has more than `tokens`."""
         if len(ids) <= tokens:
             return text
         head, tail = ids[:tokens - tokens // 2], ids[len(ids) - tokens // 2:]
         decode = self.tokenizer.decode
         # Decoding half a token can bring control characters or identifiers back together: clean once more.
-        return harmless(f"{decode(head)} ... {decode(tail)}", self.control_strings)
+        return self.harmless(f"{decode(head)} ... {decode(tail)}")

@@ -39,7 +39,6 @@ class Row:
     strict: dict[str, dict[str, float]] = field(default_factory=dict)
     rankings: list[Ranking] = field(default_factory=list)  # of all orders
     spread: float = 0.0  # standard deviation of the first metric's mean over the orders
-    shortened: int = 0  # prompts whose texts had to be cut
     trained: frozenset[str] = frozenset()  # the tasks it was trained on; empty: all, or none
     prices: tuple[float, float] = (0.0, 0.0)  # dollars per million prompt and completion tokens; 0: not known
 
@@ -73,7 +72,7 @@ class Row:
         return self.mean(metric, lambda task: scenario_of(task) == scenario, strict)
 
 
-def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, shortened: int = 0, trained: Sequence[str] = (),
+def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, trained: Sequence[str] = (),
               names: Sequence[str] = metrics.NAMES, judged: dict[str, Sequence[float]] | None = None) -> Row:
     """The row of a model from one list of rankings per candidate order. `judged`: query -> all its grades, where not just the candidates'."""
     queries = [r.query for r in orders[0]]
@@ -83,7 +82,7 @@ def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, shor
     table = lambda matrix: {q.id: dict(zip(names, row)) for q, row in zip(queries, matrix.mean(0).T.tolist())}  # noqa: E731
     spread = values[:, 0].mean(1).std(ddof=1) if len(orders) > 1 else 0.0
     return Row(name, {q.id: q.task for q in queries}, table(values), table(np.where(failed[:, None], 0.0, values)),
-               [r for rankings in orders for r in rankings], float(spread), shortened, frozenset(trained))
+               [r for rankings in orders for r in rankings], float(spread), frozenset(trained))
 
 
 def baseline_rows(orders: Sequence[Sequence[Query]], level: float, names: Sequence[str] = metrics.NAMES,
@@ -172,7 +171,7 @@ def cost_table(rows: Sequence[Row]) -> str:
         statuses = sum((r.statuses for r in row.rankings), Counter())
         lines.append([row.name, f"{calls / n:.1f}", f"{sum(r.prompt_tokens for r in row.rankings) / n:.0f}",
                       f"{sum(r.completion_tokens for r in row.rankings) / n:.0f}", f"{sum(r.seconds for r in row.rankings) / n:.2f}",
-                      *([f"{row.dollars / n:.5f}" if any(row.prices) else ""] if priced else []), f"{row.shortened / n:.1f}",
+                      *([f"{row.dollars / n:.5f}" if any(row.prices) else ""] if priced else []), f"{sum(r.cut for r in row.rankings) / n:.1f}",
                       f"{sum(r.failed > 0 for r in row.rankings) / n:.1%}", *(f"{statuses[s] / max(calls, 1):.2%}" for s in failures)])
     return markdown(["per query", "calls", "prompt tokens", "completion tokens", "seconds", *(["dollars"] if priced else []),
                      "prompts cut", "queries failed", *failures], lines)
@@ -204,7 +203,7 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
     write_text(folder / "results.json", json.dumps(provenance | {
         "base": base.name, "metrics": base.names,
         "rows": {row.name: {"repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
-                            "spread_over_orders": row.spread, "prompts_cut": row.shortened, "cost": costs(row),
+                            "spread_over_orders": row.spread, "prompts_cut": sum(r.cut for r in row.rankings), "cost": costs(row),
                             "statuses": dict(sum((r.statuses for r in row.rankings), Counter()))} for row in rows},
         "gains": found,
     }, indent=1) + "\n")

@@ -57,5 +57,6 @@ def score(parts: list[Part], groups: list[Group]) -> list[list[dict[str, float]]
             values = {part.name: float(columns[part.name][g][i]) for part in parts}
             task = sum(p.weight * values[p.name] for p in parts if p.task)
             total = task + sum(p.weight * values[p.name] for p in parts if not p.task)
-            rows[-1].append(values | {"task": task, "total": total if math.isfinite(total) else math.nan})
+            scored = math.isfinite(total)  # else the completion is unscored, not worth 0
+            rows[-1].append(values | {"task": task if scored else math.nan, "total": total if scored else math.nan})
     return rows

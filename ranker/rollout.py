@@ -219,7 +219,8 @@ def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[
     """
     counts = [counts] * len(asks) if isinstance(counts, int) else counts
     seeds = range(seed, seed + len(asks)) if isinstance(seed, int) else seed
-    prompts = [sampler.policy.prompter.encode(ask) for ask in asks]
+    fitted = [sampler.policy.prompter.fitted(ask) for ask in asks]
+    prompts = [ids for ids, _ in fitted]
     groups: list[Group | None] = [None] * len(asks)
     for chosen in _batches([len(p) + sampler.settings.max_new_tokens for p in prompts], counts, sampler.settings.tokens_per_batch):
         started = time.perf_counter()
@@ -227,7 +228,7 @@ def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[
                           [known[i] for i in chosen] if known else ())
         share = (time.perf_counter() - started) / sum(counts[i] for i in chosen)
         for i, results in zip(chosen, samples):
-            groups[i] = Group(asks[i], prompts[i], [complete(sampler.policy, asks[i], *r, share) for r in results])
+            groups[i] = Group(asks[i], prompts[i], [complete(sampler.policy, asks[i], *r, share, fitted[i][1]) for r in results])
         progress(len(chosen))
     return groups
 
@@ -252,7 +253,8 @@ def by_logits(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int], N
               known: Sequence[Known] = ()) -> list[Group]:
     """Answers of a single forward pass: every candidate, in the order of the logits of their identifiers (FIRST, arXiv 2406.15657)."""
     prompter, groups = sampler.policy.prompter, [None] * len(asks)
-    prompts = [prompter.encode(ask) for ask in asks]
+    fitted = [prompter.fitted(ask) for ask in asks]
+    prompts = [ids for ids, _ in fitted]
     for chosen in _batches([len(p) for p in prompts], [1] * len(asks), sampler.settings.tokens_per_batch):
         started = time.perf_counter()
         logits = sampler.next_logits([prompts[i] for i in chosen], [known[i] for i in chosen] if known else ()).log_softmax(-1)
@@ -262,7 +264,7 @@ def by_logits(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int], N
             order = line[tokens].argsort(descending=True, stable=True).tolist()
             text = f"<answer>{' > '.join(f'[{k + 1}]' for k in order)}</answer>"
             answer = Answer("ok", tuple(ask.pool[k] for k in order), len(order))
-            groups[i] = Group(ask, prompts[i], [Completion([tokens[order[0]]], [line[tokens[order[0]]].item()], text, True, answer, share)])
+            groups[i] = Group(ask, prompts[i], [Completion([tokens[order[0]]], [line[tokens[order[0]]].item()], text, True, answer, share, fitted[i][1])])
         progress(len(chosen))
     return groups
 
@@ -326,6 +328,7 @@ def written(policy: Policy, ids: list[int]) -> str:
     return policy.prompter.prefill + policy.tokenizer.decode([i for i in ids if i not in policy.stop_ids])
 
 
-def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool, seconds: float = 0.0) -> Completion:
+def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool, seconds: float = 0.0,
+             cut: int | None = None) -> Completion:
     text = written(policy, ids)
-    return Completion(ids, logprobs, text, finished, parse(text, ask, finished), seconds)
+    return Completion(ids, logprobs, text, finished, parse(text, ask, finished), seconds, cut)

@@ -7,6 +7,7 @@ is ranked never finds a trace of itself: a file that holds one is refused.
 """
 
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,7 +32,7 @@ def kept(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], 
     records, start = [], 0
     for group, row in zip(groups, rewards):
         count = len(group.completions)
-        best = max(range(count), key=lambda i: (row[i]["task"], row[i]["total"]))
+        best = max(range(count), key=lambda i: (not math.isnan(row[i]["total"]), row[i]["task"], row[i]["total"]))
         text, query = group.completions[best].text, group.ask.query
         plain = Ask(query, group.ask.pool, group.ask.decision)
         if row[best]["task"] > 0 and advantages[start + best] > 0 and group.completions[best].answer.ok and exact(text) and group.ask == plain:
@@ -64,6 +65,7 @@ def read(path: Path) -> list[tuple[Ask, str]]:
             assert len(relevance) == len(candidates) and min(relevance, default=0) >= 0
             texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context), *(c.id + c.text for c in candidates)]
             assert all(isinstance(t, str) for t in texts) and decision in DECISIONS
+            "".join(texts).encode()  # half of a surrogate pair is no text: a ValueError
         except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
             raise UserError(f"{path}:{number}: no thought; a training run writes them to thoughts.jsonl in its folder") from None
         asked = Query(query, task, context, candidates, relevance)

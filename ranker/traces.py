@@ -13,17 +13,20 @@ from ranker import log
 from ranker.data import Answer, Ask, Completion
 from ranker.drive import Model
 from ranker.errors import UserError
-from ranker.files import write_text
+from ranker.files import refuse_read_only, write_text, writing
 
 
 class Traces:
     """The traces of an evaluation in `folder`; `model` wraps what answers the asks of one row."""
 
-    def __init__(self, folder: Path, evaluation: dict):
-        """Raises UserError when the folder holds an unfinished evaluation of something else."""
+    def __init__(self, folder: Path, evaluation: dict, anew: bool = False):
+        """Raises UserError when the folder holds an unfinished evaluation of something else. With `anew` everything is asked again."""
         self.path, self.mark = folder / "traces.jsonl", folder / "unfinished.json"
         self.evaluation = json.loads(json.dumps(evaluation))  # as it comes back from the file
         self.done, self.begun = self._finished_asks(self.evaluation), False
+        if anew:
+            self.done = []
+        refuse_read_only(folder)
         self.found = {(r["row"], r["order"], r["query"], r["ask"]): r for r in self.done}
 
     def begin(self) -> None:
@@ -67,7 +70,8 @@ class Traces:
 
     def finish(self) -> None:
         self.begin()
-        self.mark.unlink()
+        with writing(self.mark):
+            self.mark.unlink()
 
 
 def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, completion: Completion) -> dict:
@@ -75,7 +79,8 @@ def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, complet
     return {"row": row, "order": order, "query": query, "ask": number, **ask.described(), "text": completion.text,
             "prompt_tokens": prompt_tokens, "tokens": completion.tokens, "finished": completion.finished, "seconds": completion.seconds,
             "status": completion.answer.status, "answer": completion.answer.value,
-            **({"scores": completion.answer.scores} if completion.answer.scores else {})}
+            **({"scores": completion.answer.scores} if completion.answer.scores else {}),
+            **({"cut": completion.cut} if completion.cut is not None else {})}
 
 
 def recorded(record: dict, ask: Ask, path: Path) -> tuple[int, Completion]:
@@ -83,4 +88,4 @@ def recorded(record: dict, ask: Ask, path: Path) -> tuple[int, Completion]:
     if {key: record.get(key) for key in ask.described()} != ask.described():
         raise UserError(f"{path}: ask {record['ask']} about query '{record['query']}' was another one; delete unfinished.json beside it to begin anew")
     answer = Answer(record["status"], tuple(record["answer"]), scores=tuple(record.get("scores", ())))
-    return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"], counted=record["tokens"])
+    return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"], record.get("cut"), record["tokens"])

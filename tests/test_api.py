@@ -368,11 +368,10 @@ def test_no_control_string_of_a_chat_format_reaches_a_server_whole(multi_turn):
 def test_a_long_text_loses_its_middle_and_is_counted():
     query = Query("q", "rank", " ".join(map(str, range(1000))), (Candidate("x", "short one"), Candidate("y", "<s> " * 400)), (1.0, 0.0))
     chat = Chat(words=5)
-    content = chat.messages(Ask(query, query.ids, "order"))[-1]["content"]
+    messages, cut = chat.fitted(Ask(query, query.ids, "order"))
+    content = messages[-1]["content"]
     assert "\n0 1 2 ... 998 999\n" in content and "[1] short one\n" in content and "[2] (s> (s> (s> ... (s> (s>" in content
-    assert chat.shortened == 1
-    chat.messages(asks(1)[0])
-    assert chat.shortened == 1
+    assert cut == 5 and chat.fitted(asks(1)[0])[1] is None
 
 
 def test_multi_turn_gives_each_candidate_a_turn_that_is_acknowledged_and_asks_again():

@@ -2,6 +2,7 @@
 to one split by its id alone, so that train and test never share one, however the file grows."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -200,6 +201,12 @@ def test_tasks_choose_queries_and_an_absent_or_unworded_one_is_named(tmp_path):
     write_queries(tmp_path / "odd.jsonl", [query("x", "rec-book")])
     assert "no wording for task 'rec-book'" in complaint(sources.read_files, [tmp_path / "odd.jsonl"])
     assert "query id 'a'" in complaint(sources.read_files, [path, path])
+
+
+def test_half_of_a_surrogate_pair_can_not_be_written(tmp_path):
+    whole, half = query("whole"), replace(query("half"), context="\ud800")
+    assert "query 'half': a text holds half of a surrogate pair" in complaint(write_queries, tmp_path / "d.jsonl", [whole, half])
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_first_queries_of_each_task_are_kept_in_order(tmp_path):

@@ -22,6 +22,7 @@ def announced(values, margin=0.3, patience=4, key="reward"):
     ([0.9] * 5 + [0.65] * 9, []),  # within the margin
     ([0.5] * 2 + [0.1] * 9, []),  # no mean of five steps was 0.3 above
     ([0.9] * 5 + [0.4] * 5 + [0.9] * 2 + [0.4] * 5, [9, 16]),
+    ([0.9] * 5 + [None, math.nan] + [0.5] * 3 + [None, 0.5], [12]),  # steps in which nothing was scored say nothing
     ([0.2] * 9, []), ([0.9] * 3, []), ([], []),
 ])
 def test_a_collapse_is_announced_once(values, at):
@@ -39,6 +40,9 @@ def test_a_line_that_was_cut_short_and_steps_to_come_again_are_left_out(tmp_path
     with path.open("a") as file:
         file.write('{"step": 3, "x"')
     assert log.read(path) == [{"step": 0, "x": "a\u2028b"}, {"step": 1, "x": None}, {"step": 2, "x": 1.5}]
+    text = path.read_bytes()
+    path.write_bytes(text + '{"step": 3, "x": "\u4e03'.encode()[:-1])  # in the middle of a character
+    assert [r["step"] for r in log.read(path)] == [0, 1, 2]
     log.cut_after(path, 1)
     assert [json.loads(line)["step"] for line in path.read_text().split("\n") if line] == [0, 1]
     log.append(path, [{"step": 2}])

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ranker import rollout, world
+from ranker import log, rollout, traces, world
 from ranker.attention import PromptCache, decoding
 from ranker.config import Rollout
 from ranker.drive import load_ranker, run
@@ -126,6 +126,22 @@ def test_groups_come_back_in_the_order_of_their_asks_whatever_the_batches(make_p
     assert [g.prompt for g in groups] == [policy.prompter.encode(ask) for ask in asks]
     one = greedy_model(sampler_of(policy, 6))(asks)
     assert [c.ids for _, c in one] == [g.completions[0].ids for g in groups]
+
+
+def test_a_prompt_that_was_cut_says_so_in_traces_logs_and_counts(make_policy, asks):
+    policy, asks = make_policy(), [ask for ask in asks if ask.query.task.startswith(("passage", "router"))]
+    lengths = [len(policy.prompter.encode(ask)) for ask in asks]
+    policy.prompter.max_tokens = sorted(lengths)[-2]
+    cuts = [policy.prompter.fitted(ask)[1] for ask in asks]
+    assert [cut is not None for cut in cuts] == [length > policy.prompter.max_tokens for length in lengths] and {True, False} == {cut is None for cut in cuts}
+    sampler = sampler_of(policy, 2)
+    for groups in (sample_groups(sampler, asks, 2, 1.0), rollout.by_logits(sampler, asks)):
+        assert [[c.cut for c in g.completions] for g in groups] == [[cut] * len(g.completions) for g, cut in zip(groups, cuts)]
+        rewards = [[{}] * len(g.completions) for g in groups]
+        logged = log.completion_records(1, groups, rewards, [0.0] * 2 * len(asks))
+        assert [record.get("cut") for record in logged] == [c.cut for g in groups for c in g.completions]
+    traced = [traces.record(("row", 0, ask.query.id, 0), ask, *answer) for ask, answer in zip(asks, greedy_model(sampler)(asks))]
+    assert [record.get("cut") for record in traced] == cuts and [("cut" in record) for record in traced] == [cut is not None for cut in cuts]
 
 
 def test_an_answer_tag_quoted_inside_the_thought_ends_nothing(make_policy):

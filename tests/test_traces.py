@@ -29,8 +29,8 @@ def model(asked, kill_after=10**9):
         asked.extend(asks)
         write = lambda ask: "no answer" if (len(ask.pool) + len(ask.query.id) + int(ask.query.id[1:])) % 4 == 0 else llms.right_answer(ask)  # noqa: E731
         found = llms.scripted(write)(asks)
-        for _, completion in found:
-            completion.ids, completion.seconds = [1, 2, 3], 0.25
+        for ask, (_, completion) in zip(asks, found):
+            completion.ids, completion.seconds, completion.cut = [1, 2, 3], 0.25, 40 if len(ask.pool) == 5 else None
         return [(7, completion) for _, completion in found]
     return answer
 
@@ -52,6 +52,7 @@ def test_no_ask_is_repeated_and_nothing_is_different(tmp_path, kill_after, damag
     (tmp_path / "killed").mkdir(exist_ok=True)  # not there before the first answer
     with (tmp_path / "killed/traces.jsonl").open("a") as file:
         file.write(damage)
+    assert sum(ranking.cut for rankings in expected for ranking in rankings) == 8
     assert evaluate(tmp_path / "killed", again) == expected and len(asked) + len(again) == len(whole) == 32
     assert (tmp_path / "killed/traces.jsonl").read_bytes() == (tmp_path / "whole/traces.jsonl").read_bytes()
 

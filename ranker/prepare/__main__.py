@@ -8,6 +8,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -45,7 +46,8 @@ def main() -> None:
         group = dict(zip(seen, merged(*zip(*seen.values()))))
         write_queries(args.out, counted(iter_queries(ungrouped), group, counts))
     finally:
-        ungrouped.unlink(missing_ok=True)
+        with suppress(OSError):  # it must not hide what went wrong
+            ungrouped.unlink(missing_ok=True)
     if args.requests_out:
         requests.write(args.requests_out, iter_queries(args.out))
     print(f"{args.out}: {counts['queries']} queries, {counts['candidates']} candidates, {counts['positives']} positives,"

@@ -1,0 +1,323 @@
+"""A full disk, a read-only folder, a kill in the middle of a write, a checkpoint that vanished: one clear line, nothing damaged, the last
+checkpoint loads, and the same command, typed again, ends where an undisturbed run ends. Numbers that are none change no weight and count
+as no reward. `bench/bench_disk.py` disturbs every single write, `bench/bench_kill.py` kills at any moment."""
+
+import builtins
+import errno
+import io
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.figure
+import matplotlib.pyplot
+import peft.peft_model
+import pytest
+import torch
+from bench.bench_kill import left_behind
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from test_train import call, records  # noqa: F401
+
+import evaluate
+import train
+from ranker import checkpoint, config as settings, log, policy, thoughts
+from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
+from ranker.errors import UserError, exit_status
+from ranker.objectives import grpo
+from rewards import top1_hit
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = [str(ROOT / "configs/iranker.yaml"), "--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=4", "--rollout.completions_per_prompt=4",
+         "--rollout.max_new_tokens=64", "--eval.every=2", "--data.tasks=passage-5", "--run.seed=1", "--run.save_every=1", "--model.device=cpu"]
+HOW = {"full": errno.ENOSPC, "read-only": errno.EROFS, "killed": 0, "small": errno.EFBIG}
+
+
+def start(folder: Path, main: Callable, arguments: list, how: str = "", first: int | str = 0) -> tuple[int, str, list[str]]:
+    """(exit status, error lines, writes) of a script in a process of its own that writes below `folder`; the status of a killed one is -9.
+
+    From its `first` write on, a number or a name, the disk is as `how` says; `small`: no file may have more than `first` bytes. Writes are named in
+    their order.
+    """
+    output, names = (folder.parent / name for name in ("output", "writes"))
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            sys.stdout = sys.stderr = output.open("w")
+            sys.argv = ["script.py", *map(str, arguments)]
+            torch.set_num_threads(1)  # a forked process has none of its parent's
+            # What takes the longest and is always the same.
+            matplotlib.figure.Figure.savefig = lambda figure, file, **options: file.write(b"\x89PNG" * 9)
+            train.validate = lambda config, sampler, ranker, queries, step: {"passages": 0.5, "mean": 0.5, "mean_strict": 0.5}
+            if how == "small":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (first, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+            disturb(folder, how, first, names.open("w"))
+            status = exit_status(main)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    text = output.read_text().replace("\r", "\n")
+    return status, text if status == 1 else "\n".join(line for line in text.split("\n") if line.startswith("error:")), names.read_text().splitlines()
+
+
+def disturb(folder: Path, how: str, first: int | str, names) -> None:
+    """Count what changes files below `folder`: files opened, written to and flushed, folders, links, names, and what is deleted.
+
+    From the `first` on a full disk lets only delete, half of a write goes through, and a read-only one lets nothing.
+    """
+    before = []
+
+    def write(what: str, path, half: Callable = lambda: None) -> None:
+        if not str(path).startswith(str(folder)):
+            return
+        before.append(f"{what} {str(path).removeprefix(str(folder)).replace(f'.{os.getpid()}.', '.')}")
+        names.write(before[-1] + "\n")
+        names.flush()
+        begun = first in before if isinstance(first, str) else len(before) >= first
+        if how in ("", "small") or not begun or how == "full" and what == "delete":
+            return
+        half()
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(HOW[how], os.strerror(HOW[how]))
+
+    def disturbed(what: str, real: Callable) -> Callable:
+        def call(path, *arguments, **options):
+            write(what, path)
+            return real(path, *arguments, **options)
+        return call
+
+    opened = io.open
+
+    def open_(path, mode="r", *arguments, **options):
+        if not set(mode) & set("wax+"):
+            return opened(path, mode, *arguments, **options)
+        write("open", path)
+        file = opened(path, mode, *arguments, **options)
+        real = file.write
+
+        def write_half(data):
+            write("write", path, lambda: (real(data[:len(data) // 2]), file.flush()))
+            return real(data)
+        file.write = write_half
+        return file
+
+    def save_file(tensors, path, **options):
+        try:
+            write("write", path, lambda: Path(path).write_bytes(b"half"))
+        except OSError as error:  # as it comes out of safetensors
+            raise SafetensorError(f"Error while serializing: I/O error: {error.strerror} (os error {error.errno})") from None
+        saved(tensors, path, **options)
+
+    builtins.open = io.open = open_
+    saved, peft.peft_model.safe_save_file, checkpoint.save_file = checkpoint.save_file, save_file, save_file
+    for what, name in (("mkdir", "mkdir"), ("rename", "rename"), ("rename", "replace"), ("delete", "unlink"), ("delete", "rmdir"), ("delete", "remove")):
+        setattr(os, name, disturbed(what, getattr(os, name)))
+    symlink = os.symlink
+    os.symlink = lambda target, path, *more: (write("link", path), symlink(target, path, *more))
+
+
+def train_short(run: Path, how: str = "", first: int | str = 0) -> tuple[int, str, list[str]]:
+    return start(run, train.main, [*SHORT, f"--run.dir={run}"], how, first)
+
+
+def survived(run: Path, how: str, status: int, errors: str) -> None:
+    """It ended with one line that says what is safe and what to do (or was killed), and if there is a last checkpoint, it loads."""
+    if how == "killed":
+        assert status == -signal.SIGKILL, errors
+    else:
+        assert status == 2 and errors.count("\n") == 0, errors
+        assert "cannot write" in errors and "what was saved before is whole" in errors and "type the same command again" in errors
+        assert os.strerror(HOW[how]) in errors and str(run) in errors
+    if (run / "last").is_symlink():
+        last = checkpoint.find(run / "last")
+        assert checkpoint.describe(last)["step"] == checkpoint.step_of(last.resolve())
+        assert load_file(last / "adapter_model.safetensors") and torch.load(last / "optimizer.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    policy.load(settings.Model(device="cpu"), settings.Lora())  # what is imported and read once is there in every child
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    status, errors, _ = train_short(folder)
+    assert status == 0, errors
+    return folder
+
+
+@pytest.fixture
+def quick(call, monkeypatch):  # noqa: F811
+    """train.py from the outside as `call` runs it, without what takes the longest: two short steps in runs/iranker, all of whose completions teach."""
+    monkeypatch.setattr(train, "validate", lambda *arguments: {"passages": 0.5, "mean": 0.5, "mean_strict": 0.5})
+    monkeypatch.setattr(log, "curves", lambda folder: None)
+    monkeypatch.setattr(top1_hit, "reward", lambda groups, graded=False: [[float(k % 2) for k, _ in enumerate(g.completions)] for g in groups])
+    return lambda *options: call(train, *SHORT, "--rollout.max_new_tokens=16", "--rollout.prompts_per_step=2", *options)
+
+
+def test_a_run_that_is_disturbed_again_and_again_ends_where_one_ends_that_never_was(whole, tmp_path):
+    run, expected = tmp_path / "run", left_behind(whole)
+    assert all(record["grad_norm"] > 0 for record in expected["metrics"][1:])  # it learns in both steps
+    for how, first in [("full", "write /completions.jsonl"),  # half a line, as in the next
+                       ("killed", "write /metrics.jsonl"), ("small", 300_000),  # the adapter has more bytes: an error of the system's, not of the test's
+                       ("read-only", "rename /checkpoints/.step_1.tmp"), ("killed", "rename /.last.tmp"),
+                       ("killed", "write /checkpoints/.step_2.tmp/adapter_model.safetensors"), ("killed", "rename /.last.tmp")]:  # `best` already points at the new checkpoint
+        status, errors, writes = train_short(run, how, first)
+        assert first in writes or how == "small"
+        survived(run, how, status, errors)
+    assert (run / "last").resolve().name == "step_1" and (run / "best").resolve().name == "step_2"
+    status, errors, _ = train_short(run)
+    assert status == 0, errors
+    assert left_behind(run) == expected  # no step stands twice, no line is broken
+    assert not list(run.rglob("*.tmp"))
+
+
+@pytest.fixture(scope="module")
+def run_of_another_tool(tmp_path_factory):
+    """The arguments of an evaluation without a model."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "run").write_text("".join(f"q{q} Q0 d{d} {d} {9 - d} tag\n" for q in range(2) for d in range(1, 4)))
+    (folder / "qrels").write_text("q0 0 d1 1\nq1 0 d3 1\n")
+    (folder / "corpus").write_text("".join(json.dumps({"_id": f"d{d}", "text": f"text {d} \u4e03"}) + "\n" for d in range(1, 4)))
+    (folder / "topics").write_text("q0\tfirst\nq1\tsecond\n")
+    (folder / "replay").write_text("".join(json.dumps({"qid": f"q{q}", "response": f"\u4e03\u4eba <answer>[{k}] > [{3 - k}]</answer>"}) + "\n" for q in range(2) for k in (1, 2)))
+    return [word for name in ("run", "qrels", "corpus", "topics", "replay") for word in (f"--{name}", folder / name)] + ["--window", 2, "--step", 1]
+
+
+def disturbed_everywhere(folder: Path, how: str, main: Callable, arguments: list, every: int = 1) -> int:
+    """Disturb every write (or every so-manieth one) of a script that writes to `folder`/out, and type its command again. How many were disturbed."""
+    found = lambda: {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.name != "results.json"}  # which states the time  # noqa: E731
+    status, errors, writes = start(folder / "out", main, arguments)
+    assert status == 0, errors
+    expected = found()
+    places = [k for k in range(1, len(writes) + 1) if how != "full" or any(not write.startswith("delete") for write in writes[k - 1:])][::every]
+    for first in places:
+        shutil.rmtree(folder / "out")
+        status, errors, _ = start(folder / "out", main, arguments, how, first)
+        survived(folder / "out", how, status, errors)
+        status, errors, _ = start(folder / "out", main, arguments)
+        assert status == 0, errors
+        assert found().items() >= expected.items()
+    return len(places)
+
+
+@pytest.mark.parametrize("how", ["full", "read-only", "killed"])
+def test_a_disturbed_evaluation_ends_where_one_ends_that_nothing_disturbed(run_of_another_tool, tmp_path, how):
+    assert disturbed_everywhere(tmp_path, how, evaluate.main, [*run_of_another_tool, "--out", tmp_path / "out"], every=11) >= 4
+
+
+def test_a_checkpoint_that_vanished_is_named_and_no_other_is_taken_for_it(whole, call):  # noqa: F811
+    run, config = Path("run"), settings.load(SHORT[0], [*SHORT[1:], "--run.dir=run"])
+    shutil.copytree(whole, run, symlinks=True)
+    (run / "checkpoints/step_2").rename("elsewhere")
+    for arguments in ((train, *SHORT, "--run.dir=run"), (evaluate, "--ckpt", run / "last")):
+        status, _, err = call(*arguments)
+        assert status == 2 and "run/last points to a checkpoint that is gone" in err
+    for path in (run, run / "best"):  # `last` is not what was asked for
+        status, _, err = call(evaluate, "--ckpt", path)
+        assert status == 2 and "run/best points to a checkpoint that is gone (checkpoints/step_2); bring it back" in err
+    checkpoint.link(run / "last", run / "checkpoints/step_1")
+    assert checkpoint.inspect_run(config) == 1  # a kill may leave it so: step 2 is made again, and `best` with it
+    checkpoint.link(run / "best", run / "checkpoints/step_0")
+    with pytest.raises(UserError, match="run/best points to a checkpoint that is gone; bring it back, delete the link"):
+        checkpoint.inspect_run(config)
+    (run / "best").unlink()
+    assert checkpoint.inspect_run(config) == 1 and checkpoint.find(run) == run / "last"
+
+
+def test_copies_that_somebody_put_beside_the_checkpoints_stay(tmp_path):
+    for name in ("step_1", "step_1_copy", "step_2", "mine", "step_3"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    checkpoint.link(tmp_path / "best", tmp_path / "checkpoints/step_1"), checkpoint.link(tmp_path / "last", tmp_path / "checkpoints/step_3")
+    checkpoint.prune(tmp_path, 1)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step_1", "step_1_copy", "mine", "step_3"}
+
+
+def test_a_folder_that_is_removed_in_the_middle_of_a_run_or_an_evaluation_ends_it_with_one_line(quick, call, monkeypatch, run_of_another_tool):  # noqa: F811
+    append = log.append
+    monkeypatch.setattr(train, "show", lambda bar, record, parts: shutil.rmtree("runs/iranker"))
+    status, _, err = quick()
+    assert status == 2 and "cannot write runs/iranker/completions.jsonl: No such file or directory" in err and "Traceback" not in err
+    assert not Path("runs/iranker").exists()
+    monkeypatch.setattr(log, "append", lambda path, records: (shutil.rmtree(path.parent), append(path, records)))
+    status, _, err = call(evaluate, *run_of_another_tool, "--out", "out")
+    assert status == 2 and "cannot write out/traces.jsonl: No such file or directory" in err and not Path("out").exists()
+
+
+def test_a_read_only_place_is_noticed_before_a_model_is_loaded(call, monkeypatch, run_of_another_tool):  # noqa: F811
+    def refuse(*arguments, **options):
+        raise AssertionError("a model was loaded")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(train, "load_policy", refuse), monkeypatch.setattr(evaluate, "load_policy", refuse)
+    for arguments in ((train, ROOT / "configs/iranker.yaml"), (evaluate, "--config", ROOT / "configs/iranker.yaml"), (evaluate, *run_of_another_tool)):
+        status, _, err = call(*arguments)
+        assert status == 2 and "is read-only" in err and list(Path().iterdir()) == []
+
+
+def test_a_completion_whose_reward_is_no_number_is_unscored_and_not_worth_0(quick, monkeypatch):
+    score = top1_hit.reward
+    monkeypatch.setattr(top1_hit, "reward", lambda groups, graded=False: [[math.nan, *row[1:]] for row in score(groups)])  # a judge that was silent
+    assert quick("--train.steps=1")[0] == 0
+    [record] = records("runs/iranker/metrics.jsonl")[1:]
+    completions = records("runs/iranker/completions.jsonl")
+    groups = [completions[i:i + 4] for i in range(0, len(completions), 4)]
+    scored = [c["reward"]["total"] for _, *others in groups for c in others]
+    assert record["reward"] == pytest.approx(sum(scored) / len(scored)) and record["bad"] == 0 and record["dead"] == 0.25
+    for first, *others in groups:
+        assert first["reward"]["total"] is first["reward"]["task"] is first["reward"]["top1_hit"] is None and first["advantage"] == 0
+        mean = sum(c["reward"]["total"] for c in others) / 3  # of the others, whose advantages it does not move
+        assert [c["advantage"] for c in others] == pytest.approx([c["reward"]["total"] - mean for c in others], abs=1e-5)
+    monkeypatch.setattr(top1_hit, "reward", lambda groups, graded=False: [[math.nan] * len(g.completions) for g in groups])
+    assert quick("--train.steps=1", "--run.dir=silent")[0] == 0
+    [record] = records("silent/metrics.jsonl")[1:]
+    assert record["reward"] is None and record["dead"] == 1 and record["parse_rate"] >= 0
+    assert not any(value.any() for name, value in load_file("silent/last/adapter_model.safetensors").items() if "lora_B" in name)
+
+
+def test_an_unscored_completion_is_no_thought_to_keep_and_hides_no_other():
+    query = Query("q", "rank", "c", (Candidate("a", "x"), Candidate("b", "y")), (0.0, 1.0))
+    completions = [Completion([], [], f"<think>{k}</think>\n<answer>[1]</answer>", True, Answer("ok", ("a",))) for k in range(3)]
+    group, rewards = Group(Ask(query, query.ids, "eliminate"), [], completions), [{"task": value, "total": value} for value in (math.nan, 1.0, 0.0)]
+    assert [record["text"] for record in thoughts.kept(1, [group], [rewards], [0.0, 0.5, -0.5])] == [completions[1].text]
+    assert thoughts.kept(1, [group], [rewards[:1] * 3], [0.0] * 3) == []
+
+
+def test_a_loss_that_is_no_number_changes_nothing_is_counted_and_stops_a_run_that_goes_on_later(quick, monkeypatch):
+    def broken(config, step, logprobs, *arguments):
+        loss, parts = plain(config, step, logprobs, *arguments)
+        return loss + logprobs.sum() * {2: math.nan, 3: math.inf}.get(step, 0.0), parts
+
+    plain, options = grpo.loss, ("--train.steps=4", "--train.max_bad_steps=2", "--run.keep=9")
+    monkeypatch.setattr(grpo, "loss", broken)
+    status, _, err = quick(*options)
+    assert status == 2 and "not finite in 2 steps in a row (the last is 3), which changed nothing; runs/iranker/last is saved" in err
+    folder = Path("runs/iranker/checkpoints")
+    weights = {step: load_file(folder / f"step_{step}/adapter_model.safetensors") for step in (1, 2, 3)}
+    moments = {step: torch.load(folder / f"step_{step}/optimizer.pt", weights_only=True)["state"] for step in (1, 2, 3)}
+    for step in (2, 3):
+        assert all(torch.equal(weights[1][name], weights[step][name]) for name in weights[1])
+        assert all(torch.equal(moments[1][k]["exp_avg"], moments[step][k]["exp_avg"]) and moments[step][k]["step"] == 1 for k in moments[1])
+    monkeypatch.setattr(grpo, "loss", plain)
+    assert quick(*options)[0] == 0
+    assert [(r["step"], r["bad"], r["loss"] is None) for r in records("runs/iranker/metrics.jsonl")[1:]] == [(1, 0, False), (2, 1, True), (3, 1, True), (4, 0, False)]
+    assert any(not torch.equal(weights[1][name], value) for name, value in load_file("runs/iranker/last/adapter_model.safetensors").items())
+
+
+def test_a_collapse_is_announced_once_and_best_is_what_remains(quick, monkeypatch):
+    rewards, scores, means = iter([0.9] * 5 + [0.2] * 5), iter([0.5, 0.6, 0.9, 0.3, 0.2, 0.1]), train.reward_means
+    monkeypatch.setattr(train, "reward_means", lambda rows: means(rows) | {"reward": next(rewards)})
+    monkeypatch.setattr(train, "validate", lambda *arguments: dict.fromkeys(("passages", "mean", "mean_strict"), next(scores)))
+    status, out, _ = quick("--train.steps=10", "--train.collapse_steps=3", "--run.keep=1")
+    assert status == 0 and out.count("collapse: reward was 0.90 and has been below 0.60 for 3 steps. Likely causes: a learning rate too high") == 1
+    assert "| best, step 4 " in out and {path.name for path in Path("runs/iranker/checkpoints").iterdir()} == {"step_4", "step_10"}
+    assert checkpoint.describe(checkpoint.find("runs/iranker"))["scores"]["mean"] == 0.9
