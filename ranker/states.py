@@ -65,7 +65,8 @@ def recorded(sampler: Sampler, ranker: SimpleNamespace, traces: Sequence[tuple[A
     policy, groups = sampler.policy, []
     for ask, text in traces:
         ids = policy.tokenizer(text.removeprefix(policy.prompter.prefill), add_special_tokens=False)["input_ids"]
-        groups.append(Group(ask, policy.prompter.encode(ask), [complete(policy, ask, ids, [math.nan] * len(ids), True)]))
+        prompt, cut = policy.prompter.fitted(ask)
+        groups.append(Group(ask, prompt, [complete(policy, ask, ids, [math.nan] * len(ids), True, cut=cut)]))
     return by_group(groups)
 
 

@@ -87,8 +87,8 @@ def test_sft_is_cross_entropy():
 def test_hinted_completions_saw_the_answer_and_are_learned_without_it(make_policy, monkeypatch):
     policy, seen = make_policy(), []
     sampler, ranker = Sampler(policy, settings.Rollout(max_new_tokens=4)), load_ranker({"name": "elimination"})
-    encode = policy.prompter.encode
-    monkeypatch.setattr(policy.prompter, "encode", lambda ask: seen.append(ask) or encode(ask))
+    encode, fitted = policy.prompter.encode, policy.prompter.fitted
+    monkeypatch.setattr(policy.prompter, "fitted", lambda ask: seen.append(ask) or fitted(ask))
     experience = states.hinted(sampler, ranker, [world.query("passage-5", "train", 0)], 3, 1.0, 0)
     [group] = experience.groups
     assert seen[0].hint and f"The right answer is {seen[0].hint}." in policy.tokenizer.decode(encode(seen[0]))
