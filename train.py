@@ -23,7 +23,7 @@ from types import ModuleType
 import torch
 from tqdm import tqdm
 
-from ranker import checkpoint, config as settings, distributed, llms, log, losses, report, rewarding, sources, states, thoughts
+from ranker import checkpoint, config as settings, distributed, llms, log, losses, memory, report, rewarding, sources, states, thoughts
 from ranker.data import Completion, Group
 from ranker.drive import load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
@@ -59,9 +59,8 @@ def main() -> int | None:
 
     torch.manual_seed(config.run.seed)  # for the fresh adapter; everything later is drawn from (seed, step)
     policy = load_policy(config.model, config.lora, run_dir / "last" if done else None, config.rollout.max_new_tokens)
-    longest = max([next_query(0), *validation], key=lambda q: len(q.ids))
-    ask = ranker.sampled_ask(longest, random.Random(0), len(longest.ids))
-    policy.prompter.encode(ask)  # better to fail now than at step 500
+    asks = [ranker.sampled_ask(q, random.Random(0), len(q.ids)) for q in (*validation, *map(next_query, range(config.rollout.prompts_per_step)))]
+    ask = max(asks, key=lambda ask: len(policy.prompter.encode(ask)))  # better to fail now than at step 500
     for stage in stages:
         judged(stage.reward_parts, ask, llms.right_answer)
     sampler = Sampler(policy, config.rollout)
@@ -71,13 +70,16 @@ def main() -> int | None:
         optimizer.add_param_group({"params": list(policy.critic.parameters()), "lr": config.train.value_lr})
     if done:  # before the run folder is written to
         checkpoint.restore(run_dir / "last", policy, optimizer)
+    plan = memory.plan(config, policy, sampler, optimizer, ask, len(validation), ranker.calls(len(ask.query.ids)),
+                       len(ranker.sampled_asks(ask.query, random.Random(0))))
     if args.dry_run:
-        return dry_run(config, stages[0], policy, sampler, ranker, validation)
+        return dry_run(config, stages[0], policy, plan, sampler, ranker, validation)
     distributed.wait()  # until all have read what stands there
     if distributed.first():
         held = checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config.data)))
         for name in ("metrics.jsonl", "completions.jsonl", "thoughts.jsonl"):  # what a crash left behind the last checkpoint is written again
             log.cut_after(run_dir / name, done or -1)
+        print(plan.outlook())
         if done:
             print(f"resuming {run_dir} after step {done}")
     distributed.wait()
@@ -86,7 +88,8 @@ def main() -> int | None:
 
     stopped_by, broken = catch_signals(), 0
     if not done:
-        before = validate(config, sampler, ranker, validation, 0)
+        with plan.phase("validation"):
+            before = validate(config, sampler, ranker, validation, 0)
         if distributed.first():
             log.append(run_dir / "metrics.jsonl", [{"step": 0, "validation": before}])
     bar = tqdm(range(done + 1, config.train.steps + 1), desc="train", unit="step", initial=done, total=config.train.steps, dynamic_ncols=True,
@@ -98,7 +101,8 @@ def main() -> int | None:
         if step == stage.first > 1:  # its reference is the policy it begins with
             policy.freeze()
             optimizer.state.clear()
-        experience, rewards = roll_out(stage, sampler, ranker, step)
+        with plan.phase("sampling"):
+            experience, rewards = roll_out(stage, sampler, ranker, step)
         groups = experience.groups  # of all processes
         record = {"step": step, **reward_means(rewards), **rollout_means(groups)}
         # Return, of the task part and of all; an ask of its own has one reward, a step of an episode those after it too.
@@ -107,19 +111,23 @@ def main() -> int | None:
         credit, alive = objective.credit(now.train, total, task, torch.tensor(experience.cohorts))  # [completions] each
         record["dead"] = 1 - alive.float().mean().item()
         record["lr"] = optimizer.param_groups[0]["lr"] = now.train.lr * learning_rate_share(now.train, step - stage.first + 1)
-        learned, advantages = update(now, policy, optimizer, objective, experience, credit, alive, step - stage.first + 1)
+        with plan.phase("learning"):
+            learned, advantages = update(now, policy, optimizer, objective, experience, credit, alive, step - stage.first + 1)
         record |= learned
         record["bad"] = int(not math.isfinite(record["grad_norm"]))
         if alive.any():  # a step that learned nothing says nothing
             broken = (broken + 1) * record["bad"]
         seconds = time.perf_counter() - started
-        record |= {"seconds": seconds, "peak_gb": log.peak_gb(policy.device),
+        record |= {"seconds": seconds, "peak_gb": max(plan.measured.values()) / 1e9,
                    "tokens_per_second": sum(len(c.ids) for g in groups for c in g.completions) / seconds}
         show(bar, record, stage.reward_parts)
+        if step == done + 1 and distributed.first():
+            tqdm.write(plan.table())
 
         last = step == config.train.steps
         if step % config.eval.every == 0 or last:
-            record["validation"] = validate(config, sampler, ranker, validation, step)
+            with plan.phase("validation"):
+                record["validation"] = validate(config, sampler, ranker, validation, step)
         mrr = record.get("validation", {}).get("mean", -math.inf)
         improved, best = mrr > best, max(best, mrr)
         history.append(record)
@@ -337,7 +345,7 @@ def judged(reward_parts, ask, write) -> tuple[Completion, dict[str, float]]:
     return completion, rewarding.score(reward_parts, [Group(ask, [], [completion])])[0][0]
 
 
-def dry_run(config, stage: Stage, policy: Policy, sampler: Sampler, ranker, validation) -> None:
+def dry_run(config, stage: Stage, policy: Policy, plan: memory.Plan, sampler: Sampler, ranker, validation) -> None:
     """One prompt, a right and a wrong completion with their rewards, and estimates from one real step. Trains nothing."""
     ask = ranker.sampled_ask(validation[0], random.Random(f"{config.run.seed}/ask/0"))
     print(policy.tokenizer.decode(policy.prompter.encode(ask)))
@@ -345,24 +353,23 @@ def dry_run(config, stage: Stage, policy: Policy, sampler: Sampler, ranker, vali
         completion, parts = judged(stage.reward_parts, ask, write)
         shown = "  ".join(f"{part} {value:g}" for part, value in parts.items())
         print(f"\n--- a {name} completion\n{completion.text}\n    answer: {completion.answer.status} {', '.join(map(str, completion.answer.value))}\n    reward: {shown}")
-    print("\nmeasuring one step (nothing is trained) ...", flush=True)
+    print(f"\n{plan.outlook()}\n\nmeasuring one step (nothing is trained) ...", flush=True)
     started = time.perf_counter()
-    experience, _ = roll_out(stage, sampler, ranker, 1)
+    with plan.phase("sampling"):
+        experience, _ = roll_out(stage, sampler, ranker, 1)
     sampled = time.perf_counter()
     groups, count = experience.groups, len(experience.cohorts)
-    update(stage.config, policy, None, stage.objective, experience, torch.ones(count), torch.ones(count, dtype=torch.bool), stage.config.train.steps)
+    with plan.phase("learning"):
+        update(stage.config, policy, None, stage.objective, experience, torch.ones(count), torch.ones(count, dtype=torch.bool), stage.config.train.steps)
     ended = time.perf_counter()
     asks = sum(ranker.calls(len(q.ids)) for q in validation)
     validations = 1 + math.ceil(config.train.steps / config.eval.every)
     # A validation ask has a prompt of its own, so it costs more than a sampled completion: this is a lower bound.
     seconds = config.train.steps * (ended - started) + validations * asks * (sampled - started) / count
-    trained = sum(p.numel() for p in policy.adapter_parameters().values())
     print(f"steps      {config.train.steps}, the first one of {len(groups)} prompts with {count} completions in all\n"
           f"validation {validations} times, {len(validation)} queries, {asks} asks each\n"
-          f"adapter    {trained / 1e6:.2f} million parameters, {trained * 12 / 1e9:.2f} GB with optimizer state\n"
           f"time       about {seconds / 60:.0f} min on {policy.device}: {sampled - started:.1f} s sampling and at most {ended - sampled:.1f} s"
-          f" learning a step (before training completions can be longer)\n"
-          f"memory     {log.peak_gb(policy.device):.2f} GB at the peak of this step")
+          f" learning a step (before training completions can be longer)\n\n{plan.table()}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from ranker.provenance import interpreter
 
 RECORD = {"step": int, "base_model": str, "prompts": dict, "scores": dict, "data": dict, "config": dict}  # of checkpoint.json
 LOCK = "lock"  # in a run folder: the process that writes there
-SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device"}  # may change between start and resume
+SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device",  # may change between start and resume, as may what is computed at once
+            "rollout.tokens_per_batch", "rollout.tokens_per_prefill", "rollout.tokens_kept", "train.tokens_per_batch", "model.gradient_checkpointing"}
 
 
 def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:

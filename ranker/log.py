@@ -3,13 +3,10 @@
 import io
 import json
 import math
-import resource
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-import torch
 
 from ranker.data import Group
 from ranker.files import write_bytes, write_text, writing
@@ -118,11 +115,3 @@ def completion_records(step: int, groups: Sequence[Group], rewards: Sequence[Seq
              "tokens": len(c.ids), "finished": c.finished, "status": c.answer.status, "answer": list(c.answer.value),
              "reward": rewards[g][i], "advantage": round(next(advantage), 6), **({"cut": c.cut} if c.cut is not None else {})}
             for g, group in enumerate(groups) for i, c in enumerate(group.completions)]
-
-
-def peak_gb(device: torch.device) -> float:
-    """The largest memory so far: of the device on CUDA, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9  # bytes on macOS, kilobytes on Linux

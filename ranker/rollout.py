@@ -143,6 +143,7 @@ class Sampler:
         chance = torch.cat([torch.rand(count, room, dtype=torch.float64, device=device, generator=torch.Generator(device).manual_seed(seed))
                             for count, seed in zip(counts, seeds)])  # [rows, room]
         cache = PromptCache(caches, real, source, room)
+        caches.clear()  # else what leaves the cache would still be held
         logits, position = logits[source], real.sum(-1)[source]  # of the next token
         tokens = torch.zeros(len(source), room, dtype=torch.long, device=device)
         logprobs = torch.zeros(len(source), room, device=device)

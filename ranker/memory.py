@@ -1,0 +1,322 @@
+"""How much memory a run takes: planned before its first step, measured after it, and what to lower where it is too much.
+
+A step has three phases: validation and sampling hold a cache, learning holds activations. What they take cannot be read
+off a config (adapters, 4-bit layers, checkpointing and attention kernels all keep tensors of their own), so it is measured:
+short probes run through the loaded policy while the tensors that operations make are counted. The bytes are a polynomial
+of the shape, so as many probes as it has terms give its coefficients, and those the peak of a whole batch.
+
+The plan is for the longest prompt known and the worst lengths of completions; nothing in a run depends on it. It counts
+tensors. On a CUDA device the measured peaks do too. On a CPU they are resident memory, which no plan of a small run can
+promise: the C library keeps freed blocks between the tensors of a backward pass (`HEAP`), and pages of the cache that
+completions never reach are never resident. Limits of a container are not seen.
+"""
+
+import copy
+import math
+import os
+import re
+import resource
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ranker import config as settings, distributed, report
+from ranker.attention import layout
+from ranker.data import Ask
+from ranker.errors import UserError
+from ranker.policy import Policy
+from ranker.rollout import Sampler
+from ranker.score import CHUNK, head_logprobs
+
+ITEMS = ("weights", "adapter", "optimizer", "other", "dense copy", "gradients", "cache", "activations", "logits", "heap")
+# What to lower, in this order: how much is computed at once, which a run may change when it goes on, then what makes it another run.
+SETTINGS = ("rollout.tokens_per_batch", "rollout.tokens_per_prefill", "rollout.tokens_kept", "train.tokens_per_batch",
+            "model.gradient_checkpointing", "rollout.weights", "rollout.max_new_tokens", "model.max_prompt")
+OFFERED = 0.9  # of the memory there is; no allocator can use all of it
+HEAP = 0.25e9  # most that lies between the tensors of learning on a CPU; of the built-in policy 0.05 to 0.4 GB were measured
+FULL = re.compile("out of memory|can't allocate memory|ALLOC_FAILED")  # as CUDA, a CPU and cuBLAS say it
+
+
+class Meter(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make inside: those alive `now`, and the `peak` of that."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        made = operation(*args, **(kwargs or {}))
+        given = _storages((args, kwargs))
+        for key, storage in _storages(made).items():
+            if key not in given:  # else the tensor is a view
+                self._count(storage.nbytes())
+                weakref.finalize(storage, self._count, -storage.nbytes())
+        return made
+
+    def _count(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _storages(tree) -> dict[int, torch.UntypedStorage]:
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return {storage._cdata: storage for storage in storages}
+
+
+@dataclass
+class Costs:
+    """Bytes that a policy takes. Lists are coefficients of the terms below."""
+
+    held: dict[str, int]  # item -> what it takes in all phases
+    dense: int  # the copy of the weights to sample with
+    cache: int  # keys and values of a token
+    layers: int
+    prefill: list[float]  # of prompt_terms, with the cache
+    decode: list[float]  # of row_terms, without it
+    saved: list[float]  # of batch_terms: what the backward pass needs
+    step: list[float]  # of batch_terms: the peak of the backward pass
+    head: float  # the log-probability of a token, there and back
+    kept: int  # of a token, with gradient checkpointing
+    checkpointing: bool  # whether `saved` and `step` were measured with it
+
+
+def prompt_terms(prompts: int, length: int) -> list[int]:
+    return [1, prompts * length, prompts * length**2]  # weights dequantised, states, masks
+
+
+def row_terms(rows: int) -> list[int]:
+    return [1, rows]  # weights dequantised, logits
+
+
+def batch_terms(prompts: int, prompt: int, completions: int, new: int) -> list[int]:
+    """Of packed rows: weights dequantised, tokens of prompts and of completions, prompts as completions read them, masks."""
+    return [1, prompts * prompt, completions * new, completions * prompt, completions * new * (prompt + new)]
+
+
+def total(coefficients: Sequence[float], terms: Sequence[int]) -> float:
+    return sum(c * t for c, t in zip(coefficients, terms, strict=True))
+
+
+def solve(terms: Sequence[Sequence[int]], peaks: Sequence[float]) -> list[float]:
+    """The coefficients that give each probe its peak."""
+    return torch.linalg.solve(torch.tensor(terms, dtype=torch.float64), torch.tensor(peaks, dtype=torch.float64)).tolist()
+
+
+def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, longest: int) -> Costs:
+    """What the loaded policy takes, from probes with prompts of at most `longest` tokens. Changes no weight and draws from no shared generator."""
+    config, head, device = policy.causal_lm.config, policy.head.weight, policy.device
+    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
+    adapter = size(policy.adapter_parameters().values())
+    trained = [p for group in optimizer.param_groups for p in group["params"]]  # with the critic
+    moments = size(t for state in optimizer.state.values() for t in state.values())  # of a run that goes on
+    held = {"weights": size([*policy.model.parameters(), *policy.model.buffers()]) - adapter, "adapter": size(trained), "optimizer": 2 * size(trained)}
+    held["other"] = max(resident(device) - held["weights"] - held["adapter"] - moments, 0)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * width * head.element_size()
+    with Meter() as meter, policy.sampling_weights(sampler.settings.weights):
+        dense = meter.now
+
+    def prefill(length: int) -> int:
+        with Meter() as meter:
+            sampler.next_logits([[0] * length])
+        return meter.peak - dense
+
+    def decode(rows: int, length: int = 4, new: int = 2) -> int:  # the first token comes from the prompt, the second from a step of decoding
+        with Meter() as meter:
+            Sampler(policy, replace(sampler.settings, max_new_tokens=new))([[0] * length], [rows], 1.0, [0])
+        return meter.peak - dense - (length + rows * new) * cache
+
+    def learn(prompt: int, completions: int, new: int) -> tuple[int, int]:
+        row = torch.zeros(1, prompt + completions * new, dtype=torch.long, device=device)
+        with policy.training_graph(), Meter() as meter:
+            place = layout([(0, prompt)], [(prompt + i * new, new) for i in range(completions)], [0] * completions, device)
+            states = policy.trunk(input_ids=row, position_ids=row, use_cache=False, layout=place).last_hidden_state
+            saved = meter.now
+            states.sum().backward()
+        return saved, meter.peak
+
+    lengths, rows, shapes = (longest // 4 + 1, longest // 2 + 1, longest + 1), (32, 64), ((256, 4, 32), (256, 1, 32), (128, 2, 128), (32, 4, 64), (32, 1, 32))
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)  # so that no probe counts it
+    saved, step = (solve([batch_terms(1, *shape) for shape in shapes], peaks) for peaks in zip(*(learn(*shape) for shape in shapes)))
+    with Meter() as meter:
+        states, targets = head.new_zeros(64, head.shape[1], requires_grad=True), torch.zeros(64, dtype=torch.long, device=device)
+        head_logprobs(policy.head, states, targets, 1.0).sum().backward()
+    for parameter in trained:
+        parameter.grad = None
+    return Costs(held, dense, cache, config.num_hidden_layers, solve([prompt_terms(1, n) for n in lengths], [prefill(n) for n in lengths]),
+                 solve([row_terms(n) for n in rows], [decode(n) for n in rows]), saved, step, meter.peak / len(targets),
+                 config.num_hidden_layers * config.hidden_size * head.element_size(), policy.checkpointing)
+
+
+@dataclass
+class Plan:
+    """What each phase of a run is predicted to take, and what it took."""
+
+    costs: Costs
+    config: settings.Config
+    device: torch.device
+    longest: int  # tokens of the longest prompt
+    queries: int  # of a validation, in this process
+    asks: int  # about one of them
+    drawn: int  # asks about a query of a training step
+    measured: dict[str, int] = field(default_factory=dict)  # phase -> its peak so far
+
+    def items(self, config: settings.Config) -> dict[str, dict[str, float]]:
+        """Phase -> item -> bytes at the peak of the phase."""
+        costs, rollout, budget, group = self.costs, config.rollout, config.train.tokens_per_batch, config.rollout.completions_per_prompt
+        prompt, new, queries = min(self.longest, config.model.max_prompt), rollout.max_new_tokens, len(distributed.share(rollout.prompts_per_step)) * self.drawn
+        within = lambda count, most: max(1, min(count, most))  # noqa: E731
+        highest = lambda moments: max(moments, key=lambda items: sum(items.values()))  # noqa: E731
+
+        def sampling(asks: int, count: int, shelf: int = 0, again: bool = False) -> dict[str, float]:
+            """`count` completions an ask. Prompts on the `shelf` are kept, and with `again` read for the next round."""
+            batch = within(rollout.tokens_per_batch // (count * (prompt + new)), asks)  # prompts sampled from together
+            piece = within(rollout.tokens_per_prefill // prompt, batch)  # ... and computed together
+            rows, cache = batch * count, costs.cache * prompt
+            return highest([
+                {"cache": (piece + (batch if batch > piece else 0)) * cache,
+                 "activations": total(costs.prefill, prompt_terms(piece, prompt)) - piece * cache},
+                {"cache": (shelf + batch + 2 * min(batch, shelf) * again) * cache},  # what is known of a prompt is laid out, then stacked
+                {"cache": (shelf + batch) * cache + rows * new * costs.cache * (1 + 1 / costs.layers),  # a layer is copied when rows leave
+                 "logits": total(costs.decode, row_terms(rows))}]) | {"dense copy": costs.dense if rollout.weights == "dense" else 0}
+
+        def learning(length: int) -> list[dict[str, float]]:
+            """Full batches of completions of that length: before the backward pass, and in it."""
+            split = within((budget - prompt) // length, group)  # completions in a row
+            rows = within(budget // (prompt + split * length), queries * (self.asks if episodes else 1) * -(-group // split))
+            terms = batch_terms(rows, prompt, rows * split, length)
+            saved, step = total(costs.saved, terms), total(costs.step, terms)
+            if config.model.gradient_checkpointing and not costs.checkpointing:  # the layers' inputs, and one layer at a time
+                kept = costs.kept * (terms[1] + terms[2])
+                saved, step = kept, kept + saved / costs.layers + step - saved
+            heap = {"heap": min(saved, HEAP) if self.device.type == "cpu" else 0, "gradients": costs.held["adapter"]}
+            return [{"activations": saved, "logits": costs.head * min(CHUNK, rows * split * length)} | heap, {"activations": step} | heap]
+
+        episodes = rollout.states == "on_policy"  # each has prompts of its own
+        phases = {"validation": sampling(self.queries, 1, min(self.queries, rollout.tokens_kept // prompt), self.asks > 1),
+                  "sampling": sampling(queries * group, 1) if episodes else sampling(queries, group),
+                  "learning": highest(moment for length in range(new, 0, -(new // 100 + 1)) for moment in learning(length))}
+        return {name: costs.held | items for name, items in phases.items()}
+
+    def peaks(self, config: settings.Config) -> dict[str, float]:
+        return {name: sum(items.values()) for name, items in self.items(config).items()}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Inside, the peak is measured, and being out of memory becomes a UserError that says what to lower."""
+        forget_peak(self.device)
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryError) or FULL.search(str(error))):
+                raise
+            raise UserError(f"out of memory in {name}: {self.advice(name)}") from None
+        self.measured[name] = max(self.measured.get(name, 0), peak(self.device))
+
+    def advice(self, phase: str) -> str:
+        """The first three settings that matter to a phase, to lower one after the other: values that fit, and the peak with each and those before."""
+        def need(config: settings.Config) -> float:
+            return self.peaks(config)[phase]
+
+        def floor(config: settings.Config) -> float:
+            """With the fewest tokens at once: what is shorter then lowers how far those can be lowered."""
+            return need(replace(config, rollout=replace(config.rollout, tokens_per_batch=16), train=replace(config.train, tokens_per_batch=16)))
+
+        has, planned, config, named = available(self.device), need(self.config), self.config, []
+        aim = OFFERED * min(has, planned)  # where the plan fits and the memory did not suffice, it was too low
+        for name in SETTINGS:
+            trials = list(lowered(config, name))
+            if len(named) < 3 and any(lower(trial) < 0.999 * lower(config) for _, trial in trials for lower in (need, floor)):
+                least = min(need(trial) for _, trial in trials)
+                value, config = next(trial for trial in trials if need(trial[1]) <= max(aim, least))
+                named.append(f"--{name}={value} ({gb(need(config))} GB)")
+        return f"{gb(planned)} GB planned, {gb(has)} GB there; lower, in this order: {', '.join(named)}"
+
+    def table(self) -> str:
+        """Item by item what is planned; once a step was measured, its peaks beside the planned ones."""
+        planned, peaks, seen = self.items(self.config), self.peaks(self.config), self.measured
+        lines = [["planned peak", *map(gb, peaks.values())]]
+        if seen:
+            lines += [["measured peak", *(gb(seen[p]) if p in seen else "" for p in peaks)],
+                      ["measured / planned", *(f"{seen[p] / peaks[p]:.0%}" if p in seen else "" for p in peaks)]]
+        else:
+            lines = [[item, *(gb(items.get(item, 0)) for items in planned.values())] for item in ITEMS] + lines
+        return report.markdown(["memory in GB", *peaks], lines)
+
+    def outlook(self) -> str:
+        """The table, and whether that much memory is there."""
+        peaks, has = self.peaks(self.config), available(self.device)
+        worst = max(peaks, key=peaks.get)
+        fits = f"{gb(has)} GB there are" if peaks[worst] <= has else f"{worst} will hardly fit: {self.advice(worst)}"
+        return f"{self.table()}\n{fits}"
+
+
+def plan(config: settings.Config, policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, longest: Ask, queries: int, asks: int,
+         drawn: int = 1) -> Plan:
+    """The plan of a loaded policy: its longest ask, the queries of a validation, and how often it and a training step ask about each."""
+    tokens = len(policy.prompter.encode(longest))
+    return Plan(measure(policy, sampler, optimizer, tokens), config, policy.device, tokens, -(-queries // distributed.size()), asks, drawn)
+
+
+def lowered(config: settings.Config, name: str) -> Iterator[tuple[object, settings.Config]]:
+    """Values below that of a setting, the highest first, each with the config that has it."""
+    section, key = name.split(".")
+    now = getattr(getattr(config, section), key)
+    if isinstance(now, bool):
+        values = [] if now else ["true"]
+    elif isinstance(now, str):
+        values = ["nf4"] if now == "dense" else []
+    else:
+        values = [now >> k for k in range(1, now.bit_length() - 5)]  # 32 tokens at least
+    for value in values:
+        lower = copy.deepcopy(config)
+        settings.override(lower, f"{name}={value}")
+        yield value, lower
+
+
+def gb(size: float) -> str:
+    return f"{size / 1e9:.3f}"
+
+
+def resident(device: torch.device) -> int:
+    """Bytes in use: tensors on a CUDA device, else what is resident of this process."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _process("VmRSS")
+
+
+def peak(device: torch.device) -> int:
+    """The most that was in use since `forget_peak`, or ever, where a system cannot forget."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _process("VmHWM")
+
+
+def forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def available(device: torch.device) -> int:
+    """Bytes that this process has or can still get."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    held, limit = _process("VmRSS"), resource.getrlimit(resource.RLIMIT_AS)[0]
+    if not sys.platform.startswith("linux"):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
+    return held + (free if limit == resource.RLIM_INFINITY else min(free, limit - _process("VmSize")))
+
+
+def _process(name: str) -> int:
+    """Bytes of this process: VmRSS those resident, VmHWM the peak of that, VmSize its address space. Without /proc the peak stands for all."""
+    if not sys.platform.startswith("linux"):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
