@@ -176,15 +176,14 @@ class Plan:
         within = lambda count, most: max(1, min(count, most))  # noqa: E731
         highest = lambda moments: max(moments, key=lambda items: sum(items.values()))  # noqa: E731
 
-        def sampling(asks: int, count: int, shelf: int = 0, again: bool = False) -> dict[str, float]:
-            """`count` completions an ask. Prompts on the `shelf` are kept, and with `again` read for the next round."""
+        def sampling(asks: int, count: int, shelf: int = 0) -> dict[str, float]:
+            """`count` completions an ask. Prompts on the `shelf` are kept for the next round, which lays them out anew."""
             batch = within(rollout.tokens_per_batch // (count * (prompt + new)), asks)  # prompts sampled from together
             piece = within(rollout.tokens_per_prefill // prompt, batch)  # ... and computed together
             rows, cache = batch * count, costs.cache * prompt
             return highest([
                 {"cache": (piece + (batch if batch > piece else 0)) * cache,
                  "activations": total(costs.prefill, prompt_terms(piece, prompt)) - piece * cache},
-                {"cache": (shelf + batch + 2 * min(batch, shelf) * again) * cache},  # what is known of a prompt is laid out, then stacked
                 {"cache": (shelf + batch) * cache + rows * new * costs.cache * (1 + 1 / costs.layers),  # a layer is copied when rows leave
                  "logits": total(costs.decode, row_terms(rows))}]) | {"dense copy": costs.dense if rollout.weights == "dense" else 0}
 
@@ -201,7 +200,7 @@ class Plan:
             return [{"activations": saved, "logits": costs.head * min(CHUNK, rows * split * length)} | heap, {"activations": step} | heap]
 
         episodes = rollout.states == "on_policy"  # each has prompts of its own
-        phases = {"validation": sampling(self.queries, 1, min(self.queries, rollout.tokens_kept // prompt), self.asks > 1),
+        phases = {"validation": sampling(self.queries, 1, min(self.queries, rollout.tokens_kept // prompt) if self.asks > 1 else 0),
                   "sampling": sampling(queries * group, 1) if episodes else sampling(queries, group),
                   "learning": highest(moment for length in range(new, 0, -(new // 100 + 1)) for moment in learning(length))}
         return {name: costs.held | items for name, items in phases.items()}

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import train
-from ranker import config as settings, memory
+from ranker import config as settings, memory, rewarding
 from ranker.drive import load_ranker
 from ranker.errors import LONGEST, UserError
 from ranker.objectives import grpo
 from ranker.rollout import Sampler
 from ranker.score import CHUNK, pack, score
+from ranker.stages import Stage
 from ranker.world import queries
 
 ADAM = torch.optim.AdamW
@@ -114,9 +115,9 @@ def test_the_plan_meets_what_the_phases_of_a_step_take(make_policy, new, prefill
     plan = memory.plan(config, policy, sampler, optimizer, ask, len(validation), ranker.calls(5))
     found = {"validation": tensors_of(lambda: train.validate(config, sampler, ranker, validation, 0))}
     with memory.Meter() as meter:
-        groups = train.roll_out(config, sampler, ranker, lambda i: training[i], 1).groups
+        experience, _ = train.roll_out(Stage(1, config, rewarding.load(config.reward), grpo, training.__getitem__), sampler, ranker, 1)
     found["sampling"] = meter.peak
-    found["learning"] = tensors_of(lambda: train.update(config, policy, None, grpo, groups, torch.ones(36), torch.ones(36) > 0, 1))
+    found["learning"] = tensors_of(lambda: train.update(config, policy, None, grpo, experience, torch.ones(36), torch.ones(36) > 0, 1))
     for phase, items in plan.items(config).items():
         held = sum(items[item] for item in (*plan.costs.held, "heap") if item in items)  # resident before, and what no tensor fills
         assert sum(items.values()) - held == pytest.approx(found[phase], rel=0.2), phase
