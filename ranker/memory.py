@@ -111,15 +111,16 @@ def solve(terms: Sequence[Sequence[int]], peaks: Sequence[float]) -> list[float]
 
 def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, longest: int) -> Costs:
     """What the loaded policy takes, from probes with prompts of at most `longest` tokens. Changes no weight and draws from no shared generator."""
-    config, head, device = policy.causal_lm.config, policy.head.weight, policy.device
+    head, device = policy.head.weight, policy.device
     size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
     adapter = size(policy.adapter_parameters().values())
     trained = [p for group in optimizer.param_groups for p in group["params"]]  # with the critic
     moments = size(t for state in optimizer.state.values() for t in state.values())  # of a run that goes on
     held = {"weights": size([*policy.model.parameters(), *policy.model.buffers()]) - adapter, "adapter": size(trained), "optimizer": 2 * size(trained)}
     held["other"] = max(resident(device) - held["weights"] - held["adapter"] - moments, 0)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * width * head.element_size()
+    with torch.no_grad():
+        layers = policy.trunk(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True).past_key_values.layers
+    cache = size(states for layer in layers for states in (layer.keys, layer.values))  # of a token
     with Meter() as meter, policy.sampling_weights(sampler.settings.weights):
         dense = meter.now
 
@@ -142,7 +143,8 @@ def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, 
             states.sum().backward()
         return saved, meter.peak
 
-    lengths, rows, shapes = (longest // 4 + 1, longest // 2 + 1, longest + 1), (32, 64), ((256, 4, 32), (256, 1, 32), (128, 2, 128), (32, 4, 64), (32, 1, 32))
+    lengths, rows = (longest // 4 + 1, longest // 2 + 1, longest + 1), (32, 64)
+    shapes = (256, 4, 32), (256, 1, 32), (128, 2, 128), (32, 4, 64), (32, 1, 32)  # far apart, so that small errors stay small
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # so that no probe counts it
     saved, step = (solve([batch_terms(1, *shape) for shape in shapes], peaks) for peaks in zip(*(learn(*shape) for shape in shapes)))
@@ -151,9 +153,9 @@ def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, 
         head_logprobs(policy.head, states, targets, 1.0).sum().backward()
     for parameter in trained:
         parameter.grad = None
-    return Costs(held, dense, cache, config.num_hidden_layers, solve([prompt_terms(1, n) for n in lengths], [prefill(n) for n in lengths]),
+    return Costs(held, dense, cache, len(layers), solve([prompt_terms(1, n) for n in lengths], [prefill(n) for n in lengths]),
                  solve([row_terms(n) for n in rows], [decode(n) for n in rows]), saved, step, meter.peak / len(targets),
-                 config.num_hidden_layers * config.hidden_size * head.element_size(), policy.checkpointing)
+                 len(layers) * head.shape[1] * head.element_size(), policy.checkpointing)
 
 
 @dataclass

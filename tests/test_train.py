@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -142,8 +143,26 @@ def test_a_dry_run_shows_a_prompt_both_rewards_and_estimates_and_leaves_nothing(
     status, out, _ = train_short(call, "--dry_run")
     assert status == 0 and list(tmp_path.iterdir()) == []
     for text in ("Which passage below is the least likely", "a right completion", "top1_hit 1", "a wrong completion", "top1_hit 0",
-                 "steps      4", "time ", "memory "):
+                 "steps      4", "time ", "planned peak", "measured peak"):
         assert text in out
+
+
+def test_out_of_memory_says_what_to_lower_and_the_run_goes_on_with_it(call, monkeypatch):
+    update = train.update
+
+    def fails_in_step_two(*arguments):
+        if arguments[-1] == 2 and arguments[0].train.tokens_per_batch == 4096:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+        return update(*arguments)
+
+    monkeypatch.setattr(train, "update", fails_in_step_two)
+    status, out, err = train_short(call)
+    [line] = [line for line in err.splitlines() if line.startswith("error:")]
+    lower = re.search(r"--train.tokens_per_batch=\d+", line)[0]
+    assert status == 2 and line.startswith("error: out of memory in learning:") and line.count("--") == 3
+    status, out, err = train_short(call, lower)
+    assert status == 0 and "resuming runs/iranker after step 1" in out and "measured / planned" in out, err
+    assert [r["step"] for r in records("runs/iranker/metrics.jsonl")] == [0, 1, 2, 3, 4]
 
 
 def test_several_updates_per_rollout_clip_and_still_end_well(call):
