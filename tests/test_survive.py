@@ -32,6 +32,7 @@ from ranker import checkpoint, config as settings, log, policy, thoughts
 from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
 from ranker.errors import UserError, exit_status
 from ranker.objectives import grpo
+from ranker.prepare import __main__ as prepare
 from rewards import top1_hit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,36 +185,51 @@ def test_a_run_that_is_disturbed_again_and_again_ends_where_one_ends_that_never_
 
 @pytest.fixture(scope="module")
 def run_of_another_tool(tmp_path_factory):
-    """The arguments of an evaluation without a model."""
-    folder = tmp_path_factory.mktemp("files")
+    """The arguments of an evaluation without a model, to the folder `out`."""
+    return scripts(tmp_path_factory.mktemp("files"), Path("out"))["evaluation"][1]
+
+
+def scripts(folder: Path, out: Path) -> dict[str, tuple[Callable, list, Callable]]:
+    """Name -> (main, arguments, how to see what it leaves behind in `out`), on small files in `folder`."""
+    folder.mkdir(exist_ok=True)
     (folder / "run").write_text("".join(f"q{q} Q0 d{d} {d} {9 - d} tag\n" for q in range(2) for d in range(1, 4)))
     (folder / "qrels").write_text("q0 0 d1 1\nq1 0 d3 1\n")
     (folder / "corpus").write_text("".join(json.dumps({"_id": f"d{d}", "text": f"text {d} \u4e03"}) + "\n" for d in range(1, 4)))
     (folder / "topics").write_text("q0\tfirst\nq1\tsecond\n")
     (folder / "replay").write_text("".join(json.dumps({"qid": f"q{q}", "response": f"\u4e03\u4eba <answer>[{k}] > [{3 - k}]</answer>"}) + "\n" for q in range(2) for k in (1, 2)))
-    return [word for name in ("run", "qrels", "corpus", "topics", "replay") for word in (f"--{name}", folder / name)] + ["--window", 2, "--step", 1]
+    named = [word for name in ("run", "qrels", "corpus", "topics", "replay") for word in (f"--{name}", folder / name)]
+    files = lambda out: {path.name: path.read_bytes() for path in out.iterdir() if path.suffix not in (".json", ".tmp")}  # results.json states the time  # noqa: E731
+    return {"run": (train.main, [*SHORT, f"--run.dir={out}"], left_behind),
+            "evaluation": (evaluate.main, [*named, "--window", 2, "--step", 1, "--out", out], files),
+            "preparation": (prepare.main, ["trec", *named[1:6:2], *named[6:8], "--out", out / "q.jsonl"], files)}
 
 
-def disturbed_everywhere(folder: Path, how: str, main: Callable, arguments: list, every: int = 1) -> int:
-    """Disturb every write (or every so-manieth one) of a script that writes to `folder`/out, and type its command again. How many were disturbed."""
-    found = lambda: {path.name: path.read_bytes() for path in (folder / "out").iterdir() if path.name != "results.json"}  # which states the time  # noqa: E731
-    status, errors, writes = start(folder / "out", main, arguments)
+def typed_again(script: tuple[Callable, list, Callable], out: Path, how: str, first: int):
+    """What a script leaves behind in `out` that was disturbed at its `first` write and then started again."""
+    main, arguments, left = script
+    shutil.rmtree(out, ignore_errors=True)
+    status, errors, _ = start(out, main, arguments, how, first)
+    survived(out, how, status, errors)
+    status, errors, _ = start(out, main, arguments)
     assert status == 0, errors
-    expected = found()
-    places = [k for k in range(1, len(writes) + 1) if how != "full" or any(not write.startswith("delete") for write in writes[k - 1:])][::every]
-    for first in places:
-        shutil.rmtree(folder / "out")
-        status, errors, _ = start(folder / "out", main, arguments, how, first)
-        survived(folder / "out", how, status, errors)
-        status, errors, _ = start(folder / "out", main, arguments)
-        assert status == 0, errors
-        assert found().items() >= expected.items()
-    return len(places)
+    return left(out)
+
+
+def places(writes: list[str], how: str) -> list[int]:
+    """The writes that can be disturbed: a full disk still deletes."""
+    return [place for place in range(1, len(writes) + 1) if how != "full" or any(not write.startswith("delete") for write in writes[place - 1:])]
 
 
 @pytest.mark.parametrize("how", ["full", "read-only", "killed"])
-def test_a_disturbed_evaluation_ends_where_one_ends_that_nothing_disturbed(run_of_another_tool, tmp_path, how):
-    assert disturbed_everywhere(tmp_path, how, evaluate.main, [*run_of_another_tool, "--out", tmp_path / "out"], every=11) >= 4
+@pytest.mark.parametrize("name", ["evaluation", "preparation"])
+def test_a_disturbed_evaluation_or_preparation_ends_where_one_ends_that_nothing_disturbed(tmp_path, name, how):
+    out = tmp_path / "out"
+    script = scripts(tmp_path / "files", out)[name]
+    status, errors, writes = start(out, *script[:2])
+    assert status == 0, errors
+    expected = script[2](out)
+    for first in places(writes, how)[::11 if name == "evaluation" else 5]:
+        assert typed_again(script, out, how, first) == expected
 
 
 def test_a_checkpoint_that_vanished_is_named_and_no_other_is_taken_for_it(whole, call):  # noqa: F811
@@ -250,7 +266,7 @@ def test_a_folder_that_is_removed_in_the_middle_of_a_run_or_an_evaluation_ends_i
     assert status == 2 and "cannot write runs/iranker/completions.jsonl: No such file or directory" in err and "Traceback" not in err
     assert not Path("runs/iranker").exists()
     monkeypatch.setattr(log, "append", lambda path, records: (shutil.rmtree(path.parent), append(path, records)))
-    status, _, err = call(evaluate, *run_of_another_tool, "--out", "out")
+    status, _, err = call(evaluate, *run_of_another_tool)
     assert status == 2 and "cannot write out/traces.jsonl: No such file or directory" in err and not Path("out").exists()
 
 
