@@ -12,7 +12,6 @@ completions never reach are never resident. Limits of a container are not seen.
 """
 
 import copy
-import math
 import os
 import re
 import resource
