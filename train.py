@@ -59,8 +59,9 @@ def main() -> int | None:
 
     torch.manual_seed(config.run.seed)  # for the fresh adapter; everything later is drawn from (seed, step)
     policy = load_policy(config.model, config.lora, run_dir / "last" if done else None, config.rollout.max_new_tokens)
-    asks = [ranker.sampled_ask(q, random.Random(0), len(q.ids)) for q in (*validation, *map(next_query, range(config.rollout.prompts_per_step)))]
-    ask = max(asks, key=lambda ask: len(policy.prompter.encode(ask)))  # better to fail now than at step 500
+    some = (*validation, *map(next_query, range(config.rollout.prompts_per_step)))
+    longest = max(some, key=lambda q: len(str(q.context)) + sum(map(len, q.texts.values())))
+    ask = ranker.sampled_ask(longest, random.Random(0), len(longest.ids))  # encoded by the plan: better to fail now than at step 500
     for stage in stages:
         judged(stage.reward_parts, ask, llms.right_answer)
     sampler = Sampler(policy, config.rollout)
@@ -70,8 +71,7 @@ def main() -> int | None:
         optimizer.add_param_group({"params": list(policy.critic.parameters()), "lr": config.train.value_lr})
     if done:  # before the run folder is written to
         checkpoint.restore(run_dir / "last", policy, optimizer)
-    plan = memory.plan(config, policy, sampler, optimizer, ask, len(validation), ranker.calls(len(ask.query.ids)),
-                       len(ranker.sampled_asks(ask.query, random.Random(0))))
+    plan = memory.plan(config, policy, sampler, optimizer, ask, len(validation), ranker.calls(len(longest.ids)))
     if args.dry_run:
         return dry_run(config, stages[0], policy, plan, sampler, ranker, validation)
     distributed.wait()  # until all have read what stands there

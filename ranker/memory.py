@@ -115,8 +115,9 @@ def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, 
     adapter = size(policy.adapter_parameters().values())
     trained = [p for group in optimizer.param_groups for p in group["params"]]  # with the critic
     moments = size(t for state in optimizer.state.values() for t in state.values())  # of a run that goes on
-    held = {"weights": size([*policy.model.parameters(), *policy.model.buffers()]) - adapter, "adapter": size(trained), "optimizer": 2 * size(trained)}
-    held["other"] = max(resident(device) - held["weights"] - held["adapter"] - moments, 0)
+    weights = size([*policy.model.parameters(), *policy.model.buffers()]) - adapter
+    held = {"weights": weights, "adapter": size(trained), "optimizer": 2 * size(trained)}  # AdamW's two moments
+    held["other"] = max(resident(device) - weights - size(trained) - moments, 0)
     with torch.no_grad():
         layers = policy.trunk(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True).past_key_values.layers
     cache = size(states for layer in layers for states in (layer.keys, layer.values))  # of a token

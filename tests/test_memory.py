@@ -144,7 +144,8 @@ BIG = memory.Costs({"weights": 2e9, "adapter": 1e8, "optimizer": 2e8, "other": 0
                    [0.0, 4.5e6, 4.6e6, 3e4, 72.0], [1e8, 4.6e6, 4.7e6, 3e4, 72.0], 2.4e6, 147456, False)  # about what 3 billion parameters take
 
 
-@pytest.mark.parametrize("phase, first", [("learning", "train.tokens_per_batch"), ("sampling", "rollout.tokens_per_batch"), ("validation", "rollout.tokens_per_batch")])
+@pytest.mark.parametrize("phase, first", [("validation", "rollout.tokens_per_batch"), ("sampling", "rollout.tokens_per_batch"),
+                                          ("learning", "train.tokens_per_batch")])
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError(),
                                    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to")])
 def test_out_of_memory_names_three_settings_with_values_that_would_fit(monkeypatch, phase, first, error):
