@@ -83,8 +83,11 @@ def main() -> int | None:
         if done:
             print(f"resuming {run_dir} after step {done}")
     distributed.wait()
-    history = log.read(run_dir / "metrics.jsonl")
-    best = max((r["validation"]["mean"] for r in history if "validation" in r and r["step"]), default=-math.inf)  # of trained ones
+    collapsed, best = log.collapse(config.train.collapse_margin, config.train.collapse_steps), -math.inf
+    for record in log.read(run_dir / "metrics.jsonl"):  # of the run that goes on
+        collapsed(record)
+        if "validation" in record and record["step"]:  # of trained ones
+            best = max(best, record["validation"]["mean"])
 
     stopped_by, broken = catch_signals(), 0
     if not done:
@@ -130,14 +133,13 @@ def main() -> int | None:
                 record["validation"] = validate(config, sampler, ranker, validation, step)
         mrr = record.get("validation", {}).get("mean", -math.inf)
         improved, best = mrr > best, max(best, mrr)
-        history.append(record)
         gone_bad = broken == config.train.max_bad_steps
         stop = max(distributed.gather(stopped_by[0] if stopped_by else 0))
         if distributed.first():
             log.append(run_dir / "completions.jsonl", log.completion_records(step, groups, rewards, advantages))
             log.append(run_dir / "thoughts.jsonl", thoughts.kept(step, groups, rewards, advantages))
             log.append(run_dir / "metrics.jsonl", [record])
-            if warning := log.collapse(history, config.train.collapse_margin, config.train.collapse_steps):
+            if warning := collapsed(record):
                 tqdm.write(warning)
             if "validation" in record:
                 log.curves(run_dir)

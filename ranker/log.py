@@ -3,13 +3,14 @@
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
 
 from ranker.data import Group
-from ranker.files import write_bytes, write_text, writing
+from ranker.files import open_whole, write_bytes, writing
 
 
 def append(path: Path, records: Sequence[dict]) -> None:
@@ -29,41 +30,49 @@ def finite(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read(path: Path) -> list[dict]:
-    """The records of a log; a last line that a crash cut short is left out."""
-    records = []  # bytes, since the cut may go through a character; split at "\n" alone: splitlines() would also cut at U+2028 inside a text
-    for text in filter(None, path.read_bytes().split(b"\n")) if path.exists() else ():
-        try:
-            records.append(json.loads(text))
-        except ValueError:
-            break
-    return records
+def read(path: Path) -> Iterator[dict]:
+    """The records of a log, one by one, since it may be long; a last line that a crash cut short is left out."""
+    if path.exists():
+        with path.open("rb") as file:  # bytes, since the cut may go through a character
+            for text in filter(bytes.strip, file):
+                try:
+                    yield json.loads(text)
+                except ValueError:
+                    return
 
 
 CAUSES = {"parse_rate": "a learning rate too high, a KL weight (train.beta) too low, or completions cut by rollout.max_new_tokens",
           "reward": "a learning rate too high, a KL weight (train.beta) too low, or a reward that another part works against"}
 
 
-def collapse(history: Sequence[dict], margin: float, steps: int) -> str | None:
-    """What to announce where the parse rate or the reward was `margin` below the best mean of five steps for the last `steps` ones.
-
-    Said once: when the last step makes them enough.
+def collapse(margin: float, steps: int) -> Callable[[dict], str | None]:
+    """A function that sees every step's record and gives what to announce when the parse rate or the reward has been `margin` below the best
+    mean of five steps for `steps` ones; once. Steps in which nothing was scored say nothing.
     """
-    for key, causes in CAUSES.items():
-        values = [r[key] for r in history if r.get(key) is not None and math.isfinite(r[key])]  # of steps in which something was scored
-        best = max((sum(values[i - 5:i]) / 5 for i in range(5, len(values) + 1)), default=-math.inf)
-        low = [value < best - margin for value in values]
-        if all(low[-steps:]) and len(low) > steps and not low[-steps - 1]:
-            return (f"collapse: {key} was {best:.2f} and has been below {best - margin:.2f} for {steps} steps. Likely causes: {causes}."
-                    " `best` holds the checkpoint of the best validation")
-    return None
+    best, recent = dict.fromkeys(CAUSES, -math.inf), {key: deque(maxlen=max(steps + 1, 5)) for key in CAUSES}
+
+    def look(record: dict) -> str | None:
+        for key, causes in CAUSES.items():
+            value, values = record.get(key), recent[key]
+            if value is None or not math.isfinite(value):
+                continue
+            values.append(value)
+            if len(values) >= 5:
+                best[key] = max(best[key], sum(list(values)[-5:]) / 5)
+            low = [value < best[key] - margin for value in values][-steps - 1:]
+            if low[1:] == [True] * steps and not low[0]:
+                return (f"collapse: {key} was {best[key]:.2f} and has been below {best[key] - margin:.2f} for {steps} steps. Likely causes: {causes}."
+                        " `best` holds the checkpoint of the best validation")
+        return None
+
+    return look
 
 
 def cut_after(path: Path, step: int) -> None:
     """Keep the records up to `step`: what a resumed run is about to write again goes."""
     if path.exists():
-        kept = [r for r in read(path) if r.get("step", step + 1) <= step]
-        write_text(path, "".join(map(line, kept)))
+        with open_whole(path) as file:
+            file.writelines(line(r) for r in read(path) if r.get("step", step + 1) <= step)
 
 
 PANELS = (  # title, keys of metrics.jsonl
@@ -81,25 +90,27 @@ def curves(folder: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt  # a second to import, and only needed here
 
-    records = read(folder / "metrics.jsonl")
-    steps = [r for r in records if "reward" in r]
-    evaluations = [r for r in records if "validation" in r]
+    series, validations = {key: [] for _, keys in PANELS for key in keys}, []  # (step, value) pairs, of a run that may be long
+    for record in read(folder / "metrics.jsonl"):
+        for key, points in series.items():
+            if record.get(key) is not None:
+                points.append((record["step"], record[key]))
+        if "validation" in record:
+            validations.append((record["step"], record["validation"]))
     figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
     for axis, (title, keys) in zip(axes.flat, PANELS):
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
         axis.set_xlabel("step")
         for color, key in zip(("tab:blue", "tab:orange"), keys):
-            x = [r["step"] for r in steps if r.get(key) is not None]
-            y = [r[key] for r in steps if r.get(key) is not None]
+            x, y = [step for step, _ in series[key]], [value for _, value in series[key]]
             smooth = [sum(y[max(0, i - 9):i + 1]) / len(y[max(0, i - 9):i + 1]) for i in range(len(y))]
             axis.plot(x, y, color=color, alpha=0.25, linewidth=1)
             axis.plot(x, smooth, color=color, label=key)
         if not keys:
-            x = [r["step"] for r in evaluations]
-            for name in evaluations[0]["validation"] if evaluations else ():
+            for name in validations[0][1] if validations else ():
                 style = {"color": "black", "linewidth": 2.5} if name == "mean" else {}
-                axis.plot(x, [r["validation"][name] for r in evaluations], marker="o", markersize=4, label=name, **style)
+                axis.plot([step for step, _ in validations], [found[name] for _, found in validations], marker="o", markersize=4, label=name, **style)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     buffer = io.BytesIO()

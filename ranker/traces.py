@@ -47,7 +47,7 @@ class Traces:
         if changed:
             raise UserError(f"{self.path.parent} holds an unfinished evaluation with other {', '.join(changed)}; finish it with the command it was"
                             f" begun with, name another folder with --out, or delete {self.mark}")
-        return log.read(self.path)
+        return list(log.read(self.path))
 
     def model(self, row: str, order: int, inner: Model, progress=lambda asks: None) -> Model:
         """`inner`, asked only what the file does not hold. `progress` hears of the asks that it does hold."""

@@ -51,6 +51,13 @@ def test_the_span_is_the_last_pair_after_the_last_thought(text, inside):
     assert span(text) == inside
 
 
+def test_a_completion_of_spaces_is_read_in_one_pass(run=" " * 100_000):
+    """Patterns that look past them again and again would take minutes."""
+    for inside, status in ((f"candidate{run}x", "not_a_candidate"), (f"candidate #{run}2", "ok"), (f"candidate{run}#{run}2", "ok"), (f"[{run}2", "ok"),
+                           (f"[{run}2{run}", "ok"), (f"{run}({run}2.{run}", "ok"), (f"Heat{run}>{run}Jaws", "ok"), (f"[1{run}]{run}x", "ok")):
+        assert parse(f"<answer>{inside}</answer>", ask("eliminate", ["Alien", "Heat", "Rocky"])).status == status, inside.replace(run, "_")
+
+
 FRAGMENTS = ("<think>", "</think>", "<answer>", "</answer>", "[1]", "[2]", "[0]", "[11]", "[", "]", " > ", "\n", "3", "7/10",
              "Alien", "aliens", "Rocky II", "300", "Heat", "Ame\u0301lie", "none", "［３］", "【4】", "\u200b", "\x00", "\ud800", "🎬",
              "i", "(", "-", "9" * 30, "½", "²", "ﬁ", "İ", "ß", "<|im_end|>", "{", "\\", "")

@@ -120,7 +120,7 @@ def test_any_line_of_data_is_queries_or_an_error_that_names_it(tmp_path, line):
 
 PIECES = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "[1]", "[2] > [1]", "[0]", "[99]", "[", "]", " > ", "\n", ", ", "3", "7/10", "Alien",
                           "aliens", "Rocky II", "Heat", "none of them", "［３］", "【4】", "[²]", "\u200b", "\u202e", "\0", "\ud800", "9" * 5000, "<|im_end|>",
-                          " > ".join(f"[{k}]" for k in range(1, 11)), "[" * 500, "<answer>" * 200, "(" * 500, "Rocky II " * 60])
+                          " > ".join(f"[{k}]" for k in range(1, 11)), "[" * 500, "<answer>" * 200, "(" * 500, "Rocky II " * 60, "candidate" + " " * 20_000 + "x"])
 
 
 @st.composite
