@@ -71,7 +71,8 @@ def main() -> int | None:
         optimizer.add_param_group({"params": list(policy.critic.parameters()), "lr": config.train.value_lr})
     if done:  # before the run folder is written to
         checkpoint.restore(run_dir / "last", policy, optimizer)
-    plan = memory.plan(config, policy, sampler, optimizer, ask, len(validation), ranker.calls(len(longest.ids)))
+    plan = memory.plan(config, policy, sampler, optimizer, ask, len(validation), ranker.calls(len(longest.ids)),
+                       len(ranker.sampled_asks(longest, random.Random(0))))
     if args.dry_run:
         return dry_run(config, stages[0], policy, plan, sampler, ranker, validation)
     distributed.wait()  # until all have read what stands there
