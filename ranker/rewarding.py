@@ -55,7 +55,7 @@ def score(parts: list[Part], groups: list[Group]) -> list[list[dict[str, float]]
         rows.append([])
         for i in range(len(group.completions)):
             values = {part.name: float(columns[part.name][g][i]) for part in parts}
-            task = sum(p.weight * values[p.name] for p in parts if p.task)
+            task = sum((p.weight * values[p.name] for p in parts if p.task), 0.0)
             total = task + sum(p.weight * values[p.name] for p in parts if not p.task)
             scored = math.isfinite(total)  # else the completion is unscored, not worth 0
             rows[-1].append(values | {"task": task if scored else math.nan, "total": total if scored else math.nan})
