@@ -227,7 +227,7 @@ def ours(args, length: int, new: int, count: int):
     policy.stop_ids = frozenset()  # every completion runs to its limit
     prompts = made_prompts(length)
     queries = [Query(str(i), "rank", "", (Candidate("a", "one"), Candidate("b", "other")), (0.0, 1.0)) for i in range(len(prompts))]
-    policy.prompter.encode = lambda ask: prompts[int(ask.query.id)]  # instead of their texts
+    policy.prompter.fitted = lambda ask: (prompts[int(ask.query.id)], None)  # instead of their texts
     ranker = SimpleNamespace(sampled_asks=lambda query, rng: [Ask(query, query.ids, "eliminate")])
     sampler, stage = Sampler(policy, config.rollout), Stage(1, config, [], grpo, queries.__getitem__)
     adapter = policy.adapter_parameters().values()
