@@ -45,7 +45,7 @@ def config_or_error(path, overrides) -> None:
     def main():
         loaded = config.load(path, overrides)
         for section, values in config.as_dict(loaded).items():
-            for key, value in values.items() if section not in ("ranker", "reward") else ():
+            for key, value in values.items() if section not in ("ranker", "reward", "stages") else ():
                 assert type(value) is type(DEFAULTS[section][key])
         rewarding.load(loaded.reward, str(path)), drive.load_ranker(loaded.ranker, str(path))
         assert config.build(config.parse_yaml(config.as_yaml(loaded)), "again") == loaded
