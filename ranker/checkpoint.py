@@ -25,6 +25,7 @@ from ranker.provenance import interpreter
 
 RECORD = {"step": int, "base_model": str, "prompts": dict, "scores": dict, "data": dict, "config": dict}  # of checkpoint.json
 LOCK = "lock"  # in a run folder: the process that writes there
+TEMPORARY = ".*.tmp"  # what one that was killed had not finished
 SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device",  # may change between start and resume, as may what is computed at once
             "rollout.tokens_per_batch", "rollout.tokens_per_prefill", "rollout.tokens_kept", "train.tokens_per_batch", "model.gradient_checkpointing"}
 
@@ -44,7 +45,7 @@ def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:
         lock(folder, sign=False).close()  # better to know now than when the model is loaded
     recorded = folder / "config.yaml"
     if not recorded.is_file():
-        if any(path.name != LOCK for path in folder.iterdir()):
+        if any(path.name != LOCK and not path.match(TEMPORARY) for path in folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no run; take another run.dir, or --fresh to move it aside")
         return 0
     try:
@@ -80,7 +81,7 @@ def start_run(config: settings.Config, fresh: bool, record: dict) -> BinaryIO:
             folder.rename(next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists()))
     held = lock(folder)
     with writing(folder):
-        for path in folder.glob(".*.tmp"):  # of a process that was killed
+        for path in folder.glob(TEMPORARY):
             path.unlink()
     write_text(folder / "config.yaml", settings.as_yaml(config))
     write_text(folder / "provenance.json", json.dumps(record, indent=1) + "\n")

@@ -41,6 +41,7 @@ def exit_status(main: Callable[[], int | None]) -> int:
     try:
         return main() or 0
     except UserError as error:
+        error.__traceback__ = error.__context__ = None  # lets go of progress bars, which end their line then
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except Exception as error:

@@ -169,7 +169,7 @@ def quick(call, monkeypatch):  # noqa: F811
 def test_a_run_that_is_disturbed_again_and_again_ends_where_one_ends_that_never_was(whole, tmp_path):
     run, expected = tmp_path / "run", left_behind(whole)
     assert all(record["grad_norm"] > 0 for record in expected["metrics"][1:])  # it learns in both steps
-    for how, first in [("full", "write /completions.jsonl"),  # half a line, as in the next
+    for how, first in [("killed", "rename /.config.yaml.tmp"), ("full", "write /completions.jsonl"),  # half a line, as in the next
                        ("killed", "write /metrics.jsonl"), ("small", 300_000),  # the adapter has more bytes: an error of the system's, not of the test's
                        ("read-only", "rename /checkpoints/.step_1.tmp"), ("killed", "rename /.last.tmp"),
                        ("killed", "write /checkpoints/.step_2.tmp/adapter_model.safetensors"), ("killed", "rename /.last.tmp")]:  # `best` already points at the new checkpoint

@@ -8,7 +8,6 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from ranker.baselines import context_text
 from ranker.data import Query, iter_queries, write_queries
 from ranker.errors import Parser, UserError, exit_status, nearest
-from ranker.files import sha256
+from ranker.files import sha256, writing
 from ranker.prepare import requests
 from ranker.prepare._groups import merged
 from ranker.sources import split_of
@@ -46,7 +45,7 @@ def main() -> None:
         group = dict(zip(seen, merged(*zip(*seen.values()))))
         write_queries(args.out, counted(iter_queries(ungrouped), group, counts))
     finally:
-        with suppress(OSError):  # it must not hide what went wrong
+        with writing(ungrouped):
             ungrouped.unlink(missing_ok=True)
     if args.requests_out:
         requests.write(args.requests_out, iter_queries(args.out))
