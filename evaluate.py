@@ -124,12 +124,8 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
 
 def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
     """A run of another tool, and what recorded completions or a model make of it."""
-    config = settings.load(args.config, overrides) if args.config else settings.Config()
-    if not args.config:
-        for text in overrides:
-            settings.override(config, text)
-        config.run.dir = config.run.dir or "runs"
-        settings.check(config, "command line")
+    config = settings.load(args.config, overrides) if args.config else defaults(overrides)
+    settings.check(config, args.config or "command line")
     name = config.llm.model or (report.BASE if args.config else "")  # of the model
     if not args.qrels or (args.replay or name) and not args.corpus:
         raise UserError("--run needs --qrels FILE" if not args.qrels else "--replay needs --corpus FILE: an answer may name a passage by its text"
@@ -211,15 +207,20 @@ def input_place(orders: Sequence[Sequence[Query]]) -> float:
     return sum(places) / len(places)
 
 
+def defaults(overrides: list[str]) -> settings.Config:
+    """The settings where no file and no checkpoint says any."""
+    config = settings.Config(run=settings.Run(dir="runs"))
+    for text in overrides:
+        settings.override(config, text)
+    return config
+
+
 def read_config(folders: list[Path], records: list[dict], args, overrides: list[str]) -> settings.Config:
     """The config of a file, or of the checkpoints, which must agree on all that an evaluation depends on."""
     if args.config:
         return settings.load(args.config, overrides)
     if not folders:
-        config = settings.Config()
-        config.run.dir = "runs"
-        for text in overrides:
-            settings.override(config, text)
+        config = defaults(overrides)
         if args.data and config.data.train == "world":  # a file alone is split as training would split it
             if len(args.data) > 1:
                 raise UserError("several files are ranked by what another one teaches: name it with --data.train=FILE")

@@ -34,6 +34,7 @@ from ranker.score import Row, batches, pack, score, score_all, stack
 from ranker.stages import Stage, load as load_stages
 from ranker.states import Experience
 
+
 def main() -> int | None:
     parser = Parser(prog="train.py", description=__doc__, usage="python train.py CONFIG [--section.key=value ...] [--dry_run] [--fresh]")
     parser.add_argument("config", help="a YAML file, such as configs/iranker.yaml")
@@ -48,9 +49,6 @@ def main() -> int | None:
     validation = sources.held_out(config.data, "validation", config.eval.queries)
     ranker = load_ranker(config.ranker, args.config)
     stages = load_stages(config, ranker, next_query, args.config)
-    for count in (stage.config.rollout.prompts_per_step for stage in stages):
-        if count % distributed.size():
-            raise UserError(f"rollout.prompts_per_step ({count}) must be a multiple of the {distributed.size()} processes")
     run_dir = Path(config.run.dir)
     done = 0 if args.dry_run else checkpoint.inspect_run(config, args.fresh)
     if done is None:
@@ -108,7 +106,7 @@ def main() -> int | None:
         with plan.phase("sampling"):
             experience, rewards = roll_out(stage, sampler, ranker, step)
         groups = experience.groups  # of all processes
-        record = {"step": step, **reward_means(rewards), **rollout_means(groups)}
+        record = {"step": step, **log.reward_means(rewards), **log.rollout_means(groups)}
         # Return, of the task part and of all; an ask of its own has one reward, a step of an episode those after it too.
         task, total = (losses.returns_to_go(torch.tensor([r[part] for row in rewards for r in row]), experience.following, now.rollout.discount)
                        for part in ("task", "total"))  # [completions] each
@@ -206,7 +204,7 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
     seen = 0  # tokens learned from
     with policy.training_graph():
         before = {}  # passes of the policy as it is before the first optimizer step: name -> key -> [tokens]
-        if train.beta > 0:
+        if train.beta > 0 and "reference" in objective.NEEDS:
             with policy.reference():
                 before["reference"], _ = score_all(policy, rows, temperature, budget)
         if several or critic:  # with a single step the policy still is the one that sampled
@@ -272,25 +270,6 @@ def validate(config: settings.Config, sampler: Sampler, ranker, queries, step: i
         rankings = rank(ranker, mine, greedy_model(sampler, bar.update), config.run.seed)
     row = report.model_row("policy", [[r for part in distributed.gather(rankings) for r in part]], config.eval.relevance_level)
     return {s: row.by_scenario("MRR", s) for s in row.scenarios()} | {"mean": row.mean("MRR"), "mean_strict": row.mean("MRR", strict=True)}
-
-
-def reward_means(rewards: list[list[dict[str, float]]]) -> dict[str, float]:
-    """Mean of the reward and of each part over the completions that could be scored."""
-    means = {}
-    for name in rewards[0][0]:
-        values = [r[name] for row in rewards for r in row if math.isfinite(r[name])]
-        means["reward" if name == "total" else f"reward/{name}"] = sum(values) / len(values) if values else math.nan
-    return means
-
-
-def rollout_means(groups: list[Group]) -> dict[str, float]:
-    completions = [c for g in groups for c in g.completions]
-    count = len(completions)
-    copies = [c.answer.value == g.ask.pool for g in groups if g.ask.decision == "order" for c in g.completions]  # a safe answer, where rewards are gains
-    return {"parse_rate": sum(c.answer.ok for c in completions) / count, "truncated": sum(not c.finished for c in completions) / count,
-            "length": sum(len(c.ids) for c in completions) / count, "prompt_length": sum(len(g.prompt) for g in groups) / len(groups),
-            "shortened": sum(g.completions[0].cut is not None for g in groups) / len(groups),
-            **({"unchanged": sum(copies) / len(copies)} if copies else {})}
 
 
 def learning_rate_share(train: settings.Train, step: int) -> float:

@@ -82,8 +82,7 @@ def run_scripts(name: str, calls: list[tuple], jobs: int) -> None:
 def ablation_table(results: dict[str, dict]) -> str:
     """Markdown: a row per method, a column per scenario. `results`: config -> what evaluate.py wrote about its seeds."""
     rows = {name: [results[config]["rows"][BASE]] for name, config in UNTRAINED.items()}
-    rows |= {name: [row for label, row in results[config]["rows"].items() if row["strict"] and label != BASE]
-             for name, config in TRAINED.items()}
+    rows |= {name: trained_rows(results[config]) for name, config in TRAINED.items()}
     scenarios = list(next(iter(rows.values()))[0]["repaired"]["scenarios"])
     lines = []
     for name, found in rows.items():
@@ -97,14 +96,18 @@ def methods_table(results: dict[str, dict]) -> str:
     """Markdown: a row per config. Cost is that of a trained run on the first scenario (of the world's: 20 candidates); quality is the mean over the tasks."""
     lines = []
     for config, result in results.items():
-        base = result["rows"][BASE]
-        trained = [row for label, row in result["rows"].items() if row["strict"] and label != BASE]
+        base, trained = result["rows"][BASE], trained_rows(result)
         cost = [next(iter(row["cost"].values())) for row in trained]
         numbers = [f"{statistics.mean(c[name] for c in cost):.{digits}f}" for name, digits in (("calls", 1), ("prompt_tokens", 0), ("completion_tokens", 0))]
         for metric in ("MRR", "nDCG@10"):
             numbers += [f"{base['repaired']['mean'][metric]:.3f}", mean_and_deviation([row["repaired"]["mean"][metric] for row in trained])]
         lines.append([config, *numbers, mean_and_deviation([row["strict"]["mean"]["MRR"] for row in trained])])
     return markdown(["config", "calls", "tokens in", "tokens out", "MRR before", "after", "nDCG@10 before", "after", "MRR after, strict"], lines)
+
+
+def trained_rows(result: dict) -> list[dict]:
+    """The rows of the checkpoints: those that can have unreadable answers, the base aside."""
+    return [row for label, row in result["rows"].items() if row["strict"] and label != BASE]
 
 
 def mean_and_deviation(values: list[float]) -> str:

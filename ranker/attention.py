@@ -104,7 +104,7 @@ class Filled(DynamicLayer):
 
 
 class PromptCache(Cache):
-    """Prompts (padded on the left) and the completions that grow behind them; `owner` says whose a row is, in order."""
+    """Prompts (padded at either end) and the completions that grow behind them; `owner` says whose a row is, in order."""
 
     def __init__(self, prompts: Sequence[tuple[torch.Tensor, torch.Tensor]], real: torch.Tensor, owner: torch.Tensor, room: int):
         """prompts: per layer keys and values [B, kv, P, d]; real [B, P], False for padding; owner [rows], ascending."""

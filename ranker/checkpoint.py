@@ -2,7 +2,8 @@
 
 Everything random in a run is drawn from (run.seed, step), so adapter, optimizer and step are all there is to restore.
 A checkpoint is a PEFT adapter folder with more files: `checkpoint.json` (base model, prompts, data, scores, config),
-`optimizer.pt`, `critic.safetensors` where the objective has one and `reference.safetensors` where a stage has its own reference. `last` and `best` in the run folder are links to checkpoints.
+`optimizer.pt`, `critic.safetensors` where the objective has one and `reference.safetensors` where a stage has its own
+reference. `last` and `best` in the run folder are links to checkpoints.
 """
 
 import fcntl

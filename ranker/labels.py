@@ -21,7 +21,8 @@ def by_teacher(queries: Sequence[Query], path: Path) -> list[Query]:
         if missing := [c for c in query.ids if c not in place] if place else []:
             raise UserError(f"{path}: query '{query.id}' is ranked without its candidate '{missing[0]}'")
         if place:
-            found.append(replace(query, relevance=tuple(float(len(query.ids) - sorted(place[c] for c in query.ids).index(place[c])) for c in query.ids)))
+            order = sorted(query.ids, key=place.get)
+            found.append(replace(query, relevance=tuple(float(len(order) - order.index(c)) for c in query.ids)))
     if not found:
         raise UserError(f"{path} ranks none of the training queries; make it with evaluate.py --data FILE of the same file")
     return found

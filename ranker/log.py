@@ -1,6 +1,5 @@
 """What a run leaves to read: metrics.jsonl, completions.jsonl, curves.png."""
 
-import io
 import json
 import math
 from collections import deque
@@ -10,7 +9,7 @@ from pathlib import Path
 import matplotlib
 
 from ranker.data import Group
-from ranker.files import open_whole, write_bytes, writing
+from ranker.files import open_whole, write_figure, writing
 
 
 def append(path: Path, records: Sequence[dict]) -> None:
@@ -113,10 +112,27 @@ def curves(folder: Path) -> None:
                 axis.plot([step for step, _ in validations], [found[name] for _, found in validations], marker="o", markersize=4, label=name, **style)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
+    write_figure(folder / "curves.png", figure)
     plt.close(figure)
-    write_bytes(folder / "curves.png", buffer.getvalue())
+
+
+def reward_means(rewards: list[list[dict[str, float]]]) -> dict[str, float]:
+    """Mean of the reward and of each part over the completions that could be scored."""
+    means = {}
+    for name in rewards[0][0]:
+        values = [r[name] for row in rewards for r in row if math.isfinite(r[name])]
+        means["reward" if name == "total" else f"reward/{name}"] = sum(values) / len(values) if values else math.nan
+    return means
+
+
+def rollout_means(groups: list[Group]) -> dict[str, float]:
+    completions = [c for g in groups for c in g.completions]
+    count = len(completions)
+    copies = [c.answer.value == g.ask.pool for g in groups if g.ask.decision == "order" for c in g.completions]  # a safe answer, where rewards are gains
+    return {"parse_rate": sum(c.answer.ok for c in completions) / count, "truncated": sum(not c.finished for c in completions) / count,
+            "length": sum(len(c.ids) for c in completions) / count, "prompt_length": sum(len(g.prompt) for g in groups) / len(groups),
+            "shortened": sum(g.completions[0].cut is not None for g in groups) / len(groups),
+            **({"unchanged": sum(copies) / len(copies)} if copies else {})}
 
 
 def completion_records(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], advantages) -> list[dict]:

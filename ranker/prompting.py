@@ -203,6 +203,7 @@ class Prompter:
     max_tokens: int = 1400
     control_strings: tuple[str, ...] = field(init=False)
     prefill: str = field(init=False)  # what the chat template has already written of the completion
+    identifiers: list[int] = field(init=False, default_factory=list)  # the tokens of [1], [2], ... in an answer, as far as they were asked for
 
     def __post_init__(self):
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
@@ -262,15 +263,15 @@ class Prompter:
 
     def identifier_tokens(self, count: int) -> list[int]:
         """The token of each identifier 1 to `count` where an answer names it. Raises UserError if one is not a single token there."""
-        before, begun, tokens = self._tokens(self.to_answer), self.to_answer.removesuffix("["), []
-        for k in range(1, count + 1):
+        before, begun = self._tokens(self.to_answer), self.to_answer.removesuffix("[")
+        for k in range(len(self.identifiers) + 1, count + 1):
             whole = self._tokens(f"{begun}[{k}]</answer>")
             named = f"{begun}[{k}]" if begun == self.to_answer else f"{begun}[{k}"
             if whole[:len(before)] != before or self._tokens(named) != [*before, whole[len(before)]]:
                 raise UserError(f"the identifier [{k}] is not one token of this tokenizer, so its logit says nothing; ask about"
                                 f" at most {k - 1} candidates at a time (ranker.final, or ranker.window)")
-            tokens.append(whole[len(before)])
-        return tokens
+            self.identifiers.append(whole[len(before)])
+        return self.identifiers[:count]
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

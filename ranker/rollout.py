@@ -7,7 +7,6 @@ at temperature 0.
 """
 
 import time
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -295,9 +294,8 @@ def greedy_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks
 
 def answer_mask(policy: Policy, ids: list[int]) -> torch.Tensor:
     """[tokens]: 1 from the token on in which the last opening answer tag begins, else 0; all 0 without one."""
-    decode = policy.tokenizer.decode
-    start = decode(ids).rfind("<answer>")
-    before = bisect_right(range(len(ids)), start, key=lambda n: len(decode(ids[:n]))) - 1 if start >= 0 else len(ids)
+    start = written(policy, ids).rfind("<answer>")
+    before = tokens_within(policy, ids, start) if start >= 0 else len(ids)
     return (torch.arange(len(ids), device=policy.device) >= before).float()
 
 
@@ -312,7 +310,7 @@ def add_scores(policy: Policy, groups: Sequence[Group], budget: int) -> None:
     prompts, numbers = [], []
     for prompt, c in scored:
         start = place(c.text).start
-        kept = next(k for k in range(len(c.ids), -1, -1) if len(written(policy, c.ids[:k])) <= start)
+        kept = tokens_within(policy, c.ids, start)
         cut = c.text[len(written(policy, c.ids[:kept])):start]  # of a token that goes on behind the tag
         prompts.append(prompt + c.ids[:kept])
         numbers.append([encode(f"{cut}{number}{STOP}")["input_ids"] for number in NUMBERS])
@@ -322,6 +320,11 @@ def add_scores(policy: Policy, groups: Sequence[Group], budget: int) -> None:
     for (_, c), share in zip(scored, shares, strict=True):
         c.answer = replace(c.answer, scores=tuple(share))
         c.seconds += seconds / len(scored)
+
+
+def tokens_within(policy: Policy, ids: list[int], characters: int) -> int:
+    """How many tokens a completion may begin with for a text of at most so many characters."""
+    return next(k for k in range(len(ids), -1, -1) if len(written(policy, ids[:k])) <= characters)
 
 
 def written(policy: Policy, ids: list[int]) -> str:

@@ -6,7 +6,6 @@ the last point; its area, divided by the cost from the cheapest to the dearest s
 over that range (AIQ of RouterBench, arXiv 2403.12031, section 3).
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ranker.data import Candidate, Query
-from ranker.files import write_bytes
+from ranker.files import write_figure
 
 if TYPE_CHECKING:
     from ranker.report import Row
@@ -125,6 +124,4 @@ def plot(path: Path, rows: Sequence["Row"], queries: Sequence[Query]) -> None:
     axes.set(xlabel="$ per 1000 queries", ylabel="performance", xscale="log", title="first choices under each objective, and single models (x)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    write_bytes(path, buffer.getvalue())
+    write_figure(path, figure)

@@ -30,12 +30,16 @@ def training(data: Data, seed: int) -> Callable[[int], Query]:
     queries = held_out(data, "train")
     if data.teacher:
         queries = labels.by_teacher(queries, Path(os.path.expanduser(data.teacher)))
+    return endless(queries, str(seed))
 
+
+def endless(items: Sequence, seed: str) -> Callable[[int], object]:
+    """Position -> item, without end, shuffled anew each epoch."""
     @lru_cache(maxsize=1)
-    def epoch(number: int) -> list[Query]:
-        return random.Random(f"{seed}/{number}").sample(queries, len(queries))
+    def epoch(number: int) -> list:
+        return random.Random(f"{seed}/{number}").sample(items, len(items))
 
-    return lambda i: epoch(i // len(queries))[i % len(queries)]
+    return lambda i: epoch(i // len(items))[i % len(items)]
 
 
 def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]:

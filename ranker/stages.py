@@ -11,8 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
-from ranker import config as settings, rewarding, thoughts
+from ranker import config as settings, distributed, rewarding, thoughts
 from ranker.data import Query
+from ranker.errors import UserError
 
 
 @dataclass
@@ -28,6 +29,8 @@ def load(config: settings.Config, ranker: SimpleNamespace, next_query: Callable[
     """The stages of a config in order. Raises UserError for what is wrong with any of them."""
     found = []
     for first, now in settings.stages(config, where):
+        if now.rollout.prompts_per_step % distributed.size():
+            raise UserError(f"rollout.prompts_per_step ({now.rollout.prompts_per_step}) must be a multiple of the {distributed.size()} processes")
         source = next_query
         if now.rollout.traces:
             source = thoughts.drawn(Path(now.rollout.traces), ranker.sampled_ask(next_query(0), random.Random(0)).decision, now.run.seed)

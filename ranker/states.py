@@ -15,8 +15,7 @@ token, its identifier where an answer begins, and the right order, written there
 
 import math
 import random
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
@@ -49,9 +48,14 @@ def joined(parts: Sequence[Experience]) -> Experience:
 
 def sampled(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int, first: int = 0) -> Experience:
     """The random asks of each query, `count` completions each. `first` is the number of the first query among those of all processes."""
-    drawn = [ranker.sampled_asks(q, random.Random(f"{seed}/ask/{i}")) for i, q in enumerate(queries, first)]
-    seeds = [seed + i + (number << 32) for i, asks in enumerate(drawn, first) for number in range(len(asks))]
-    return by_group(sample_groups(sampler, [ask for asks in drawn for ask in asks], count, temperature, seeds))
+    asked = drawn(ranker.sampled_asks, queries, seed, first)
+    seeds = [seed + i + (number << 32) for i, asks in enumerate(asked, first) for number in range(len(asks))]
+    return by_group(sample_groups(sampler, [ask for asks in asked for ask in asks], count, temperature, seeds))
+
+
+def drawn(draw: Callable, queries: Sequence[Query], seed: int, first: int) -> list:
+    """What a ranker draws for each query, from a generator of the query's own."""
+    return [draw(query, random.Random(f"{seed}/ask/{i}")) for i, query in enumerate(queries, first)]
 
 
 def by_group(groups: list[Group]) -> Experience:
@@ -72,7 +76,7 @@ def recorded(sampler: Sampler, ranker: SimpleNamespace, traces: Sequence[tuple[A
 
 def hinted(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int, first: int = 0) -> Experience:
     """`sampled`, with the right answer in the prompt while sampling."""
-    asks = [ranker.sampled_ask(q, random.Random(f"{seed}/ask/{i}")) for i, q in enumerate(queries, first)]
+    asks = drawn(ranker.sampled_ask, queries, seed, first)
     told = [replace(ask, hint=span(llms.right_answer(ask))) for ask in asks]
     groups = sample_groups(sampler, told, count, temperature, seed + first)
     return by_group([Group(ask, sampler.policy.prompter.encode(ask), group.completions) for ask, group in zip(asks, groups)])
@@ -81,17 +85,15 @@ def hinted(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], 
 def identifiers(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Query], count: int, temperature: float, seed: int, first: int = 0) -> Experience:
     """Every candidate's identifier as a completion, then the right order of all, for a prompt that has begun the answer."""
     prompter, groups = sampler.policy.prompter, []
-    for i, query in enumerate(queries, first):
-        ask = replace(ranker.sampled_ask(query, random.Random(f"{seed}/ask/{i}")), by_logits=True)
+    for ask in drawn(ranker.sampled_ask, queries, seed, first):
+        ask = replace(ask, by_logits=True)
         if ask.decision != "order":
             raise UserError(f"rollout.states=identifiers needs a ranker that asks for an order, such as first, not {ranker.name}")
-        right = span(llms.right_answer(ask))
-        written = prompter.written_answer(right)
-        place = [int(k) - 1 for k in re.findall(r"\d+", right)]
+        [(_, right)] = llms.scripted(llms.right_answer)([ask])
+        written = prompter.written_answer(span(right.text))
         completions = [Completion([token], [math.nan], f"[{k + 1}]", True, Answer("ok", (ask.pool[k],), 1))
                        for k, token in enumerate(prompter.identifier_tokens(len(ask.pool)))]
-        completions.append(Completion(written, [math.nan] * len(written), f"<answer>{right}</answer>", True,
-                                      Answer("ok", tuple(ask.pool[k] for k in place), len(place))))
+        completions.append(Completion(written, [math.nan] * len(written), f"<answer>{span(right.text)}</answer>", True, right.answer))
         groups.append(Group(ask, prompter.encode(ask), completions))
     return by_group(groups)
 

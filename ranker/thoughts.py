@@ -8,10 +8,8 @@ is ranked never finds a trace of itself: a file that holds one is refused.
 
 import json
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 from ranker.baselines import BM25, context_text
@@ -19,6 +17,7 @@ from ranker.data import Ask, Candidate, Group, Query
 from ranker.drive import Model
 from ranker.errors import UserError
 from ranker.prompting import DECISIONS
+from ranker.sources import endless
 from rewards.format import exact
 
 FIELDS = ("query", "task", "context", "candidates", "decision", "text")
@@ -80,12 +79,7 @@ def drawn(path: Path, decision: str, seed: int) -> Callable[[int], tuple[Ask, st
     examples = [example for example in read(path) if example[0].decision == decision]
     if not examples:
         raise UserError(f"{path}: it holds no trace of the decision '{decision}', which the ranker asks for")
-
-    @lru_cache(maxsize=1)
-    def epoch(number: int) -> list[tuple[Ask, str]]:
-        return random.Random(f"{seed}/traces/{number}").sample(examples, len(examples))
-
-    return lambda i: epoch(i // len(examples))[i % len(examples)]
+    return endless(examples, f"{seed}/traces")
 
 
 def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], decision: str, count: int, where: str) -> Callable[[Ask], Ask]:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from ranker import config as settings, states, thoughts, world
+from ranker import config as settings, log, states, thoughts, world
 from ranker.data import Answer, Ask, Completion, Group
 from ranker.drive import load_ranker
 from ranker.errors import UserError
@@ -16,7 +16,7 @@ from ranker.rollout import Sampler, answer_mask
 from ranker.stages import Stage
 from test_train import ROOT, SHORT, call, records  # noqa: F401  `call` is a fixture
 
-COLD = {"steps": 2, "rollout": {"completions_per_prompt": 2}, "train": {"objective": "sft", "lr": 1e-3, "beta": 0.0}, "reward": {"top1_hit": 1.0}}
+COLD = {"steps": 2, "rollout": {"completions_per_prompt": 2}, "train": {"objective": "sft", "lr": 1e-3}, "reward": {"top1_hit": 1.0}}
 
 
 def staged(*stages, **train_settings):
@@ -100,8 +100,8 @@ def test_the_share_of_lists_that_were_handed_back_unchanged_is_logged(asks):
     ask = Ask(asks[0].query, asks[0].query.ids, "order")
     lists = [ask.pool, ask.pool[::-1], ask.pool, ask.pool[:1]]
     group = Group(ask, [], [Completion([1], [0.0], "", True, Answer("ok", order)) for order in lists])
-    assert train.rollout_means([group])["unchanged"] == 0.5
-    assert "unchanged" not in train.rollout_means([Group(asks[0], [], group.completions)])
+    assert log.rollout_means([group])["unchanged"] == 0.5
+    assert "unchanged" not in log.rollout_means([Group(asks[0], [], group.completions)])
 
 
 def trace_file(path, relevance=True):
@@ -155,7 +155,7 @@ STAGED = ["--train.beta=0.1", "--train.warmup=0", "--rollout.temperature=1.5"]
 
 def staged_config(tmp_path):
     path = tmp_path / "staged.yaml"
-    path.write_text((ROOT / "configs/iranker.yaml").read_text() + "\nstages:\n  - {steps: 2, train: {objective: sft, keep_above: 0.5, lr: 1.0e-4, warmup: 0, beta: 0}}\n")
+    path.write_text((ROOT / "configs/iranker.yaml").read_text() + "\nstages:\n  - {steps: 2, train: {objective: sft, keep_above: 0.5, lr: 1.0e-4, warmup: 0}}\n")
     return path
 
 

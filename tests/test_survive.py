@@ -330,8 +330,8 @@ def test_a_loss_that_is_no_number_changes_nothing_is_counted_and_stops_a_run_tha
 
 
 def test_a_collapse_is_announced_once_and_best_is_what_remains(quick, monkeypatch):
-    rewards, scores, means = iter([0.9] * 5 + [0.2] * 5), iter([0.5, 0.6, 0.9, 0.3, 0.2, 0.1]), train.reward_means
-    monkeypatch.setattr(train, "reward_means", lambda rows: means(rows) | {"reward": next(rewards)})
+    rewards, scores, means = iter([0.9] * 5 + [0.2] * 5), iter([0.5, 0.6, 0.9, 0.3, 0.2, 0.1]), log.reward_means
+    monkeypatch.setattr(log, "reward_means", lambda rows: means(rows) | {"reward": next(rewards)})
     monkeypatch.setattr(train, "validate", lambda *arguments: dict.fromkeys(("passages", "mean", "mean_strict"), next(scores)))
     status, out, _ = quick("--train.steps=10", "--train.collapse_steps=3", "--run.keep=1")
     assert status == 0 and out.count("collapse: reward was 0.90 and has been below 0.60 for 3 steps. Likely causes: a learning rate too high") == 1

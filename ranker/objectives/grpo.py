@@ -5,7 +5,9 @@ import torch
 from ranker import losses
 from ranker.config import Train
 
-NEEDS = set()  # beside log-probabilities: `critic`, a value head; `answer`, which tokens are the answer's; `cohort`, whose completion one is
+# Beside log-probabilities: `reference`, those of the reference (with a beta); `critic`, a value head; `answer`, which tokens are
+# the answer's; `cohort`, whose completion one is.
+NEEDS = {"reference"}
 Tensors = dict[int, torch.Tensor]  # completion -> one number per token
 
 

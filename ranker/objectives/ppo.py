@@ -14,7 +14,7 @@ from ranker import losses
 from ranker.config import Train
 from ranker.objectives.grpo import Tensors
 
-NEEDS = {"critic"}
+NEEDS = {"reference", "critic"}
 
 
 def credit(train: Train, total: torch.Tensor, task: torch.Tensor, cohorts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
