@@ -75,7 +75,7 @@ def main() -> int | None:
         return dry_run(config, stages[0], policy, plan, sampler, ranker, validation)
     distributed.wait()  # until all have read what stands there
     if distributed.first():
-        held = checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config.data)))
+        held = checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config)))
         for name in ("metrics.jsonl", "completions.jsonl", "thoughts.jsonl"):  # what a crash left behind the last checkpoint is written again
             log.cut_after(run_dir / name, done or -1)
         print(plan.outlook())

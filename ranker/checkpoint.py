@@ -127,7 +127,7 @@ def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: 
             write_bytes(temporary / "optimizer.pt", state.getbuffer())
             write_text(temporary / "checkpoint.json", json.dumps({
                 "step": step, "base_model": config.model.name, "prompts": prompt_versions(), "scores": scores,
-                "data": {name: sources.checksum(name) for name in sources.names(config.data)},
+                "data": {name: sources.checksum(name) for name in sources.names(config)},
                 "config": settings.as_dict(config)}, indent=1) + "\n")
             for path in temporary.iterdir():
                 with path.open("rb") as file:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ranker import labels, world
-from ranker.config import Data
+from ranker.config import Config, Data, stages
 from ranker.data import Query, read_queries
 from ranker.errors import UserError, nearest
 from ranker.files import sha256
@@ -117,9 +117,10 @@ def world_tasks(names: Sequence[str]) -> list[str]:
     return list(names) or list(world.TASKS)
 
 
-def names(data: Data) -> list[str]:
-    """Every source that a config names."""
-    return sorted({data.train, data.validation or data.train, data.test or data.train, data.teacher or data.train})
+def names(config: Config) -> list[str]:
+    """Every source that a config names: its data, and the traces that a stage imitates."""
+    data, traces = config.data, [stage.rollout.traces for _, stage in stages(config)]
+    return sorted({data.train, *filter(None, (data.validation, data.test, data.teacher, *traces))})
 
 
 def checksum(source: str) -> str:

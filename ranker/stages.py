@@ -33,7 +33,7 @@ def load(config: settings.Config, ranker: SimpleNamespace, next_query: Callable[
             raise UserError(f"rollout.prompts_per_step ({now.rollout.prompts_per_step}) must be a multiple of the {distributed.size()} processes")
         source = next_query
         if now.rollout.traces:
-            source = thoughts.drawn(Path(now.rollout.traces), ranker.sampled_ask(next_query(0), random.Random(0)).decision, now.run.seed)
+            source = thoughts.drawn(Path(now.rollout.traces).expanduser(), ranker.sampled_ask(next_query(0), random.Random(0)).decision, now.run.seed)
         objective = import_module(f"ranker.objectives.{now.train.objective}")
         found.append(Stage(first, now, rewarding.load(now.reward, where), objective, source))
     return found

@@ -180,3 +180,15 @@ def test_a_staged_run_stopped_in_its_second_stage_ends_as_one_never_stopped(call
     steps = [r for r in records(tmp_path / "whole/metrics.jsonl") if r["step"]]
     assert ["nll" in r for r in steps] == [True, True, False, False] and ["kl" in r for r in steps] == [False, False, True, True]
     assert steps[2]["kl"] == pytest.approx(0, abs=1e-5)  # the second stage begins as its own reference
+
+
+def test_a_run_does_not_go_on_with_other_traces_than_it_began_with(call, tmp_path):  # noqa: F811
+    query = trace_file(tmp_path / "traces.jsonl")
+    options = ["--rollout.states=recorded", f"--rollout.traces={tmp_path}/traces.jsonl", "--train.objective=sft", "--train.warmup=0", f"--data.tasks={query.task}"]
+    short = [option for option in SHORT if "tasks" not in option and "steps=" not in option]
+    assert call(train, ROOT / "configs/iranker.yaml", *short, *options, "--train.steps=1")[0] == 0
+    config = (tmp_path / "runs/iranker/config.yaml")
+    config.write_text(config.read_text().replace("  steps: 1\n", "  steps: 2\n"))
+    (tmp_path / "traces.jsonl").write_text((tmp_path / "traces.jsonl").read_text().replace("read", "seen"))
+    status, _, error = call(train, ROOT / "configs/iranker.yaml", *short, *options, "--train.steps=2")
+    assert status == 2 and "traces.jsonl changed since the last checkpoint" in error
