@@ -10,7 +10,6 @@ Decisions a reader could doubt:
 
 import importlib.util
 import json
-import logging
 import os.path
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,8 +31,6 @@ from ranker.attention import PACKED, layout
 from ranker.errors import UserError, nearest
 from ranker.prompting import Prompter
 
-# Where a CPU has bf16 instructions it asks for a package that would download a kernel, which we leave off below.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 TINY = Path(__file__).parent / "tiny" / "model"
 
 

@@ -320,3 +320,10 @@ def test_other_prompts_than_in_training_are_noticed(call, finished_run):
     assert status == 2 and "other prompts (eliminate.txt changed)" in err
     status, _, err = train_short(call)
     assert status == 2 and "eliminate.txt changed" in err
+
+
+def test_a_mistake_is_one_line_from_the_shell_too():
+    """In a process of its own, where what libraries say at their import stands beside it."""
+    ended = subprocess.run([sys.executable, ROOT / "train.py", "configs/irankr.yaml"], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2 and not ended.stdout
+    assert ended.stderr == "error: configs/irankr.yaml: No such file or directory (did you mean 'iranker'?)\n"
