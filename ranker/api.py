@@ -25,7 +25,7 @@ from pathlib import Path
 
 from ranker import config as settings, log
 from ranker.answers import parse
-from ranker.data import Ask, Completion
+from ranker.data import Ask, Completion, Cut
 from ranker.drive import Model
 from ranker.errors import UserError
 from ranker.files import write_text
@@ -117,7 +117,7 @@ def server_model(llm: settings.Llm, chat: Chat, max_new_tokens: int, path: Path,
     return model
 
 
-def completion(record: dict, ask: Ask, cut: int | None) -> tuple[int, Completion]:
+def completion(record: dict, ask: Ask, cut: Cut) -> tuple[int, Completion]:
     answer = parse(record["text"], ask, record["finished"])
     return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"], cut, record["tokens"])
 

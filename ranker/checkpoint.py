@@ -6,7 +6,6 @@ A checkpoint is a PEFT adapter folder with more files: `checkpoint.json` (base m
 reference. `last` and `best` in the run folder are links to checkpoints.
 """
 
-import fcntl
 import io
 import json
 import os
@@ -19,13 +18,12 @@ from safetensors.torch import load_file, save_file
 
 from ranker import config as settings, sources
 from ranker.errors import UserError
-from ranker.files import refuse_read_only, write_bytes, write_text, writing
+from ranker.files import LOCK, lock, refuse_locked, refuse_read_only, write_bytes, write_text, writing
 from ranker.policy import Policy, save_adapter
 from ranker.prompting import changed_prompts, prompt_versions
 from ranker.provenance import interpreter
 
 RECORD = {"step": int, "base_model": str, "prompts": dict, "scores": dict, "data": dict, "config": dict}  # of checkpoint.json
-LOCK = "lock"  # in a run folder: the process that writes there
 TEMPORARY = ".*.tmp"  # what one that was killed had not finished
 SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device",  # may change between start and resume, as may what is computed at once
             "rollout.tokens_per_batch", "rollout.tokens_per_prefill", "rollout.tokens_kept", "train.tokens_per_batch", "model.gradient_checkpointing"}
@@ -42,8 +40,7 @@ def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:
         return 0
     if not folder.is_dir():
         raise UserError(f"run.dir {folder} is a file")
-    if (folder / LOCK).exists():
-        lock(folder, sign=False).close()  # better to know now than when the model is loaded
+    refuse_locked(folder)
     recorded = folder / "config.yaml"
     if not recorded.is_file():
         if any(path.name != LOCK and not path.match(TEMPORARY) for path in folder.iterdir()):
@@ -81,31 +78,9 @@ def start_run(config: settings.Config, fresh: bool, record: dict) -> BinaryIO:
         with writing(folder.parent):
             folder.rename(next(p for i in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.{i}")).exists()))
     held = lock(folder)
-    with writing(folder):
-        for path in folder.glob(TEMPORARY):
-            path.unlink()
     write_text(folder / "config.yaml", settings.as_yaml(config))
     write_text(folder / "provenance.json", json.dumps(record, indent=1) + "\n")
     return held
-
-
-def lock(folder: Path, sign: bool = True) -> BinaryIO:
-    """Hold a run folder for this process, whose number goes into the file with `sign`. The system lets go of it when the process ends, however that happens."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+b", buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.seek(0)
-        owner = file.read().decode().strip()
-        file.close()
-        raise UserError(f"{folder} is in use by process {owner}; wait for it, or take another run.dir") from None
-    if sign:
-        with writing(folder / LOCK):
-            file.truncate(0)
-            file.write(str(os.getpid()).encode())
-    return file
 
 
 def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: dict, best: bool) -> Path:

@@ -22,6 +22,8 @@ from pathlib import Path
 from ranker.errors import UserError, nearest
 from ranker.files import open_whole
 
+Cut = dict[str, int] | None  # `tokens` (or `words`) that each text was cut to, items of the `history` that are left; None: all is whole
+
 FIELDS = ("id", "task", "context", "candidates", "relevance")
 OPTIONAL = ("group",)
 MEASURED = ("performance", "cost")  # of a candidate, optional
@@ -137,7 +139,7 @@ class Completion:
     finished: bool  # stopped by itself rather than by the token limit
     answer: Answer
     seconds: float = 0.0  # its share of the batch it was sampled in
-    cut: int | None = None  # the tokens that each text of its prompt was cut to; None: whole
+    cut: Cut = None  # what its prompt lost
     counted: int = 0
 
     @property

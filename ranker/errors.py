@@ -1,7 +1,10 @@
 """The two ways to end badly: a user's mistake (one line, exit 2) and a bug (a traceback, exit 1)."""
 
 import argparse
+import contextlib
 import difflib
+import errno
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -39,17 +42,28 @@ def one_line(text: str) -> str:
 def exit_status(main: Callable[[], int | None]) -> int:
     """Run `main`; what it returns, or 2 with one line on stderr for a UserError. Bugs keep their traceback."""
     try:
-        return main() or 0
+        status = main() or 0
+        sys.stdout.flush()
+        return status
     except UserError as error:
         error.__traceback__ = error.__context__ = None  # lets go of progress bars, which end their line then
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return 2
+        return _ended(f"error: {one_line(str(error))}")
+    except OSError as error:
+        if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE):
+            raise
+        # What else writes says which file it was. Python would try once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return _ended(f"error: cannot write to the standard output or error: {error.strerror}; what was saved before is whole")
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; this file does without torch
             raise
-        print("error: the GPU is out of memory; lower, in this order: rollout.tokens_per_batch and rollout.tokens_per_prefill,"
-              " train.tokens_per_batch, rollout.max_new_tokens; or set model.gradient_checkpointing=true", file=sys.stderr)
-        return 2
+        return _ended("error: the GPU is out of memory; lower, in this order: rollout.tokens_per_batch and rollout.tokens_per_prefill,"
+                      " train.tokens_per_batch, rollout.max_new_tokens; or set model.gradient_checkpointing=true")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _ended("interrupted", 130)
+
+
+def _ended(line: str, status: int = 2) -> int:
+    with contextlib.suppress(OSError):  # a log on a full disk
+        print(line, file=sys.stderr)
+    return status

@@ -2,16 +2,20 @@
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from safetensors import SafetensorError
 
 from ranker.errors import UserError
+
+LOCK = "lock"  # in a folder that one process at a time may write to
 
 
 @contextlib.contextmanager
@@ -41,6 +45,9 @@ def open_whole(path: str | Path, mode: str = "w") -> Iterator[IO]:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                if not _alive(left.suffixes[-2][1:]):
+                    left.unlink(missing_ok=True)
             with temporary.open(mode, encoding=None if mode == "wb" else "utf-8") as file:
                 yield file
                 file.flush()
@@ -49,6 +56,42 @@ def open_whole(path: str | Path, mode: str = "w") -> Iterator[IO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _alive(process: str) -> bool:
+    """Whether a process of this machine has that number."""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, PermissionError):  # no number, or somebody else's
+        return True
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def lock(folder: Path, sign: bool = True) -> BinaryIO:
+    """Hold a folder for this process, whose number goes into the file with `sign`. The system lets go of it when the process ends, however that happens."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+b", buffering=0)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.seek(0)
+        owner = file.read().decode().strip()
+        file.close()
+        raise UserError(f"{folder} is in use by process {owner}; wait for it, or take another folder") from None
+    if sign:
+        with writing(folder / LOCK):
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+    return file
+
+
+def refuse_locked(folder: Path) -> None:
+    """Better to know now than when a model is loaded. Raises UserError."""
+    if (folder / LOCK).exists():
+        lock(folder, sign=False).close()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -12,6 +12,7 @@ fits, and the history drops its oldest items only if that is not enough.
 """
 
 import hashlib
+import os
 import re
 import string
 import unicodedata
@@ -21,7 +22,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from ranker.config import parse_yaml
-from ranker.data import Ask
+from ranker.data import Ask, Cut
 from ranker.errors import UserError, nearest
 
 FOLDER = Path(__file__).resolve().parent.parent / "prompts"
@@ -38,13 +39,19 @@ _CONTROL = re.compile(r"<(?!/?(?:think|answer)>)(?=[^<>\s]+>)|<(?=[|｜])|(?<=[|
 
 
 @cache
+def files() -> dict[str, bytes]:
+    """What stands in prompts/, read once: who edits a prompt while a run goes on changes neither its asks nor what its checkpoints say of them."""
+    return {path.name: path.read_bytes() for path in (*sorted(FOLDER.glob("[!.]*.txt")), FOLDER / "tasks.yaml") if os.access(path, os.R_OK)}
+
+
+@cache
 def wordings() -> dict[str, dict[str, str]]:
     """Task name -> its wording, from prompts/tasks.yaml. Raises UserError for a task without all fields."""
     path = FOLDER / "tasks.yaml"
     try:
-        tasks = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        tasks = parse_yaml(_text(path))
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
     if not isinstance(tasks, dict) or not tasks:
         raise UserError(f"{path}: expected task names with their wordings")
     for name, wording in tasks.items():
@@ -65,10 +72,7 @@ def wording(task: str) -> dict[str, str]:
 def template(name: str) -> str:
     """The text of prompts/NAME.txt. Raises UserError for fields that nothing fills, and for a decision that shows no context or no pool."""
     path = FOLDER / f"{name}.txt"
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
+    text = _text(path).strip()
     if name in ("system", "out", "hint"):
         return text
     try:
@@ -82,9 +86,18 @@ def template(name: str) -> str:
     return text
 
 
+def _text(path: Path) -> str:
+    try:
+        return files()[path.name].decode()
+    except KeyError:
+        raise UserError(f"{path}: cannot be read ({'no permission' if path.exists() else 'there is no such file'})") from None
+    except ValueError:
+        raise UserError(f"{path}: cannot be read (not UTF-8 text)") from None
+
+
 def prompt_versions() -> dict[str, str]:
     """A short hash of every template and of every task's wording, as it stands in checkpoints and results."""
-    texts = {path.name: path.read_bytes() for path in sorted(FOLDER.glob("[!.]*.txt"))}
+    texts = {name: text for name, text in files().items() if name != "tasks.yaml"}
     texts |= {f"tasks.yaml {task}": repr(sorted(fields.items())).encode() for task, fields in wordings().items()}
     return {name: hashlib.sha256(text).hexdigest()[:12] for name, text in texts.items()}
 
@@ -181,8 +194,8 @@ class Chat:
     def messages(self, ask: Ask) -> list[dict[str, str]]:
         return self.fitted(ask)[0]
 
-    def fitted(self, ask: Ask) -> tuple[list[dict[str, str]], int | None]:
-        """The chat of an ask, and how many words its long texts were cut to, or None."""
+    def fitted(self, ask: Ask) -> tuple[list[dict[str, str]], Cut]:
+        """The chat of an ask, and how many `words` its long texts were cut to."""
         cut = []
 
         def shown(text: str) -> str:
@@ -192,7 +205,7 @@ class Chat:
                 words[self.words - self.words // 2:len(words) - self.words // 2] = ["..."]
             return " ".join(words)
 
-        return messages(ask, shown, without_control, multi_turn=self.multi_turn), self.words if cut else None
+        return messages(ask, shown, without_control, multi_turn=self.multi_turn), {"words": self.words} if cut else None
 
 
 @dataclass
@@ -232,8 +245,11 @@ class Prompter:
         """Token ids of the prompt, at most `max_tokens`. Raises UserError when the bare template does not fit."""
         return self.fitted(ask)[0]
 
-    def fitted(self, ask: Ask) -> tuple[list[int], int | None]:
-        """`encode`, and how many tokens each text was cut to, or None. Whatever is tried, a text is cleaned and tokenized once."""
+    def fitted(self, ask: Ask) -> tuple[list[int], Cut]:
+        """`encode`, and how many `tokens` each text was cut to and how many items of its `history` are left, if that had to be.
+
+        Whatever is tried, a text is cleaned and tokenized once.
+        """
         clean, tokens = cache(self.harmless), cache(self._tokens)
         cut_to = lambda length: cache(lambda text: self._cut(clean(text), tokens(clean(text)), length))  # noqa: E731
         prompt = lambda shown, history=None: tokens(self._prompt(ask, shown, history))  # noqa: E731
@@ -242,12 +258,13 @@ class Prompter:
             return whole, None
         if len(prompt(shortest)) <= self.max_tokens:
             length = self._largest(4, len(whole), lambda length: prompt(cut_to(length)))
-            return prompt(cut_to(length)), length
+            return prompt(cut_to(length)), {"tokens": length}
         history = 0 if isinstance(ask.query.context, str) else len(ask.query.context)
         if history == 0 or len(prompt(shortest, 0)) > self.max_tokens:
             raise UserError(f"query '{ask.query.id}': a prompt of {len(ask.pool)} candidates needs more than"
                             f" model.max_prompt={self.max_tokens} tokens even with every text cut; raise it")
-        return prompt(shortest, self._largest(0, history, lambda items: prompt(shortest, items))), 4
+        left = self._largest(0, history, lambda items: prompt(shortest, items))
+        return prompt(shortest, left), {"tokens": 4, "history": left}
 
     def _largest(self, low: int, high: int, prompt: Callable[[int], list[int]]) -> int:
         """The largest number whose prompt fits, from `low`, which does, to below `high`, which does not."""

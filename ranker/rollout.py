@@ -18,7 +18,7 @@ from transformers import Cache, DynamicCache
 from ranker import config as settings
 from ranker.answers import parse, place
 from ranker.attention import DECODING, Filled, PromptCache
-from ranker.data import Answer, Ask, Completion, Group
+from ranker.data import Answer, Ask, Completion, Cut, Group
 from ranker.drive import Model
 from ranker.policy import Policy
 from ranker.score import pack, score_all
@@ -333,6 +333,6 @@ def written(policy: Policy, ids: list[int]) -> str:
 
 
 def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool, seconds: float = 0.0,
-             cut: int | None = None) -> Completion:
+             cut: Cut = None) -> Completion:
     text = written(policy, ids)
     return Completion(ids, logprobs, text, finished, parse(text, ask, finished), seconds, cut)

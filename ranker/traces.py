@@ -13,7 +13,7 @@ from ranker import log
 from ranker.data import Answer, Ask, Completion
 from ranker.drive import Model
 from ranker.errors import UserError
-from ranker.files import refuse_read_only, write_text, writing
+from ranker.files import lock, refuse_locked, refuse_read_only, write_text, writing
 
 
 class Traces:
@@ -27,11 +27,13 @@ class Traces:
         if anew:
             self.done = []
         refuse_read_only(folder)
+        refuse_locked(folder)
         self.found = {(r["row"], r["order"], r["query"], r["ask"]): r for r in self.done}
 
     def begin(self) -> None:
         """Write what is there so far, once: not before something can be added, so that a mistake leaves no files."""
         if not self.begun:
+            self.held = lock(self.path.parent)
             write_text(self.path, "".join(map(log.line, self.done)))  # cuts what a crash left half-written, and an older evaluation
             write_text(self.mark, json.dumps(self.evaluation, indent=1) + "\n")
             self.begun = True
@@ -72,6 +74,7 @@ class Traces:
         self.begin()
         with writing(self.mark):
             self.mark.unlink()
+        self.held.close()
 
 
 def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, completion: Completion) -> dict:

@@ -371,7 +371,7 @@ def test_a_long_text_loses_its_middle_and_is_counted():
     messages, cut = chat.fitted(Ask(query, query.ids, "order"))
     content = messages[-1]["content"]
     assert "\n0 1 2 ... 998 999\n" in content and "[1] short one\n" in content and "[2] (s> (s> (s> ... (s> (s>" in content
-    assert cut == 5 and chat.fitted(asks(1)[0])[1] is None
+    assert cut == {"words": 5} and chat.fitted(asks(1)[0])[1] is None
 
 
 def test_multi_turn_gives_each_candidate_a_turn_that_is_acknowledged_and_asks_again():

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from test_prompting import forget
 
 import evaluate
 import train
@@ -73,9 +74,9 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def fresh_prompts():
     """Prompts are read once a process; what was read before and after is forgotten."""
-    prompting.template.cache_clear(), prompting.wordings.cache_clear()
+    forget()
     yield
-    prompting.template.cache_clear(), prompting.wordings.cache_clear()
+    forget()
 
 
 def place(case: str, monkeypatch) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from test_train import call, records  # noqa: F401
 
 import evaluate
 import train
-from ranker import checkpoint, config as settings, log, policy, thoughts
+from ranker import checkpoint, config as settings, files, log, policy, thoughts
 from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
 from ranker.errors import UserError, exit_status
 from ranker.objectives import grpo
@@ -183,6 +184,24 @@ def test_a_run_that_is_disturbed_again_and_again_ends_where_one_ends_that_never_
     assert not list(run.rglob("*.tmp"))
 
 
+def test_what_killed_writers_of_a_file_left_is_cleared_by_the_next_one_and_nothing_else(tmp_path):
+    left, living, other = (tmp_path / name for name in (".x.json.4194305.tmp", f".x.json.{os.getppid()}.tmp", ".y.json.4194305.tmp"))  # no process has so high a number
+    for path in (left, living, other):
+        path.write_text("half")
+    files.write_text(tmp_path / "x.json", "{}")
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", living.name, other.name}
+
+
+@pytest.mark.parametrize(("redirected", "said"), [(">/dev/full", "No space left on device"), (">/dev/full 2>/dev/full", ""), ("| true", "Broken pipe")])
+@pytest.mark.parametrize("lines", [1, 9999], ids=["kept back until the end", "more than is kept back"])
+def test_an_output_that_cannot_be_written_is_one_line(redirected, said, lines):
+    code = f"import sys, time; from ranker.errors import exit_status; time.sleep(0.2); sys.exit(exit_status(lambda: print('x' * 99 * {lines})))"
+    done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "$CODE" {redirected}; exit ${{PIPESTATUS[0]}}'], cwd=ROOT, env=os.environ | {"CODE": code},
+                          capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (f"error: cannot write to the standard output or error: {said}; what was saved before is whole\n" if said else "")
+
+
 @pytest.fixture(scope="module")
 def run_of_another_tool(tmp_path_factory):
     """The arguments of an evaluation without a model, to the folder `out`."""
@@ -198,7 +217,7 @@ def scripts(folder: Path, out: Path) -> dict[str, tuple[Callable, list, Callable
     (folder / "topics").write_text("q0\tfirst\nq1\tsecond\n")
     (folder / "replay").write_text("".join(json.dumps({"qid": f"q{q}", "response": f"\u4e03\u4eba <answer>[{k}] > [{3 - k}]</answer>"}) + "\n" for q in range(2) for k in (1, 2)))
     named = [word for name in ("run", "qrels", "corpus", "topics", "replay") for word in (f"--{name}", folder / name)]
-    files = lambda out: {path.name: path.read_bytes() for path in out.iterdir() if path.suffix not in (".json", ".tmp")}  # results.json states the time  # noqa: E731
+    files = lambda out: {path.name: path.read_bytes() for path in out.iterdir() if path.suffix != ".json" and path.name != "lock"}  # results.json states the time  # noqa: E731
     return {"run": (train.main, [*SHORT, f"--run.dir={out}"], left_behind),
             "evaluation": (evaluate.main, [*named, "--window", 2, "--step", 1, "--out", out], files),
             "preparation": (prepare.main, ["trec", *named[1:6:2], *named[6:8], "--out", out / "q.jsonl"], files)}

@@ -1,10 +1,11 @@
 """An evaluation that was killed goes on where it stood: no finished ask is asked again, and its result is that of one that never stopped."""
 
+import os
 import random
 
 import pytest
 
-from ranker import drive, llms
+from ranker import drive, files, llms
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
 from ranker.traces import Traces
@@ -30,7 +31,7 @@ def model(asked, kill_after=10**9):
         write = lambda ask: "no answer" if (len(ask.pool) + len(ask.query.id) + int(ask.query.id[1:])) % 4 == 0 else llms.right_answer(ask)  # noqa: E731
         found = llms.scripted(write)(asks)
         for ask, (_, completion) in zip(asks, found):
-            completion.ids, completion.seconds, completion.cut = [1, 2, 3], 0.25, 40 if len(ask.pool) == 5 else None
+            completion.ids, completion.seconds, completion.cut = [1, 2, 3], 0.25, {"tokens": 40} if len(ask.pool) == 5 else None
         return [(7, completion) for _, completion in found]
     return answer
 
@@ -80,3 +81,13 @@ def test_a_ranker_that_asks_otherwise_than_before_is_noticed(tmp_path):
     (tmp_path / "unfinished.json").write_text("{")
     with pytest.raises(UserError, match="unfinished.json cannot be read"):
         evaluate(tmp_path, [])
+
+
+def test_two_evaluations_do_not_write_to_one_folder(tmp_path):
+    with pytest.raises(Killed):
+        evaluate(tmp_path, [], 9)
+    before = (tmp_path / "traces.jsonl").read_bytes()
+    with files.lock(tmp_path), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+        Traces(tmp_path, {"checkpoint": "a"})
+    assert (tmp_path / "traces.jsonl").read_bytes() == before
+    evaluate(tmp_path, [])

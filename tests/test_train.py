@@ -126,8 +126,8 @@ def test_gradients_that_are_not_finite_change_nothing_and_end_a_run_that_is_save
 def test_two_processes_do_not_write_to_one_run(call, finished_run, monkeypatch):
     Path("runs/iranker/lock").write_text("99999999")  # left by a process that was killed: no lock
     assert train_short(call)[0] == 0
-    owner = subprocess.Popen([sys.executable, "-c", "import sys; from pathlib import Path; from ranker import checkpoint\n"
-                              "held = checkpoint.lock(Path('runs/iranker')); print('held', flush=True); sys.stdin.read()"],
+    owner = subprocess.Popen([sys.executable, "-c", "import sys; from pathlib import Path; from ranker import files\n"
+                              "held = files.lock(Path('runs/iranker')); print('held', flush=True); sys.stdin.read()"],
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert owner.stdout.readline() == b"held\n"
     try:
