@@ -65,27 +65,46 @@ def packed(module, query, key, value, attention_mask, scaling, dropout=0.0, *, l
     return torch.cat([of_prompts.flatten(0, 1), of_completions.flatten(0, 1)]).index_select(0, layout.order)[None], None
 
 
-class Layer(DynamicLayer):
-    """Keys and values of one layer: `prompts` [B, kv, P, d], `completions` [rows, kv, room, d] of which `length` are written."""
+@dataclass
+class Window:
+    """What a step of decoding sees of the completions: `width` tokens, and of them those up to `at` [1], where it writes.
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+    The width grows by `block` tokens. By one it ends at `at`; by more, the steps of a block differ in nothing but what
+    their tensors hold, as a CUDA graph needs, and what is not written yet is masked (`ahead` [width]).
+    """
+
+    at: torch.Tensor
+    block: int = 1
+    width: int = 0
+    ahead: torch.Tensor | None = None
+
+    def look(self) -> None:
+        """The first thing of a step."""
+        if self.block > 1:
+            self.ahead = torch.arange(self.width, device=self.at.device) > self.at
+
+
+class Layer(DynamicLayer):
+    """Keys and values of one layer: `prompts` [B, kv, P, d], `completions` [rows, kv, room, d]."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, window: Window):
         super().__init__()
-        self.prompts, self.completions, self.length = (keys, values), None, 0
+        self.prompts, self.completions, self.window = (keys, values), (), window
         self.is_initialized = True
 
     def make_room(self, rows: int, room: int) -> None:
         _, heads, _, d = self.prompts[0].shape
-        self.completions = tuple(kept.new_empty(rows, heads, room, d) for kept in self.prompts)
+        make = torch.Tensor.new_empty if self.window.block == 1 else torch.Tensor.new_zeros  # what is read before it is written must be numbers
+        self.completions = tuple(make(kept, (rows, heads, room, d)) for kept in self.prompts)
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """One more token a row, [rows, kv, 1, d] -> the completions so far, [rows, kv, length, d]."""
+        """One more token a row, [rows, kv, 1, d] -> the completions, [rows, kv, width, d]."""
         for kept, new in zip(self.completions, (keys, values)):
-            kept[:, :, self.length:self.length + 1] = new
-        self.length += 1
-        return tuple(kept[:, :, :self.length] for kept in self.completions)
+            kept.index_copy_(2, self.window.at, new)
+        return tuple(kept[:, :, :self.window.width] for kept in self.completions)
 
     def get_seq_length(self) -> int:
-        return self.prompts[0].shape[2] + self.length
+        return self.prompts[0].shape[2] + self.window.width
 
 
 class Filled(DynamicLayer):
@@ -106,9 +125,10 @@ class Filled(DynamicLayer):
 class PromptCache(Cache):
     """Prompts (padded at either end) and the completions that grow behind them; `owner` says whose a row is, in order."""
 
-    def __init__(self, prompts: Sequence[tuple[torch.Tensor, torch.Tensor]], real: torch.Tensor, owner: torch.Tensor, room: int):
+    def __init__(self, prompts: Sequence[tuple[torch.Tensor, torch.Tensor]], real: torch.Tensor, owner: torch.Tensor, room: int, block: int = 1):
         """prompts: per layer keys and values [B, kv, P, d]; real [B, P], False for padding; owner [rows], ascending."""
-        super().__init__(layers=[Layer(*layer) for layer in prompts])
+        self.window = Window(torch.zeros(1, dtype=torch.long, device=owner.device), block)
+        super().__init__(layers=[Layer(*layer, self.window) for layer in prompts])
         for layer in self.layers:
             layer.make_room(len(owner), room)
         self.padding = None if real.all() else ~real  # [B, P]
@@ -126,10 +146,10 @@ class PromptCache(Cache):
         for layer in self.layers:
             if len(prompts) < self.shape[0]:
                 layer.prompts = tuple(kept[prompts] for kept in layer.prompts)
-            written = [kept[rows, :, :layer.length] for kept in layer.completions]
+            written = [kept[rows, :, :self.window.width] for kept in layer.completions]
             layer.make_room(len(rows), layer.completions[0].shape[2])
             for kept, old in zip(layer.completions, written):
-                kept[:, :, :layer.length] = old
+                kept[:, :, :self.window.width] = old
         self.padding = self.padding[prompts] if self.padding is not None else None
         self._place(owner)
 
@@ -151,18 +171,20 @@ class PromptCache(Cache):
 
 
 def decoding(module, query, key, value, attention_mask, scaling, dropout=0.0, *, prompt_cache: PromptCache, **kwargs):
-    """One token a row: query [rows, heads, 1, d]; key, value [rows, kv, length, d], its completion -> [rows, 1, heads, d]."""
+    """One token a row: query [rows, heads, 1, d]; key, value [rows, kv, width, d], its completion -> [rows, 1, heads, d]."""
     keys, values = prompt_cache.layers[module.layer_idx].prompts
     rows, heads, _, d = query.shape
     query = query.reshape(rows, keys.shape[1], -1, d) * scaling  # [rows, kv, q, d]; heads of one key stand together
     of_prompt = prompt_cache.by_prompt(query) @ keys.transpose(-1, -2)  # [B, kv, G * q, P]
     if prompt_cache.padding is not None:
         of_prompt.masked_fill_(prompt_cache.padding[:, None, None], -torch.inf)
-    of_completion = query @ key.transpose(-1, -2)  # [rows, kv, q, length]
+    of_completion = query @ key.transpose(-1, -2)  # [rows, kv, q, width]
+    if prompt_cache.window.ahead is not None:
+        of_completion.masked_fill_(prompt_cache.window.ahead, -torch.inf)
     scores = torch.cat([prompt_cache.by_row(of_prompt), of_completion], -1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)  # [rows, kv, q, P + length]
-    width = keys.shape[2]
-    found = prompt_cache.by_row(prompt_cache.by_prompt(weights[..., :width]) @ values) + weights[..., width:] @ value
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)  # [rows, kv, q, P + width]
+    prompt = keys.shape[2]
+    found = prompt_cache.by_row(prompt_cache.by_prompt(weights[..., :prompt]) @ values) + weights[..., prompt:] @ value
     return found.reshape(rows, 1, heads, d), None
 
 

@@ -26,7 +26,7 @@ from ranker.provenance import interpreter
 RECORD = {"step": int, "base_model": str, "prompts": dict, "scores": dict, "data": dict, "config": dict}  # of checkpoint.json
 TEMPORARY = ".*.tmp"  # what one that was killed had not finished
 SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device",  # may change between start and resume, as may what is computed at once
-            "rollout.tokens_per_batch", "rollout.tokens_per_prefill", "rollout.tokens_kept", "train.tokens_per_batch", "model.gradient_checkpointing"}
+            "rollout.tokens_per_batch", "rollout.tokens_per_prefill", "rollout.tokens_kept", "rollout.graph", "train.tokens_per_batch", "model.gradient_checkpointing"}
 
 
 def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:

@@ -20,6 +20,7 @@ from ranker.answers import parse, place
 from ranker.attention import DECODING, Filled, PromptCache
 from ranker.data import Answer, Ask, Completion, Cut, Group
 from ranker.drive import Model
+from ranker.errors import UserError
 from ranker.policy import Policy
 from ranker.score import pack, score_all
 
@@ -28,6 +29,7 @@ STOP = "</answer>"
 TAIL = 16  # tokens decoded to look for STOP
 LOOK_EVERY = 4  # tokens between two looks of the host, which wait for the device
 COMPACT_AT = 0.25  # share of finished rows that is worth copying the cache for
+BLOCK = 128  # tokens for which a captured step serves; a multiple of LOOK_EVERY
 NUMBERS = range(11)  # what a `score` ask is answered with
 
 
@@ -63,6 +65,7 @@ class Sampler:
 
     def __init__(self, policy: Policy, rollout: settings.Rollout):
         self.policy, self.settings = policy, rollout
+        self.block = BLOCK if rollout.graph and policy.device.type == "cuda" else 1  # tokens
         # Only a token with a `>` in it can complete the stop string: all others need no look at the text.
         self.closing = {i for token, i in policy.tokenizer.get_vocab().items() if ">" in token}
         size = max(policy.head.weight.shape[0], len(policy.tokenizer))
@@ -136,21 +139,35 @@ class Sampler:
 
     def _decode(self, caches, real: torch.Tensor, logits: torch.Tensor, counts: Sequence[int], temperature: float,
                 seeds: Sequence[int]) -> list[list[Sample]]:
-        """Token by token for all rows; the host looks at the tokens every LOOK_EVERY steps."""
-        device, room = self.policy.device, self.settings.max_new_tokens
+        """Token by token for all rows; the host looks at the tokens every LOOK_EVERY steps.
+
+        On a CUDA device (`rollout.graph`) a step is captured once a BLOCK and then replayed: nothing in a block has another
+        shape, so rows leave between blocks only.
+        """
+        device, room, block = self.policy.device, self.settings.max_new_tokens, self.block
         source = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))  # [rows], the prompt of each
         chance = torch.cat([torch.rand(count, room, dtype=torch.float64, device=device, generator=torch.Generator(device).manual_seed(seed))
                             for count, seed in zip(counts, seeds)])  # [rows, room]
-        cache = PromptCache(caches, real, source, room)
+        cache = PromptCache(caches, real, source, room, block)
+        window = cache.window
         caches.clear()  # else what leaves the cache would still be held
-        logits, position = logits[source], real.sum(-1)[source]  # of the next token
+        position = real.sum(-1)[source]  # of the next token
         tokens = torch.zeros(len(source), room, dtype=torch.long, device=device)
         logprobs = torch.zeros(len(source), room, device=device)
         rows, looked = list(range(len(source))), 0  # row of the batch -> row of the result; tokens the host has seen
         samples: list[Sample] = [([], [], False) for _ in rows]
+        tokens[:, 0], logprobs[:, 0] = _draw(logits[source], temperature, chance[:, 0])
+
+        def step() -> None:
+            window.look()
+            logits = self._forward(tokens.index_select(1, window.at), position_ids=position[:, None], past_key_values=cache, prompt_cache=cache)
+            position.add_(1), window.at.add_(1)
+            drawn = _draw(logits, temperature, chance.index_select(1, window.at)[:, 0])
+            for kept, new in zip((tokens, logprobs), drawn):
+                kept.index_copy_(1, window.at, new[:, None])
+
         with self.policy.attend(DECODING):
-            for t in range(room):
-                tokens[:, t], logprobs[:, t] = _draw(logits, temperature, chance[:, t])
+            for t in range(room):  # tokens up to t are drawn
                 last = t + 1 == room
                 if last or (t + 1) % LOOK_EVERY == 0:
                     self._look(rows, samples, tokens[:, looked:t + 1], logprobs[:, looked:t + 1])
@@ -158,13 +175,17 @@ class Sampler:
                     live = [i for i, row in enumerate(rows) if not samples[row][2]]
                     if last or not live:
                         break
-                    if len(live) <= (1 - COMPACT_AT) * len(rows):
+                    if (t + 1) % block == 0 and len(live) <= (1 - COMPACT_AT) * len(rows):
                         rows = [rows[i] for i in live]
                         kept = torch.tensor(live, device=device)
                         cache.keep(kept)
+                        replay = None
                         tokens, logprobs, chance, position = tokens[kept], logprobs[kept], chance[kept], position[kept]
-                logits = self._forward(tokens[:, t:t + 1], position_ids=position[:, None], past_key_values=cache, prompt_cache=cache)
-                position = position + 1
+                if t % block == 0:
+                    window.width, replay = min(t + block, room), None
+                (replay or step)()
+                if replay is None and (t + 1) % block:  # the block goes on
+                    replay = captured(step)
         results = iter(samples)
         return [list(islice(results, count)) for count in counts]
 
@@ -195,6 +216,19 @@ class Sampler:
             return False
         text = self.policy.prompter.prefill + decode(tokens)
         return text.rfind("<think>") <= text.rfind("</think>")
+
+
+def captured(step: Callable[[], None]) -> Callable[[], None]:
+    """What launches all kernels of `step` at once, on the tensors that it works on now. It has run before, so nothing is set up in it."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            step()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UserError(f"decoding cannot be captured as a CUDA graph ({str(error).splitlines()[0][:120]}); add --rollout.graph=false") from None
+    return graph.replay
 
 
 def _draw(logits: torch.Tensor, temperature: float, chance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

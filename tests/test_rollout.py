@@ -1,9 +1,12 @@
 """Sampling: a prompt computed once for its group gives what separate decoding gives; stops, log-probabilities, seeds."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ranker import log, rollout, traces, world
 from ranker.attention import PromptCache, decoding
@@ -193,6 +196,7 @@ def test_attention_over_a_shared_prompt_is_that_over_a_copy_of_it_a_row(heads):
     cache = PromptCache([tuple(prompts)], real, owner, room=4)
 
     def check(rows, t):
+        cache.window.width = int(cache.window.at.fill_(t)) + 1
         query, found = torch.randn(len(rows), heads, 1, d), cache.layers[0].update(completions[0, rows, :, t:t + 1], completions[1, rows, :, t:t + 1])
         keys, values = (torch.cat([prompts[i][owner[rows]], completions[i, rows, :, :t + 1]], 2).repeat_interleave(heads // 2, 1) for i in (0, 1))
         mask = torch.cat([real[owner[rows]], torch.ones(len(rows), t + 1, dtype=torch.bool)], 1)[:, None, None]
@@ -207,6 +211,63 @@ def test_attention_over_a_shared_prompt_is_that_over_a_copy_of_it_a_row(heads):
     check(kept, 2)
     cache.keep(torch.tensor([2]))
     check(last, 3)
+
+
+class Recorded(TorchDispatchMode):
+    """A CUDA graph on the CPU: the operations of a step, whose tensors stay where they are, done again by calling it."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.calls, self.before, self.replays = [], [], 0
+        with self:
+            step()
+        for tensor, value in reversed(self.before):  # capturing computes nothing
+            tensor.copy_(value)
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        assert operation not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), "the host waits for the device"
+        for argument, tensor in zip(operation._schema.arguments, args):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                self.before.append((tensor, tensor.clone()))
+        made = operation(*args, **(kwargs or {}))
+        self.calls.append((operation, args, kwargs or {}, made))
+        return made
+
+    def __call__(self):
+        self.replays += 1
+        for operation, args, kwargs, made in self.calls:
+            for old, new in zip(tree_leaves(made), tree_leaves(operation(*args, **kwargs)), strict=True):
+                if old.data_ptr() != new.data_ptr():  # else a view, or changed in place
+                    old.copy_(new)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("quantize, weights", [("none", "nf4"), ("nf4", "nf4"), ("nf4", "dense")])
+def test_steps_that_are_replayed_draw_what_steps_that_are_computed_draw(make_policy, asks, monkeypatch, quantize, weights, temperature):
+    policy, graphs = make_policy(quantize), []
+    policy.stop_ids = frozenset(range(0, len(policy.tokenizer), 25))
+    monkeypatch.setattr(rollout, "captured", lambda step: graphs.append(Recorded(step)) or graphs[-1])
+    prompts, counts = prompts_of(policy, asks, 12), [1, 3, 2] * 4  # of unlike lengths
+    sampler = sampler_of(policy, 30, weights=weights)
+    expected = sampler(prompts, counts, temperature, range(12))
+    assert graphs == [] and len({len(ids) for group in expected for ids, _, _ in group}) > 4
+    sampler.block = 8
+    found = sampler(prompts, counts, temperature, range(12))
+    assert len(graphs) == 4 and sum(graph.replays for graph in graphs) > 20
+    rows = {len(next(out for operation, _, _, out in graph.calls if operation is torch.ops.aten.embedding.default)) for graph in graphs}
+    assert len(rows) > 1  # some left between two blocks
+    for group, other in zip(expected, found, strict=True):
+        assert [(ids, finished) for ids, _, finished in group] == [(ids, finished) for ids, _, finished in other]
+        for (_, logprobs, _), (_, values, _) in zip(group, other):
+            assert values == pytest.approx(logprobs, abs=1e-5)
+
+
+def test_a_model_that_cannot_be_captured_is_refused_with_what_to_do(monkeypatch):
+    def refused():
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None), monkeypatch.setattr(torch.cuda, "graph", lambda graph: nullcontext())
+    with pytest.raises(UserError, match=r"not permitted when stream is capturing\); add --rollout.graph=false"):
+        rollout.captured(refused)
 
 
 def test_plain_weights_while_sampling_leave_the_policy_as_it_was(make_policy):
