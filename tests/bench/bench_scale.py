@@ -62,10 +62,10 @@ def measured_steps(args, shapes, repeats: int) -> dict[tuple, tuple[float, float
     args.tokens_per_batch, args.trl_compact_head, args.trl_options = settings.Train.tokens_per_batch, False, "{}"
     found = {shape: [] for shape in shapes}
     with tempfile.TemporaryDirectory() as folder, tqdm(total=repeats * len(found), desc="steps", unit="run", dynamic_ncols=True) as bar:
-        bench_step.save_base(Path(folder))
+        bench_step.save_base(bench_step.CPU, Path(folder))
         for _ in range(repeats):
             for shape, runs in found.items():
-                if (measured := bench_step.in_process(args, shape, "ours", folder)) is None:
+                if (measured := bench_step.in_process(bench_step.CPU, args, shape, "ours", folder)) is None:
                     raise UserError(f"{'/'.join(map(str, shape))}: out of memory")
                 runs.append((measured["seconds"], measured["peak_bytes"]))
                 bar.update()

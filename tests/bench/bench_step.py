@@ -48,6 +48,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -61,15 +63,37 @@ from ranker import config as settings  # noqa: E402
 from ranker.errors import Parser, UserError, exit_status  # noqa: E402
 
 SIDES = ("ours", "TRL")
-VOCABULARY, LETTERS = 4096, "abcdefghijklmno"
+LETTERS = "abcdefghijklmno"
 STEPS, PROMPTS = 2, 2  # one warm-up; prompts a step
-RANK, ALPHA, BETA, LR = 16, 32, 0.04, 1e-4
+BETA, LR = 0.04, 1e-4
 PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate")
 
 
+@dataclass(frozen=True)
+class Setup:
+    """The model, what it runs on, and how each side is told so."""
+
+    script: str  # whose processes measure
+    device: str
+    base: dict  # of Qwen2Config
+    rank: int
+    alpha: int
+    model: dict  # of settings.Model
+    trl: dict  # of GRPOConfig
+
+
+SMALL = {"vocab_size": 4096, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2}
+CPU = Setup(__file__, "cpu", SMALL, 16, 32, {"quantize": "none", "dtype": "float32"},
+            {"model_init_kwargs": {"dtype": "float32"}, "bf16": False, "use_cpu": True, "gradient_checkpointing": False})
+
+
 def main() -> None:
-    parser = Parser(prog="bench_step.py", description=__doc__)
-    parser.add_argument("--shapes", default="1000/64/8,1500/64/8,3000/100/16", help="prompt/completion/group, joined by commas")
+    compare(CPU, Parser(prog="bench_step.py", description=__doc__), "1000/64/8,1500/64/8,3000/100/16")
+
+
+def compare(setup: Setup, parser: Parser, shapes: str, also: Callable[[Setup, tuple, str], None] = lambda *arguments: None) -> None:
+    """The table of all `shapes`, or with --side what a process of one run measures. `also` gets the first shape and the model's folder."""
+    parser.add_argument("--shapes", default=shapes, help="prompt/completion/group, joined by commas")
     parser.add_argument("--quick", action="store_true", help="one tiny shape, once: does it run?")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -79,7 +103,7 @@ def main() -> None:
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # a process of one run
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    shapes = [read_shape(text) for text in ("24/8/4" if args.quick else args.shapes).split(",")]
+    shapes = [read_shape(text) for text in ("24/8/4" if args.quick and not args.side else args.shapes).split(",")]
     options = read_options(args.trl_options)
     if min(args.repeats, args.threads) < 1:
         raise UserError("--repeats and --threads must be at least 1")
@@ -88,20 +112,22 @@ def main() -> None:
     if not Path("/proc/self/status").exists():
         raise UserError("peak memory is read from /proc, which this system does not have; run it on Linux")
     if args.side:
-        print("\n" + json.dumps(one_run(args, shapes[0], options)))  # TRL does not end its last line
+        print("\n" + json.dumps(one_run(setup, args, shapes[0], options)))  # TRL does not end its last line
         return
     repeats = 1 if args.quick else args.repeats
     with tempfile.TemporaryDirectory() as folder, tqdm(total=len(shapes) * repeats * len(SIDES), unit="run", dynamic_ncols=True) as bar:
-        save_base(Path(folder))
+        save_base(setup, Path(folder))
         runs = {}  # shape -> side -> its runs, None for one that was killed
         for shape in shapes:
             runs[shape] = {side: [] for side in SIDES}
             for _ in range(repeats):
                 for side in SIDES:
                     bar.set_description(f"{side} {'/'.join(map(str, shape))}")
-                    runs[shape][side].append(in_process(args, shape, side, folder))
+                    runs[shape][side].append(in_process(setup, args, shape, side, folder))
                     bar.update()
-    show(args, options, runs)
+        bar.close()
+        show(setup, args, options, runs)
+        also(setup, shapes[0], folder)
 
 
 def read_shape(text: str) -> tuple[int, int, int]:
@@ -124,11 +150,11 @@ def read_options(text: str) -> dict:
     return options
 
 
-def in_process(args, shape: tuple[int, int, int], side: str, folder: str) -> dict | None:
+def in_process(setup: Setup, args, shape: tuple[int, int, int], side: str, folder: str) -> dict | None:
     """What a process of its own measures; None where it was killed, as one is that needs more memory than there is."""
-    command = [sys.executable, __file__, "--side", side, "--folder", folder, "--shapes", "/".join(map(str, shape)),
+    command = [sys.executable, setup.script, "--side", side, "--folder", folder, "--shapes", "/".join(map(str, shape)),
                "--threads", str(args.threads), "--tokens_per_batch", str(args.tokens_per_batch), "--trl_options", args.trl_options,
-               *["--trl_compact_head"] * args.trl_compact_head]
+               *["--trl_compact_head"] * args.trl_compact_head, *["--quick"] * args.quick]
     threads = {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
     if done.returncode == -signal.SIGKILL:
@@ -140,7 +166,7 @@ def in_process(args, shape: tuple[int, int, int], side: str, folder: str) -> dic
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def save_base(folder: Path) -> None:
+def save_base(setup: Setup, folder: Path) -> None:
     """A Qwen2 of random weights, and its tokenizer: bytes, and words with a space before them that grow by a letter a merge.
 
     TRL is given text: of words, it finds the ids again. A plainer tokenizer would not do, since Transformers makes that of any Qwen2
@@ -156,8 +182,8 @@ def save_base(folder: Path) -> None:
     logging.disable_progress_bar()  # it would break into ours
     tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     merges, longer = [], ["\u0120"]  # a space, in the alphabet of bytes
-    while len(tokens) < VOCABULARY:
-        made = [(word, letter) for word in longer for letter in LETTERS][:VOCABULARY - len(tokens)]
+    while len(tokens) < setup.base["vocab_size"]:
+        made = [(word, letter) for word in longer for letter in LETTERS][:setup.base["vocab_size"] - len(tokens)]
         merges += made
         longer = [word + letter for word, letter in made]
         tokens += longer
@@ -166,15 +192,16 @@ def save_base(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token=SPECIAL[0], eos_token=SPECIAL[2], chat_template=CHAT_TEMPLATE,
                             clean_up_tokenization_spaces=False).save_pretrained(folder)
     torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=256, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=None, eos_token_id=2, pad_token_id=0)).save_pretrained(folder)
+    with torch.device(setup.device):
+        model = Qwen2ForCausalLM(Qwen2Config(**setup.base, max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=None, eos_token_id=2,
+                                             pad_token_id=0))
+    model.to(torch.bfloat16 if setup.device == "cuda" else torch.float32).save_pretrained(folder)
 
 
-def made_prompts(length: int) -> list[list[int]]:
+def made_prompts(vocabulary: int, length: int) -> list[list[int]]:
     """The prompts of all steps, of words."""
     rng = random.Random(f"prompts of {length}")
-    return [[rng.randrange(VOCABULARY - len(LETTERS) ** 3, VOCABULARY) for _ in range(length)] for _ in range(STEPS * PROMPTS)]
+    return [[rng.randrange(vocabulary - len(LETTERS) ** 3, vocabulary) for _ in range(length)] for _ in range(STEPS * PROMPTS)]
 
 
 def reward(ids: list[int]) -> float:
@@ -188,13 +215,19 @@ def memory(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def one_run(args, shape: tuple[int, int, int], options: dict) -> dict:
-    """Seconds of the timed step and of its sampling, peak memory over what the loaded model takes, parameters trained."""
+def one_run(setup: Setup, args, shape: tuple[int, int, int], options: dict) -> dict:
+    """Seconds of the timed step and of its sampling, peak memory (on a CPU over what the loaded model takes), parameters trained."""
     import torch
 
     Path("/proc/self/oom_score_adj").write_text("1000")  # rather this one than another process of the machine
     torch.set_num_threads(args.threads)
-    steps, trained = ours(args, *shape) if args.side == "ours" else trl(args, options, *shape)
+    try:
+        steps, trained = ours(setup, args, *shape) if args.side == "ours" else trl(setup, args, options, *shape)
+        if setup.device == "cuda":
+            seconds, sampling = steps()
+            return {"seconds": seconds, "sampling_seconds": sampling, "peak_bytes": torch.cuda.max_memory_reserved(), "trained": trained}
+    except torch.OutOfMemoryError:
+        os.kill(os.getpid(), signal.SIGKILL)  # as it ends on a CPU
     gc.collect()
     loaded = memory("VmRSS")
     try:
@@ -206,7 +239,7 @@ def one_run(args, shape: tuple[int, int, int], options: dict) -> dict:
             "trained": trained}
 
 
-def ours(args, length: int, new: int, count: int):
+def ours(setup: Setup, args, length: int, new: int, count: int):
     """(what takes all steps and returns the seconds of the last one and of its sampling, parameters trained)."""
     import torch
 
@@ -218,14 +251,14 @@ def ours(args, length: int, new: int, count: int):
     from ranker.stages import Stage
 
     config = settings.Config(
-        model=settings.Model(name=args.folder, quantize="none", device="cpu", dtype="float32", max_prompt=length),
-        lora=settings.Lora(rank=RANK, alpha=ALPHA),
+        model=settings.Model(name=args.folder, device=setup.device, max_prompt=length, **setup.model),
+        lora=settings.Lora(rank=setup.rank, alpha=setup.alpha),
         rollout=settings.Rollout(prompts_per_step=PROMPTS, completions_per_prompt=count, max_new_tokens=new, weights="dense"),
         train=settings.Train(lr=LR, beta=BETA, kl="k3", tokens_per_batch=max(args.tokens_per_batch, length + count * new)))
     torch.manual_seed(0)
     policy = policies.load(config.model, config.lora, max_new_tokens=new)
     policy.stop_ids = frozenset()  # every completion runs to its limit
-    prompts = made_prompts(length)
+    prompts = made_prompts(setup.base["vocab_size"], length)
     queries = [Query(str(i), "rank", "", (Candidate("a", "one"), Candidate("b", "other")), (0.0, 1.0)) for i in range(len(prompts))]
     policy.prompter.fitted = lambda ask: (prompts[int(ask.query.id)], None)  # instead of their texts
     ranker = SimpleNamespace(sampled_asks=lambda query, rng: [Ask(query, query.ids, "eliminate")])
@@ -251,7 +284,7 @@ def ours(args, length: int, new: int, count: int):
     return steps, sum(p.numel() for p in adapter)
 
 
-def trl(args, options: dict, length: int, new: int, count: int):
+def trl(setup: Setup, args, options: dict, length: int, new: int, count: int):
     """The same for TRL."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -283,23 +316,23 @@ def trl(args, options: dict, length: int, new: int, count: int):
         def on_step_end(self, *args, **kwargs):
             seconds.append(time.perf_counter() - self.started)
 
-    prompts = made_prompts(length)
+    prompts = made_prompts(setup.base["vocab_size"], length)
     tokenizer = AutoTokenizer.from_pretrained(args.folder)
     fields = {
-        "output_dir": f"{args.folder}/trl", "model_init_kwargs": {"dtype": "float32"}, "bf16": False, "use_cpu": True,
+        "output_dir": f"{args.folder}/trl",
         "per_device_train_batch_size": PROMPTS * count, "gradient_accumulation_steps": 1, "num_generations": count,
         "max_completion_length": new, "generation_kwargs": {"min_new_tokens": new, "max_new_tokens": new, "use_cache": True},
         "beta": BETA, "loss_type": "dapo", "scale_rewards": "none", "learning_rate": LR, "lr_scheduler_type": "constant",
-        "weight_decay": 0.0, "gradient_checkpointing": False, "max_steps": STEPS, "shuffle_dataset": False, "dataloader_pin_memory": False,
+        "weight_decay": 0.0, "max_steps": STEPS, "shuffle_dataset": False, "dataloader_pin_memory": False,
         "logging_strategy": "no", "save_strategy": "no", "eval_strategy": "no", "report_to": "none", "disable_tqdm": True}
     try:
-        config = GRPOConfig(**fields | options)
+        config = GRPOConfig(**fields | setup.trl | options)
     except (TypeError, ValueError) as error:
         raise UserError(f"--trl_options: {error}") from None
     trainer = Watched(
         args.folder, lambda completion_ids, **rest: [reward(ids) for ids in completion_ids], config,
         Dataset.from_dict({"prompt": tokenizer.batch_decode(prompts)}), callbacks=[Clock()],
-        peft_config=LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
+        peft_config=LoraConfig(r=setup.rank, lora_alpha=setup.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
 
     def steps() -> tuple[float, float]:
         trainer.train()
@@ -322,7 +355,7 @@ def expect(what: str, found, wanted) -> None:
         raise RuntimeError(f"{what}: {str(found)[:500]} where {str(wanted)[:500]} was meant")
 
 
-def show(args, options: dict, runs: dict) -> None:
+def show(setup: Setup, args, options: dict, runs: dict) -> None:
     from ranker import report
     from ranker.provenance import git_commit
 
@@ -340,7 +373,7 @@ def show(args, options: dict, runs: dict) -> None:
         results.append({**dict(zip(("prompt", "completion", "group"), shape)), "median": median, "times_faster": faster,
                         "memory_share": share, "runs": sides})
     print(report.markdown(["prompt", "completion", "G", "ours s", "TRL s", "times faster", "ours GB", "TRL GB", "memory share"], lines))
-    machine = {"cpu": cpu(), "threads": args.threads, "python": platform.python_version(), "commit": git_commit(),
+    machine = {"device": device(setup), "threads": args.threads, "python": platform.python_version(), "commit": git_commit(),
                **{name: importlib.metadata.version(name) for name in PACKAGES}}
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
     print(json.dumps({"machine": machine, "tokens_per_batch": args.tokens_per_batch, "trl_compact_head": args.trl_compact_head,
@@ -354,6 +387,12 @@ def middle(values) -> float | None:
 
 def number(value: float | None, form: str, missing: str = "out of memory", unit: float = 1) -> str:
     return missing if value is None else form.format(value / unit)
+
+
+def device(setup: Setup) -> str:
+    import torch
+
+    return cpu() if setup.device == "cpu" else torch.cuda.get_device_name()
 
 
 def cpu() -> str:
