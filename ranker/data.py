@@ -101,7 +101,8 @@ class Ask:
 
     def described(self) -> dict:
         """What traces and logs say of it, JSON as it is."""
-        return {"decision": self.decision, "pool": list(self.pool)} | ({"out": list(self.out)} if self.out is not None else {})
+        return {"decision": self.decision, "pool": list(self.pool)} | ({"out": list(self.out)} if self.out is not None else {}) | (
+            {"drop": self.drop} if self.drop > 1 else {})
 
 
 STATUSES = ("ok", "missing_answer", "not_a_candidate", "repetition", "missing_ids", "truncated")

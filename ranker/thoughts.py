@@ -26,20 +26,25 @@ FIELDS = ("query", "task", "context", "candidates", "decision", "text")
 def kept(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], advantages: Sequence[float]) -> list[dict]:
     """A record for every group whose best-paid completion earned something, has a positive advantage and the exact form.
 
-    Only of plain asks: a record says nothing of what is out or how many may be named, and would teach something else.
+    Not of asks with worked examples or a hint, which a record does not tell.
     """
     records, start = [], 0
     for group, row in zip(groups, rewards):
         count = len(group.completions)
         best = max(range(count), key=lambda i: (not math.isnan(row[i]["total"]), row[i]["task"], row[i]["total"]))
-        text, query = group.completions[best].text, group.ask.query
-        plain = Ask(query, group.ask.pool, group.ask.decision)
-        if row[best]["task"] > 0 and advantages[start + best] > 0 and group.completions[best].answer.ok and exact(text) and group.ask == plain:
-            records.append({"step": step, "query": query.id, "task": query.task, "context": query.context,
-                            "candidates": [[c, query.texts[c]] for c in group.ask.pool], "decision": group.ask.decision,
-                            "relevance": [query.rel[c] for c in group.ask.pool], "text": text, "reward": row[best]["total"]})
+        text, ask = group.completions[best].text, group.ask
+        told = Ask(ask.query, ask.pool, ask.decision, out=ask.out, drop=ask.drop)
+        if row[best]["task"] > 0 and advantages[start + best] > 0 and group.completions[best].answer.ok and exact(text) and ask == told:
+            records.append({"step": step, **record(ask, text), "reward": row[best]["total"]})
         start += count
     return records
+
+
+def record(ask: Ask, text: str) -> dict:
+    """What stands in the file of an ask and its completion."""
+    query, described = ask.query, ask.described()
+    return {"query": query.id, "task": query.task, "context": query.context, "candidates": [[c, query.texts[c]] for c in described.pop("pool")],
+            **described, "relevance": [query.rel[c] for c in ask.pool], "text": text}
 
 
 def read(path: Path) -> list[tuple[Ask, str]]:
@@ -62,13 +67,15 @@ def read(path: Path) -> list[tuple[Ask, str]]:
             candidates = tuple(Candidate(c, t) for c, t in candidates)
             relevance = tuple(map(float, record.get("relevance", [1] * len(candidates))))
             assert len(relevance) == len(candidates) and min(relevance, default=0) >= 0
+            drop, out = record.get("drop", 1), record.get("out")
+            assert type(drop) is int and 0 < drop and (out is None or set(out) < {c.id for c in candidates})
             texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context), *(c.id + c.text for c in candidates)]
             assert all(isinstance(t, str) for t in texts) and decision in DECISIONS
             "".join(texts).encode()  # half of a surrogate pair is no text: a ValueError
         except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
             raise UserError(f"{path}:{number}: no thought; a training run writes them to thoughts.jsonl in its folder") from None
         asked = Query(query, task, context, candidates, relevance)
-        examples.append((Ask(asked, asked.ids, decision), text))
+        examples.append((Ask(asked, asked.ids, decision, out=None if out is None else tuple(out), drop=drop), text))
     if not examples:
         raise UserError(f"{path}: no thoughts in the file")
     return examples
@@ -94,7 +101,7 @@ def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], decisi
         raise UserError(f"{where}: it holds thoughts about queries that are to be ranked, such as '{own[0]}'")
     shelves: dict[str, dict[str, tuple[Ask, str]]] = {}  # task -> key -> example
     for number, (ask, text) in enumerate(examples):
-        if ask.decision == decision:
+        if ask == Ask(ask.query, ask.pool, decision):  # not one of another form
             shelves.setdefault(ask.query.task, {})[str(number)] = (ask, text)
     missing = sorted({q.task for q in queries} - shelves.keys())
     if missing:

@@ -44,10 +44,24 @@ def test_the_best_paid_completion_of_a_group_is_kept_if_it_beat_its_cohort_in_go
     assert thoughts.kept(7, [group], [wrong], [-0.6, 0.4, 0.2]) == []  # the best of a bad lot is no example
 
 
-@pytest.mark.parametrize("options", [{"out": ("q-2",)}, {"out": ()}, {"drop": 2}])
+@pytest.mark.parametrize("options", [{}, {"out": ("q-2",)}, {"out": ()}, {"drop": 2}, {"out": ("q-0",), "drop": 2}])
+def test_what_is_kept_is_read_as_it_was_asked(tmp_path, options):
+    told = Ask(query("q", "c"), ("q-0", "q-1", "q-2"), "eliminate", **options)
+    path = save(tmp_path / "t.jsonl", told)
+    assert thoughts.read(path) == [(told, TRACE)]
+    find = lambda: thoughts.finder(thoughts.read(path), [query("other", "c")], "eliminate", 1, "t")  # noqa: E731
+    if options:  # an example of another form would mislead
+        with pytest.raises(UserError, match="none about passage-5"):
+            find()
+    else:
+        find()
+
+
+@pytest.mark.parametrize("options", [{"hint": "[1]"}, {"by_logits": True}])
 def test_only_asks_that_a_record_can_tell_whole_are_kept(tmp_path, options):
     q = query("q", "c")
-    assert save(tmp_path / "t.jsonl", ask(q)).read_text() and not save(tmp_path / "t.jsonl", Ask(q, q.ids, "eliminate", **options)).read_text()
+    assert not save(tmp_path / "t.jsonl", Ask(q, q.ids, "eliminate", **options)).read_text()
+    assert not save(tmp_path / "t.jsonl", Ask(q, q.ids, "eliminate", ((ask(query("r", "d")), TRACE),))).read_text()
 
 
 def test_the_likest_context_of_the_same_task_and_decision_is_shown_as_an_earlier_turn(tmp_path):

@@ -44,9 +44,9 @@ def test_its_traces_state_rightly_what_is_wanted_and_what_fits(sampler):
     cases = list(asks_and_readings("eliminate", 8, 40))
     groups = sample_groups(sampler, [ask for ask, _, _ in cases], 1, 0.0)
     right = total = 0
-    for group, (_, reading, members) in zip(groups, cases):
+    for group, (ask, reading, _) in zip(groups, cases):
         written = group.completions[0].text.split()
-        expected = teacher.completion(reading, members, "eliminate", wrong="first sign" in group.completions[0].text).split()[:-1]
+        expected = teacher.completion(reading, ask, wrong="first sign" in group.completions[0].text).split()[:-1]
         right += sum(a == b for a, b in zip(written, expected))
         total += len(expected)
     assert right / total >= 0.9
@@ -56,8 +56,8 @@ def test_its_greedy_decisions_are_the_teachers_error_more_often_than_right_ones(
     cases = [(ask, reading, members) for ask, reading, members in asks_and_readings("eliminate", 6, 120)]
     groups = sample_groups(sampler, [ask for ask, _, _ in cases], 1, 0.0)
     half = fit = 0
-    for group, (_, reading, members) in zip(groups, cases):
-        wrong, right = (teacher.completion(reading, members, "eliminate", way).split()[-1] for way in (True, False))
+    for group, (ask, reading, _) in zip(groups, cases):
+        wrong, right = (teacher.completion(reading, ask, way).split()[-1] for way in (True, False))
         if wrong != right:
             half += group.completions[0].text.endswith(wrong)
             fit += group.completions[0].text.endswith(right)
@@ -86,7 +86,7 @@ def test_the_teacher_is_right_about_signs_and_wrong_about_decisions(decision):
         best = max(reading.fit)
         for member in members:
             assert (reading.fit[member] == best) == (ask.query.rel[ask.query.ids[member]] == max(ask.query.relevance))
-        answers = {teacher.answer(decision, [values[m] for m in members], max(values)) for values in (reading.half, reading.fit)}
+        answers = {teacher.answer(ask, {k: values[m] for k, m in enumerate(members, 1)}, max(values)) for values in (reading.half, reading.fit)}
         differ += len(answers) == 2
     assert differ > 10
 

@@ -21,27 +21,26 @@ def example(query: Query, reading: Reading, decision: str, size: int, rng: rando
     """An ask about a random pool of `size` candidates and the teacher's completion."""
     members = rng.sample(range(len(query.ids)), 1 if decision == "score" else size)
     ask = Ask(query, tuple(query.ids[i] for i in members), decision)
-    return ask, completion(reading, members, decision, wrong=rng.random() < ERROR_RATE)
+    return ask, completion(reading, ask, wrong=rng.random() < ERROR_RATE)
 
 
-def completion(reading: Reading, members: list[int], decision: str, wrong: bool) -> str:
-    """What the teacher writes about the candidates at places `members` when it goes by the first sign or by both."""
-    value = reading.half if wrong else reading.fit
-    entries = "".join(f" [{k}] {reading.offers[i]} {reading.signs[i]} [{k}]" for k, i in enumerate(members, 1))
+def completion(reading: Reading, ask: Ask, wrong: bool) -> str:
+    """What the teacher writes about the candidates in question when it goes by the first sign or by both."""
+    value, place = reading.half if wrong else reading.fit, {c: i for i, c in enumerate(ask.query.ids)}
+    shown = {k: place[c] for k, c in enumerate(ask.pool, 1) if c in ask.left}  # identifier -> place in the query
+    entries = "".join(f" [{k}] {reading.offers[i]} {reading.signs[i]} [{k}]" for k, i in shown.items())
     way = "first sign" if wrong else "both signs"
-    return f"<think> {reading.want}, by {way}.{entries}</think>\n" + answer(decision, [value[i] for i in members], max(value))
+    return f"<think> {reading.want}, by {way}.{entries}</think>\n" + answer(ask, {k: value[i] for k, i in shown.items()}, max(value))
 
 
-def answer(decision: str, values: list[float], best: float) -> str:
-    """The answer span of a teacher who believes in `values` (one per candidate shown; `best` is the query's)."""
-    order = sorted(range(len(values)), key=lambda i: (-values[i], -i))
-    if decision == "eliminate":
-        span = f"[{max(i for i in order if values[i] == min(values)) + 1}]"
-    elif decision == "pick":
-        span = f"[{order[0] + 1}]"
-    elif decision == "score":
-        span = str(round(10 * values[0] / best)) if best else "0"
+def answer(ask: Ask, values: dict[int, float], best: float) -> str:
+    """The answer span of a teacher who believes in `values` (identifier -> value; `best` is the query's)."""
+    order = sorted(values, key=lambda k: (-values[k], -k))
+    if ask.decision == "score":
+        [value] = values.values()
+        span = str(round(10 * value / best)) if best else "0"
     else:
-        kept = order[:(len(order) + 1) // 2] if decision == "narrow" else order
-        span = " > ".join(f"[{i + 1}]" for i in kept)
+        named = {"eliminate": sorted(values, key=lambda k: (values[k], -k))[:ask.drop], "pick": order[:1], "narrow": order[:(len(order) + 1) // 2],
+                 "order": order}[ask.decision]
+        span = " > ".join(f"[{k}]" for k in named)
     return f"<answer>{span}</answer>"

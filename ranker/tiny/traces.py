@@ -1,0 +1,44 @@
+"""Traces of the teacher for asks that the built-in policy never saw, for a cold start: what is out stated, several named at once.
+
+    python -m ranker.tiny.traces --out runs/early.jsonl [--count 3000] [--ranker.drop=3] [--ranker.pool=append]
+
+They read rightly and decide as the policy does, mostly by the wrong wish (`teacher.py`): what they teach is a form. Queries
+are of the built-in world's training split; the file is as training writes `thoughts.jsonl`.
+"""
+
+import random
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ranker import config as settings, log, thoughts, world
+from ranker.drive import load_ranker
+from ranker.errors import Parser, UserError, exit_status
+from ranker.files import open_whole
+from ranker.tiny import teacher
+
+
+def main() -> None:
+    parser = Parser(prog="python -m ranker.tiny.traces", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    args, overrides = parser.parse_known_args()
+    if args.count < 1:
+        raise UserError(f"--count must be at least 1, got {args.count}")
+    config = settings.Config(ranker={"name": "elimination"})
+    for text in overrides:
+        settings.override(config, text)
+    ranker, tasks = load_ranker(config.ranker, "command line"), list(world.TASKS)
+    with open_whole(args.out) as file:
+        for index in tqdm(range(args.count), desc="traces", unit="ask", dynamic_ncols=True):
+            rng = random.Random(f"{args.seed}/traces/{index}")
+            query, reading = world.draw(tasks[index % len(tasks)], "train", rng.randrange(10**9), args.seed)
+            ask = ranker.sampled_ask(query, rng)
+            file.write(log.line(thoughts.record(ask, teacher.completion(reading, ask, wrong=rng.random() < teacher.ERROR_RATE))))
+    print(f"written to {args.out}: {args.count} traces")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
