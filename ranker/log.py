@@ -74,6 +74,7 @@ def cut_after(path: Path, step: int) -> None:
             file.writelines(line(r) for r in read(path) if r.get("step", step + 1) <= step)
 
 
+POINTS = 2000  # of a curve
 PANELS = (  # title, keys of metrics.jsonl
     ("reward, weighted", ("reward", "reward/task")),
     ("validation MRR", ()),  # one line per scenario, filled in below
@@ -85,17 +86,27 @@ PANELS = (  # title, keys of metrics.jsonl
 
 
 def curves(folder: Path) -> None:
-    """Draw `curves.png` from `metrics.jsonl`: every step faint, the mean of the last ten in full."""
+    """Draw `curves.png` from `metrics.jsonl`: every step faint, the mean of the last ten in full.
+
+    Of a long run a point is the mean of several steps, so that there are at most POINTS, however long it gets.
+    """
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt  # a second to import, and only needed here
 
-    series, validations = {key: [] for _, keys in PANELS for key in keys}, []  # (step, value) pairs, of a run that may be long
-    for record in read(folder / "metrics.jsonl"):
+    path = folder / "metrics.jsonl"
+    together = math.ceil(sum(1 for _ in read(path)) / POINTS)  # steps in a point
+    series, validations = {key: [] for _, keys in PANELS for key in keys}, []  # points (step, value)
+    waiting = {key: [] for key in series}
+    for record in read(path):
         for key, points in series.items():
             if record.get(key) is not None:
-                points.append((record["step"], record[key]))
+                waiting[key].append(record[key])
+            if len(waiting[key]) == together:
+                points.append((record["step"], sum(waiting[key]) / together))
+                waiting[key].clear()
         if "validation" in record:
             validations.append((record["step"], record["validation"]))
+    validations = [*validations[:-1:math.ceil(len(validations) / POINTS) or 1], *validations[-1:]]
     figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
     for axis, (title, keys) in zip(axes.flat, PANELS):
         axis.set_title(title, fontsize=11)

@@ -48,3 +48,24 @@ def test_a_line_that_was_cut_short_and_steps_to_come_again_are_left_out(tmp_path
     assert [json.loads(line)["step"] for line in path.read_text().split("\n") if line] == [0, 1]
     log.append(path, [{"step": 2}])
     assert [r["step"] for r in log.read(path)] == [0, 1, 2]
+
+
+def drawn(folder, monkeypatch, count):
+    """Label -> (steps, values) of the lines that are drawn of a run of `count` steps."""
+    records = [{"step": step, "reward": float(step), "parse_rate": None if step == 3 else 1.0, **({"validation": {"mean": step / 2}} if step % 2 == 0 else {})}
+               for step in range(count + 1)]
+    (folder / "metrics.jsonl").write_text("".join(map(log.line, records)), encoding="utf-8")
+    figures = []
+    monkeypatch.setattr(log, "write_figure", lambda path, figure: figures.append(figure))
+    log.curves(folder)
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for axis in figures[0].axes for line in axis.lines}
+
+
+def test_curves_have_every_step_of_a_short_run_and_a_bounded_number_of_points_of_a_long_one(tmp_path, monkeypatch):
+    short = drawn(tmp_path, monkeypatch, 8)
+    assert short["reward"] == (list(range(9)), [sum(range(step + 1)) / (step + 1) for step in range(9)])
+    assert short["parse_rate"][0] == [0, 1, 2, 4, 5, 6, 7, 8] and short["mean"] == ([0, 2, 4, 6, 8], [0, 1, 2, 3, 4])
+    monkeypatch.setattr(log, "POINTS", 5)
+    long = drawn(tmp_path, monkeypatch, 19)
+    assert long["reward"] == ([3, 7, 11, 15, 19], [1.5, 3.5, 5.5, 7.5, 9.5])  # means of four steps, and of the points so far
+    assert long["mean"] == ([0, 4, 8, 12, 16, 18], [0, 2, 4, 6, 8, 9])  # the last always
