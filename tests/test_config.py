@@ -218,13 +218,6 @@ def test_a_reward_option_without_a_default_must_be_given(tmp_path, monkeypatch):
     assert rewarding.load({"half": {"scale": "3"}})[0].function([None]) == [[3.0]]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_config_of_the_repository_loads(path):
-    loaded = config.load(path)
-    assert rewarding.load(loaded.reward, str(path))
-    assert loaded.run.dir == f"runs/{path.stem}"
-
-
 def test_the_repository_has_configs():
     assert (ROOT / "configs" / "iranker.yaml").is_file()
 

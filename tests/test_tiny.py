@@ -1,16 +1,20 @@
 """The built-in policy: its file is the one that was built, it reads rightly, decides wrongly, and learns from reward."""
 
 import random
+import re
+import sys
 
 import pytest
 
-from ranker import config as settings, policy as policies, report, tiny, world
+from ranker import config as settings, policy as policies, report, thoughts, tiny, world
+from ranker.answers import parse
 from ranker.data import Ask
 from ranker.drive import run
+from ranker.errors import exit_status
 from ranker.files import sha256
 from ranker.rankers import elimination
 from ranker.rollout import Sampler, greedy_model, sample_groups
-from ranker.tiny import __main__ as builder, plain, teacher
+from ranker.tiny import __main__ as builder, plain, teacher, traces
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +104,16 @@ def test_the_builder_is_deterministic_and_its_examples_never_leave_the_training_
         builder.main()
     a, b = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("a", "b"))
     assert a == b and set(seen) == {"train"}
+
+
+@pytest.mark.parametrize("options, most", [([], 1), (["--ranker.drop=3"], 3), (["--ranker.drop=2", "--ranker.pool=append"], 2)])
+def test_traces_of_the_teacher_name_as_many_as_may_go_and_write_of_those_that_are_left(tmp_path, monkeypatch, options, most):
+    monkeypatch.setattr(sys, "argv", ["traces.py", "--out", str(tmp_path / "t.jsonl"), "--count", "60", *options])
+    assert exit_status(traces.main) == 0
+    read = thoughts.read(tmp_path / "t.jsonl")
+    assert len(read) == 60 and {ask.query.task for ask, _ in read} == set(world.TASKS) and max(ask.drop for ask, _ in read) == most
+    for ask, text in read:
+        answer, written = parse(text, ask), re.findall(r"\[(\d+)\]", text.partition("</think>")[0])
+        assert answer.ok and len(answer.value) == ask.drop and ".train." in ask.query.id
+        assert [ask.pool[int(k) - 1] for k in written] == [c for c in ask.left for _ in range(2)]
+        assert (ask.out is None) == ("--ranker.pool=append" not in options)
