@@ -33,7 +33,7 @@ from ranker.data import Ask
 from ranker.errors import UserError
 from ranker.policy import Policy
 from ranker.rollout import Sampler
-from ranker.score import CHUNK, head_logprobs
+from ranker.score import chunk_of, head_logprobs
 
 ITEMS = ("weights", "adapter", "optimizer", "other", "dense copy", "gradients", "cache", "activations", "logits", "heap")
 # What to lower, in this order: how much is computed at once, which a run may change when it goes on, then what makes it another run.
@@ -83,6 +83,7 @@ class Costs:
     saved: list[float]  # of batch_terms: what the backward pass needs
     step: list[float]  # of batch_terms: the peak of the backward pass
     head: float  # the log-probability of a token, there and back
+    chunk: int  # tokens of which those are computed at once
     kept: int  # of a token, with gradient checkpointing
     checkpointing: bool  # whether `saved` and `step` were measured with it
 
@@ -155,7 +156,7 @@ def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, 
     for parameter in trained:
         parameter.grad = None
     return Costs(held, dense, cache, len(layers), solve([prompt_terms(1, n) for n in lengths], [prefill(n) for n in lengths]),
-                 solve([row_terms(n) for n in rows], [decode(n) for n in rows]), saved, step, meter.peak / len(targets),
+                 solve([row_terms(n) for n in rows], [decode(n) for n in rows]), saved, step, meter.peak / len(targets), chunk_of(policy.head),
                  len(layers) * head.shape[1] * head.element_size(), policy.checkpointing)
 
 
@@ -200,7 +201,7 @@ class Plan:
                 kept = costs.kept * (terms[1] + terms[2])
                 saved, step = kept, kept + saved / costs.layers + step - saved
             heap = {"heap": min(saved, HEAP) if self.device.type == "cpu" else 0, "gradients": costs.held["adapter"]}
-            return [{"activations": saved, "logits": costs.head * min(CHUNK, rows * split * length)} | heap, {"activations": step} | heap]
+            return [{"activations": saved, "logits": costs.head * min(costs.chunk, rows * split * length)} | heap, {"activations": step} | heap]
 
         episodes = rollout.states == "on_policy"  # each has prompts of its own
         phases = {"validation": sampling(self.queries, 1, min(self.queries, rollout.tokens_kept // prompt) if self.asks > 1 else 0),

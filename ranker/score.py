@@ -16,7 +16,12 @@ from torch.utils.checkpoint import checkpoint
 from ranker.attention import PACKED, layout
 from ranker.policy import Policy
 
-CHUNK = 1024  # tokens that go through the LM head at once
+CHUNK, LOGITS = 1024, 2**28  # most tokens that go through the LM head at once, and most bytes of their logits in fp32
+
+
+def chunk_of(head: torch.nn.Linear) -> int:
+    """Tokens at once. Not what fits at the moment: that would change sums, and a resumed run would not end the same."""
+    return max(1, min(CHUNK, LOGITS // (4 * head.weight.shape[0])))
 
 
 @dataclass
@@ -129,9 +134,9 @@ def head_logprobs(head, states: torch.Tensor, targets: torch.Tensor, temperature
         logits = head(states).float() / temperature
         return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
-    parts = []
-    for start in range(0, len(targets), CHUNK):
-        piece = states[start:start + CHUNK], targets[start:start + CHUNK]
-        recompute = torch.is_grad_enabled() and states.requires_grad and len(targets) > CHUNK
+    parts, size = [], chunk_of(head)
+    for start in range(0, len(targets), size):
+        piece = states[start:start + size], targets[start:start + size]
+        recompute = torch.is_grad_enabled() and states.requires_grad and len(targets) > size
         parts.append(checkpoint(chunk, *piece, use_reentrant=False) if recompute else chunk(*piece))
     return torch.cat(parts)

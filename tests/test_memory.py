@@ -14,7 +14,7 @@ from ranker.drive import load_ranker
 from ranker.errors import LONGEST, UserError
 from ranker.objectives import grpo
 from ranker.rollout import Sampler
-from ranker.score import CHUNK, pack, score
+from ranker.score import pack, score
 from ranker.stages import Stage
 from ranker.world import queries
 
@@ -62,7 +62,7 @@ def test_five_probes_tell_what_the_backward_pass_of_a_whole_batch_saves(make_pol
     costs = costs_of(policy)
     prompts, prompt, completions, new = shape
     terms = memory.batch_terms(prompts, prompt, prompts * completions, new)
-    head = costs.head * min(CHUNK, prompts * completions * new)
+    head = costs.head * min(costs.chunk, prompts * completions * new)
     planned = max(memory.total(costs.saved, terms) + head, memory.total(costs.step, terms))
     assert planned == pytest.approx(learn(policy, *shape), rel=0.05)
 
@@ -141,7 +141,7 @@ def test_a_phase_is_measured_by_its_own_peak(make_policy):
 
 
 BIG = memory.Costs({"weights": 2e9, "adapter": 1e8, "optimizer": 2e8, "other": 0}, 6e9, 36864, 36, [5e7, 1e5, 5.0], [5e7, 4e6],
-                   [0.0, 4.5e6, 4.6e6, 3e4, 72.0], [1e8, 4.6e6, 4.7e6, 3e4, 72.0], 2.4e6, 147456, False)  # about what 3 billion parameters take
+                   [0.0, 4.5e6, 4.6e6, 3e4, 72.0], [1e8, 4.6e6, 4.7e6, 3e4, 72.0], 2.4e6, 441, 147456, False)  # about what 3 billion parameters take
 
 
 @pytest.mark.parametrize("phase, first", [("validation", "rollout.tokens_per_batch"), ("sampling", "rollout.tokens_per_batch"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ranker.losses import cohort_advantages, policy_loss
-from ranker.score import batches, head_logprobs, pack, score, score_all, stack
+from ranker.score import batches, chunk_of, head_logprobs, pack, score, score_all, stack
 
 BUDGET = 4000
 
@@ -63,13 +63,15 @@ def test_gradient_checkpointing_changes_nothing(make_policy, asks):
     assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm()
 
 
-def test_the_head_in_chunks_equals_one_log_softmax(monkeypatch):
+@pytest.mark.parametrize(("limit", "value"), [("CHUNK", 5), ("LOGITS", 4 * 50 * 5 + 3)])
+def test_the_head_in_chunks_equals_one_log_softmax(monkeypatch, limit, value):
     torch.manual_seed(0)
     head, states = torch.nn.Linear(8, 50, bias=False), torch.randn(23, 8, requires_grad=True)
     targets = torch.randint(0, 50, (23,))
     plain = (head(states) / 0.5).log_softmax(-1)[torch.arange(23), targets]
     expected = torch.autograd.grad(plain.sum(), states)[0]
-    monkeypatch.setattr("ranker.score.CHUNK", 5)
+    monkeypatch.setattr(f"ranker.score.{limit}", value)
+    assert chunk_of(head) == 5
     chunked = head_logprobs(head, states, targets, 0.5)
     torch.testing.assert_close(chunked, plain)
     torch.testing.assert_close(torch.autograd.grad(chunked.sum(), states)[0], expected)
