@@ -84,8 +84,8 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     queries, train = test_queries(config, args, records)
     find = None
     if args.thoughts:
-        decision = ranker.sampled_ask(queries[0], random.Random(0)).decision
-        find = thoughts.finder(thoughts.read(args.thoughts), queries, decision, config.eval.thoughts, str(args.thoughts))
+        like = ranker.sampled_ask(queries[0], random.Random(0), len(queries[0].ids))
+        find = thoughts.finder(thoughts.read(args.thoughts), queries, like, config.eval.thoughts, str(args.thoughts))
     orders = [queries] + [[q.shuffled(random.Random(f"{config.run.seed}/{o}/{q.id}")) for q in queries] for o in range(1, args.orders)]
     table = Table(config, config.eval.relevance_level, names or list(metrics.NAMES))
     rows = report.baseline_rows(orders, table.level, table.names, baselines.every(queries, train) if args.baselines else baselines.PLAIN)
@@ -192,6 +192,7 @@ def evaluation_of(record: dict) -> dict:
 
 
 def finish(out: Path, rows: list[Row], base: Row, head: str, record: dict, traces: Traces) -> None:
+    traces.begin()
     text = report.write(out, rows, base, head, record)
     traces.finish()
     print(f"\n{text}\nwritten to {out}: table.md, results.json, per_query.csv, traces.jsonl, TREC run and qrels files")

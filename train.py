@@ -144,7 +144,8 @@ def main() -> int | None:
                 log.curves(run_dir)
             if improved or last or stop or gone_bad or step % config.run.save_every == 0:
                 checkpoint.save(config, policy, optimizer, step, record.get("validation", {}), improved)
-                memory.give_back()  # what the C library keeps of freed blocks would grow with the run
+        if step % config.run.save_every == 0:
+            memory.give_back()  # what the C library keeps of freed blocks would grow with the run
         if gone_bad:
             raise UserError(f"the gradient was not finite in {broken} steps in a row (the last is {step}), which changed nothing; {run_dir}/last is"
                             " saved; begin anew with a lower train.lr, or look at the rewards in completions.jsonl")

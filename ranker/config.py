@@ -116,7 +116,7 @@ class Rollout:
     tokens_per_prefill: int = setting(16384, low=16)  # prompt tokens in one forward pass
     tokens_kept: int = setting(65536, low=0)  # prompt tokens an evaluation keeps for the next asks about their queries
     weights: str = setting("nf4", choices=("nf4", "dense"))  # dense: a dequantised copy while sampling, faster and 2 bytes a parameter larger
-    graph: bool = True  # CUDA: steps of decoding are captured and replayed, which spares the launch of every kernel
+    graph: bool = True  # CUDA: steps of decoding are captured and replayed, not launched kernel by kernel; dynamic RoPE cannot be
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """The two ways to end badly: a user's mistake (one line, exit 2) and a bug (a traceback, exit 1)."""
 
 import argparse
-import contextlib
 import difflib
 import errno
 import os
@@ -49,10 +48,9 @@ def exit_status(main: Callable[[], int | None]) -> int:
         error.__traceback__ = error.__context__ = None  # lets go of progress bars, which end their line then
         return _ended(f"error: {one_line(str(error))}")
     except OSError as error:
-        if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE):
+        if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
             raise
-        # What else writes says which file it was. Python would try once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # What else writes says which file it was.
         return _ended(f"error: cannot write to the standard output or error: {error.strerror}; what was saved before is whole")
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; this file does without torch
@@ -64,6 +62,9 @@ def exit_status(main: Callable[[], int | None]) -> int:
 
 
 def _ended(line: str, status: int = 2) -> int:
-    with contextlib.suppress(OSError):  # a log on a full disk
-        print(line, file=sys.stderr)
+    for stream, text in ((sys.stdout, ""), (sys.stderr, line + "\n")):
+        try:
+            print(text, end="", file=stream, flush=True)
+        except OSError:  # a log on a full disk; Python would try once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return status

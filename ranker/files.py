@@ -47,7 +47,8 @@ def open_whole(path: str | Path, mode: str = "w") -> Iterator[IO]:
             path.parent.mkdir(parents=True, exist_ok=True)
             for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
                 if not _alive(left.suffixes[-2][1:]):
-                    left.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # somebody else's, in /tmp
+                        left.unlink()
             with temporary.open(mode, encoding=None if mode == "wb" else "utf-8") as file:
                 yield file
                 file.flush()

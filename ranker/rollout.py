@@ -178,13 +178,13 @@ class Sampler:
                     if (t + 1) % block == 0 and len(live) <= (1 - COMPACT_AT) * len(rows):
                         rows = [rows[i] for i in live]
                         kept = torch.tensor(live, device=device)
+                        replay = None  # its memory goes first
                         cache.keep(kept)
-                        replay = None
                         tokens, logprobs, chance, position = tokens[kept], logprobs[kept], chance[kept], position[kept]
                 if t % block == 0:
                     window.width, replay = min(t + block, room), None
                 (replay or step)()
-                if replay is None and (t + 1) % block:  # the block goes on
+                if replay is None and t + 2 < window.width:  # the block goes on
                     replay = captured(step)
         results = iter(samples)
         return [list(islice(results, count)) for count in counts]
@@ -219,15 +219,19 @@ class Sampler:
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """What launches all kernels of `step` at once, on the tensors that it works on now. It has run before, so nothing is set up in it."""
+    """What launches all kernels of `step` at once, on the tensors that it works on now; it has run before, so that none is launched for the first time.
+
+    At most one may be alive: with a graph goes the workspace of the stream that all of them are captured on.
+    """
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             step()
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
-        raise UserError(f"decoding cannot be captured as a CUDA graph ({str(error).splitlines()[0][:120]}); add --rollout.graph=false") from None
+        first = error.__context__ or error  # to end a capture that failed raises once more
+        if "out of memory" in str(first):
+            raise first from None
+        raise UserError(f"decoding cannot be captured as a CUDA graph ({str(first).splitlines()[0][:120]}); add --rollout.graph=false") from None
     return graph.replay
 
 

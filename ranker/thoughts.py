@@ -42,9 +42,9 @@ def kept(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], 
 
 def record(ask: Ask, text: str) -> dict:
     """What stands in the file of an ask and its completion."""
-    query, described = ask.query, ask.described()
-    return {"query": query.id, "task": query.task, "context": query.context, "candidates": [[c, query.texts[c]] for c in described.pop("pool")],
-            **described, "relevance": [query.rel[c] for c in ask.pool], "text": text}
+    query = ask.query
+    return {"query": query.id, "task": query.task, "context": query.context, "candidates": [[c, query.texts[c]] for c in ask.pool],
+            **{key: value for key, value in ask.described().items() if key != "pool"}, "relevance": [query.rel[c] for c in ask.pool], "text": text}
 
 
 def read(path: Path) -> list[tuple[Ask, str]]:
@@ -66,13 +66,14 @@ def read(path: Path) -> list[tuple[Ask, str]]:
             context = context if isinstance(context, str) else tuple(context)
             candidates = tuple(Candidate(c, t) for c, t in candidates)
             relevance = tuple(map(float, record.get("relevance", [1] * len(candidates))))
-            assert len(relevance) == len(candidates) and min(relevance, default=0) >= 0
             drop, out = record.get("drop", 1), record.get("out")
-            assert type(drop) is int and 0 < drop and (out is None or set(out) < {c.id for c in candidates})
             texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context), *(c.id + c.text for c in candidates)]
-            assert all(isinstance(t, str) for t in texts) and decision in DECISIONS
-            "".join(texts).encode()  # half of a surrogate pair is no text: a ValueError
-        except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
+            "".join(texts).encode()  # half of a surrogate pair is no text
+            if not (len(relevance) == len(candidates) and min(relevance, default=0) >= 0 and all(isinstance(t, str) for t in texts)
+                    and decision in DECISIONS and (out is None or isinstance(out, list) and set(out) < {c.id for c in candidates})
+                    and type(drop) is int and 0 < drop <= max(len(candidates) - len(out or ()), 1)):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path}:{number}: no thought; a training run writes them to thoughts.jsonl in its folder") from None
         asked = Query(query, task, context, candidates, relevance)
         examples.append((Ask(asked, asked.ids, decision, out=None if out is None else tuple(out), drop=drop), text))
@@ -89,11 +90,11 @@ def drawn(path: Path, decision: str, seed: int) -> Callable[[int], tuple[Ask, st
     return endless(examples, f"{seed}/traces")
 
 
-def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], decision: str, count: int, where: str) -> Callable[[Ask], Ask]:
+def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], like: Ask, count: int, where: str) -> Callable[[Ask], Ask]:
     """A function that gives an ask about one of `queries` the `count` examples most like it, the likest last.
 
-    Of equally like ones the latest in training wins. Raises UserError for a task without examples of `decision`, and
-    for examples about the queries themselves.
+    Of equally like ones the latest in training wins. Raises UserError for a task without examples of the form of `like`
+    (its decision, at most as many named, what is out stated or not), and for examples about the queries themselves.
     """
     ranked = {q.id for q in queries}
     own = [ask.query.id for ask, _ in examples if ask.query.id in ranked]
@@ -101,11 +102,11 @@ def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], decisi
         raise UserError(f"{where}: it holds thoughts about queries that are to be ranked, such as '{own[0]}'")
     shelves: dict[str, dict[str, tuple[Ask, str]]] = {}  # task -> key -> example
     for number, (ask, text) in enumerate(examples):
-        if ask == Ask(ask.query, ask.pool, decision):  # not one of another form
+        if ask.decision == like.decision and ask.drop <= like.drop and (ask.out is None) == (like.out is None):
             shelves.setdefault(ask.query.task, {})[str(number)] = (ask, text)
     missing = sorted({q.task for q in queries} - shelves.keys())
     if missing:
-        raise UserError(f"{where}: it holds thoughts of the decision '{decision}' about {', '.join(sorted(shelves)) or 'nothing'},"
+        raise UserError(f"{where}: it holds thoughts of the decision '{like.decision}' in the ranker's form about {', '.join(sorted(shelves)) or 'nothing'},"
                         f" none about {', '.join(missing)};"
                         " rank fewer tasks with --tasks, or take another file")
     index = {task: BM25({key: context_text(ask.query) for key, (ask, _) in shelf.items()}) for task, shelf in shelves.items()}

@@ -23,9 +23,8 @@ class Traces:
         """Raises UserError when the folder holds an unfinished evaluation of something else. With `anew` everything is asked again."""
         self.path, self.mark = folder / "traces.jsonl", folder / "unfinished.json"
         self.evaluation = json.loads(json.dumps(evaluation))  # as it comes back from the file
-        self.done, self.begun = self._finished_asks(self.evaluation), False
-        if anew:
-            self.done = []
+        self.anew, self.begun = anew, False
+        self.done = self._finished_asks()
         refuse_read_only(folder)
         refuse_locked(folder)
         self.found = {(r["row"], r["order"], r["query"], r["ask"]): r for r in self.done}
@@ -34,22 +33,24 @@ class Traces:
         """Write what is there so far, once: not before something can be added, so that a mistake leaves no files."""
         if not self.begun:
             self.held = lock(self.path.parent)
+            if self._finished_asks() != self.done:
+                raise UserError(f"{self.path.parent}: another evaluation has written here in the meantime; type the command again")
             write_text(self.path, "".join(map(log.line, self.done)))  # cuts what a crash left half-written, and an older evaluation
             write_text(self.mark, json.dumps(self.evaluation, indent=1) + "\n")
             self.begun = True
 
-    def _finished_asks(self, evaluation: dict) -> list[dict]:
+    def _finished_asks(self) -> list[dict]:
         try:
             before = dict(json.loads(self.mark.read_text(encoding="utf-8")))
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError):
             raise UserError(f"{self.mark} cannot be read; delete it to begin anew") from None
-        changed = sorted(key for key in evaluation.keys() | before.keys() if evaluation.get(key) != before.get(key))
+        changed = sorted(key for key in self.evaluation.keys() | before.keys() if self.evaluation.get(key) != before.get(key))
         if changed:
             raise UserError(f"{self.path.parent} holds an unfinished evaluation with other {', '.join(changed)}; finish it with the command it was"
                             f" begun with, name another folder with --out, or delete {self.mark}")
-        return list(log.read(self.path))
+        return [] if self.anew else list(log.read(self.path))
 
     def model(self, row: str, order: int, inner: Model, progress=lambda asks: None) -> Model:
         """`inner`, asked only what the file does not hold. `progress` hears of the asks that it does hold."""

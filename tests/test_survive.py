@@ -195,10 +195,16 @@ def test_what_killed_writers_of_a_file_left_is_cleared_by_the_next_one_and_nothi
 @pytest.mark.parametrize(("redirected", "said"), [(">/dev/full", "No space left on device"), (">/dev/full 2>/dev/full", ""), ("| true", "Broken pipe")])
 @pytest.mark.parametrize("lines", [1, 9999], ids=["kept back until the end", "more than is kept back"])
 def test_an_output_that_cannot_be_written_is_one_line(redirected, said, lines):
-    code = f"import sys, time; from ranker.errors import exit_status; time.sleep(0.2); sys.exit(exit_status(lambda: print('x' * 99 * {lines})))"
-    done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "$CODE" {redirected}; exit ${{PIPESTATUS[0]}}'], cwd=ROOT, env=os.environ | {"CODE": code},
-                          capture_output=True, text=True)
-    assert done.returncode == 2
+    def shell(code):
+        code = "import sys, time; from ranker.errors import UserError, exit_status; time.sleep(0.2)\n" + code
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        return subprocess.run(["bash", "-c", f'"{sys.executable}" -c "$CODE" {redirected}; exit ${{PIPESTATUS[0]}}'], cwd=ROOT, env=env | {"CODE": code},
+                              capture_output=True, text=True)
+
+    done = shell(f"sys.exit(exit_status(lambda: print('x' * 99 * {lines})))")
+    mistake = shell("def main():\n    print('x')\n    raise UserError('a mistake')\nsys.exit(exit_status(main))")
+    assert done.returncode == mistake.returncode == 2
+    assert mistake.stderr == ("error: a mistake\n" if said else "")
     assert done.stderr == (f"error: cannot write to the standard output or error: {said}; what was saved before is whole\n" if said else "")
 
 
@@ -217,10 +223,10 @@ def scripts(folder: Path, out: Path) -> dict[str, tuple[Callable, list, Callable
     (folder / "topics").write_text("q0\tfirst\nq1\tsecond\n")
     (folder / "replay").write_text("".join(json.dumps({"qid": f"q{q}", "response": f"\u4e03\u4eba <answer>[{k}] > [{3 - k}]</answer>"}) + "\n" for q in range(2) for k in (1, 2)))
     named = [word for name in ("run", "qrels", "corpus", "topics", "replay") for word in (f"--{name}", folder / name)]
-    files = lambda out: {path.name: path.read_bytes() for path in out.iterdir() if path.suffix != ".json" and path.name != "lock"}  # results.json states the time  # noqa: E731
+    left = lambda out: {path.name: path.read_bytes() for path in out.iterdir() if path.suffix != ".json" and path.name != "lock"}  # results.json states the time  # noqa: E731
     return {"run": (train.main, [*SHORT, f"--run.dir={out}"], left_behind),
-            "evaluation": (evaluate.main, [*named, "--window", 2, "--step", 1, "--out", out], files),
-            "preparation": (prepare.main, ["trec", *named[1:6:2], *named[6:8], "--out", out / "q.jsonl"], files)}
+            "evaluation": (evaluate.main, [*named, "--window", 2, "--step", 1, "--out", out], left),
+            "preparation": (prepare.main, ["trec", *named[1:6:2], *named[6:8], "--out", out / "q.jsonl"], left)}
 
 
 def typed_again(script: tuple[Callable, list, Callable], out: Path, how: str, first: int):

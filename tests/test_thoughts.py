@@ -44,17 +44,17 @@ def test_the_best_paid_completion_of_a_group_is_kept_if_it_beat_its_cohort_in_go
     assert thoughts.kept(7, [group], [wrong], [-0.6, 0.4, 0.2]) == []  # the best of a bad lot is no example
 
 
-@pytest.mark.parametrize("options", [{}, {"out": ("q-2",)}, {"out": ()}, {"drop": 2}, {"out": ("q-0",), "drop": 2}])
+@pytest.mark.parametrize("options", [{}, {"out": ("q-2",)}, {"out": ()}, {"drop": 2}, {"out": ("q-0",), "drop": 2}], ids=str)
 def test_what_is_kept_is_read_as_it_was_asked(tmp_path, options):
     told = Ask(query("q", "c"), ("q-0", "q-1", "q-2"), "eliminate", **options)
     path = save(tmp_path / "t.jsonl", told)
     assert thoughts.read(path) == [(told, TRACE)]
-    find = lambda: thoughts.finder(thoughts.read(path), [query("other", "c")], "eliminate", 1, "t")  # noqa: E731
-    if options:  # an example of another form would mislead
-        with pytest.raises(UserError, match="none about passage-5"):
-            find()
-    else:
-        find()
+    other = query("other", "c")
+    find = lambda **like: thoughts.finder(thoughts.read(path), [other], Ask(other, other.ids, "eliminate", **like), 1, "t")  # noqa: E731
+    find(**options)
+    for like in [{}] if options else [{"out": ()}]:  # an example of another form would mislead
+        with pytest.raises(UserError, match="in the ranker's form about nothing, none about passage-5"):
+            find(**like)
 
 
 @pytest.mark.parametrize("options", [{"hint": "[1]"}, {"by_logits": True}])
@@ -68,39 +68,39 @@ def test_the_likest_context_of_the_same_task_and_decision_is_shown_as_an_earlier
     near, far, other = query("near", "who governs Velm"), query("far", "what do people eat"), query("x", "who governs Velm", "passage-7")
     path = save(tmp_path / "t.jsonl", ask(far), ask(near), ask(other), ask(query("order", "who governs Velm"), "order"))
     target = ask(query("target", "who governs Orda"))
-    found = thoughts.finder(thoughts.read(path), [target.query], "eliminate", 1, str(path))(target)
+    found = thoughts.finder(thoughts.read(path), [target.query], ask(query("like", "c")), 1, str(path))(target)
     [(example, text)] = found.examples
     assert example.query.id == "near" and text == TRACE and (found.query, found.pool) == (target.query, target.pool)
     chat = messages(found)
     assert [m["role"] for m in chat] == ["system", "user", "assistant", "user"]
     assert chat[1]["content"] == messages(ask(near))[1]["content"] and chat[2]["content"] == TRACE
-    two = thoughts.finder(thoughts.read(path), [target.query], "eliminate", 2, str(path))(target)
+    two = thoughts.finder(thoughts.read(path), [target.query], ask(query("like", "c")), 2, str(path))(target)
     assert [e.query.id for e, _ in two.examples] == ["far", "near"]  # the likest next to the ask
 
 
 def test_no_examples_leave_the_prompt_as_it_is(tmp_path):
     path, target = save(tmp_path / "t.jsonl", ask(query("near", "a"))), ask(query("target", "a"))
-    none = thoughts.finder(thoughts.read(path), [target.query], "eliminate", 0, str(path))(target)
+    none = thoughts.finder(thoughts.read(path), [target.query], ask(query("like", "c")), 0, str(path))(target)
     assert messages(none) == messages(target)
 
 
 def test_thoughts_about_the_queries_to_rank_are_refused(tmp_path):
     path = save(tmp_path / "t.jsonl", ask(query("a", "c")), ask(query("b", "c")))
     with pytest.raises(UserError, match="queries that are to be ranked, such as 'b'"):
-        thoughts.finder(thoughts.read(path), [query("b", "c")], "eliminate", 1, str(path))
+        thoughts.finder(thoughts.read(path), [query("b", "c")], ask(query("like", "c")), 1, str(path))
 
 
 def test_thoughts_of_another_task_or_decision_are_refused(tmp_path):
     path, target = save(tmp_path / "t.jsonl", ask(query("a", "c"))), query("t", "c", "rec-movie")
     with pytest.raises(UserError, match="about passage-5, none about rec-movie"):
-        thoughts.finder(thoughts.read(path), [target], "eliminate", 1, str(path))
-    with pytest.raises(UserError, match="'order' about nothing"):
-        thoughts.finder(thoughts.read(path), [query("t", "c")], "order", 1, str(path))
+        thoughts.finder(thoughts.read(path), [target], ask(query("like", "c")), 1, str(path))
+    with pytest.raises(UserError, match="'order' in the ranker's form about nothing"):
+        thoughts.finder(thoughts.read(path), [query("t", "c")], ask(query("like", "c"), "order"), 1, str(path))
 
 
 def test_of_equally_like_contexts_the_latest_in_training_is_shown(tmp_path):
     path, target = save(tmp_path / "t.jsonl", ask(query("early", "who governs")), ask(query("late", "who governs"))), ask(query("t", "who governs"))
-    [(example, _)] = thoughts.finder(thoughts.read(path), [target.query], "eliminate", 1, str(path))(target).examples
+    [(example, _)] = thoughts.finder(thoughts.read(path), [target.query], ask(query("like", "c")), 1, str(path))(target).examples
     assert example.query.id == "late"
 
 

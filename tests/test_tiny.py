@@ -117,3 +117,8 @@ def test_traces_of_the_teacher_name_as_many_as_may_go_and_write_of_those_that_ar
         assert answer.ok and len(answer.value) == ask.drop and ".train." in ask.query.id
         assert [ask.pool[int(k) - 1] for k in written] == [c for c in ask.left for _ in range(2)]
         assert (ask.out is None) == ("--ranker.pool=append" not in options)
+
+
+def test_the_teachers_traces_take_no_option_that_would_have_no_effect(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["traces.py", "--out", str(tmp_path / "t.jsonl"), "--data.seed=5"])
+    assert exit_status(traces.main) == 2 and "unknown option --data.seed=5" in capsys.readouterr().err and not list(tmp_path.iterdir())

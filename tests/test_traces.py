@@ -90,4 +90,8 @@ def test_two_evaluations_do_not_write_to_one_folder(tmp_path):
     with files.lock(tmp_path), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
         Traces(tmp_path, {"checkpoint": "a"})
     assert (tmp_path / "traces.jsonl").read_bytes() == before
-    evaluate(tmp_path, [])
+    late = Traces(tmp_path, {"checkpoint": "a"})
+    evaluate(tmp_path, [])  # begun later, ended earlier
+    with pytest.raises(UserError, match="another evaluation has written here in the meantime"):
+        late.begin()
+    assert len((tmp_path / "traces.jsonl").read_text().splitlines()) == 32

@@ -29,6 +29,8 @@ def main() -> None:
         raise UserError(f"--count must be at least 1, got {args.count}")
     config = settings.Config(ranker={"name": "elimination"})
     for text in overrides:
+        if not text.startswith("--ranker."):
+            raise UserError(f"unknown option {text}; options of the ranker are written --ranker.NAME=VALUE")
         settings.override(config, text)
     ranker, tasks = load_ranker(config.ranker, "command line"), list(world.TASKS)
     with open_whole(args.out) as file:

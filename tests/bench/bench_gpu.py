@@ -3,8 +3,9 @@
     python tests/bench/bench_gpu.py [--shapes 1400/256/8] [--repeats 3]       # prompt/completion/group; needs CUDA, says so without
 
 Random weights of Qwen2.5-3B's shape in NF4, LoRA of rank 32, bf16, gradient checkpointing on both sides; all else as in
-bench_step.py, whose processes these are. Here the peak is all that the process reserves on the GPU, weights included: at
-most 22 GB is meant, so that a card of 24 GB serves.
+bench_step.py, whose processes these are, but that TRL makes its adapter bf16 when the base is quantised; ours stays fp32. Here the
+peak is all that torch reserves on the GPU, weights included (the CUDA context, half a GB or more, is not): at most 22 GB is meant,
+so that a card of 24 GB serves.
 
 Then decoding alone, for both `rollout.weights`, with and without captured steps: tokens a second, and the share of what the
 memory allows. A step of decoding reads every weight, the prompts and the completions so far; how fast memory is read is
@@ -12,6 +13,7 @@ measured by copying a tensor. `--quick` runs everything once on a small shape, o
 """
 
 import json
+import statistics
 import sys
 import time
 from dataclasses import replace
@@ -55,16 +57,19 @@ def decoding(setup: bench_step.Setup, shape: tuple[int, int, int], folder: str) 
     prompts, rows = bench_step.made_prompts(setup.base["vocab_size"], length)[:bench_step.PROMPTS], bench_step.PROMPTS * count
     speed, config = memory_speed(policy.device), policy.causal_lm.config
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads) * policy.head.weight.element_size()
-    held = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
     linear = [m for name, m in policy.causal_lm.named_modules() if isinstance(m, torch.nn.Linear) and ".lora_" not in name]
-    read = {"nf4": held, "dense": sum(m.in_features * m.out_features for m in linear) * policy.head.weight.element_size()}
+    scales = [scale for m in linear if hasattr(m.weight, "quant_state") for scale in (m.weight.quant_state.absmax, m.weight.quant_state.state2.absmax)]
+    dense = sum(m.in_features * m.out_features for m in linear) * policy.head.weight.element_size()
+    read = {"nf4": size(policy.model.parameters()) + size(scales),
+            "dense": dense + (size(policy.adapter_parameters().values()) if policy.head.weight.dtype == torch.bfloat16 else 0)}  # in fp32 it is added
     found = []
     for weights in read:
-        for graph in (False, True):
+        for graph in (False, True) if setup.device == "cuda" else (False,):
             sampler = Sampler(policy, settings.Rollout(max_new_tokens=new, weights=weights, graph=graph))
             write, prefill = lambda: sampler(prompts, [count] * len(prompts), 1.0, range(len(prompts))), lambda: sampler.next_logits(prompts)  # noqa: E731, B023
             write()
-            seconds = took(write, policy.device) - took(prefill, policy.device)
+            seconds = statistics.median(took(write, policy.device) - took(prefill, policy.device) for _ in range(3))
             step = read[weights] + cache * (len(prompts) * length + rows * new // 2)  # bytes
             found.append({"weights": weights, "graph": graph, "tokens_per_second": rows * (new - 1) / seconds, "limit": rows * speed / step})
     print("\n" + report.markdown([f"decoding, {rows} rows", "captured steps", "tokens/s", "memory allows", "share"], [

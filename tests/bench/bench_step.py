@@ -66,7 +66,7 @@ SIDES = ("ours", "TRL")
 LETTERS = "abcdefghijklmno"
 STEPS, PROMPTS = 2, 2  # one warm-up; prompts a step
 BETA, LR = 0.04, 1e-4
-PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate")
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "trl", "accelerate")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def in_process(setup: Setup, args, shape: tuple[int, int, int], side: str, folde
                "--threads", str(args.threads), "--tokens_per_batch", str(args.tokens_per_batch), "--trl_options", args.trl_options,
                *["--trl_compact_head"] * args.trl_compact_head, *["--quick"] * args.quick]
     threads = {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
+    first = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]} if setup.device == "cuda" else {}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads | first)
     if done.returncode == -signal.SIGKILL:
         return None
     if done.returncode == 2:
@@ -196,6 +197,9 @@ def save_base(setup: Setup, folder: Path) -> None:
         model = Qwen2ForCausalLM(Qwen2Config(**setup.base, max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=None, eos_token_id=2,
                                              pad_token_id=0))
     model.to(torch.bfloat16 if setup.device == "cuda" else torch.float32).save_pretrained(folder)
+    del model
+    if setup.device == "cuda":
+        torch.cuda.empty_cache()  # else it would stand beside what is measured
 
 
 def made_prompts(vocabulary: int, length: int) -> list[list[int]]:
@@ -219,6 +223,8 @@ def one_run(setup: Setup, args, shape: tuple[int, int, int], options: dict) -> d
     """Seconds of the timed step and of its sampling, peak memory (on a CPU over what the loaded model takes), parameters trained."""
     import torch
 
+    from ranker.memory import FULL
+
     Path("/proc/self/oom_score_adj").write_text("1000")  # rather this one than another process of the machine
     torch.set_num_threads(args.threads)
     try:
@@ -226,7 +232,9 @@ def one_run(setup: Setup, args, shape: tuple[int, int, int], options: dict) -> d
         if setup.device == "cuda":
             seconds, sampling = steps()
             return {"seconds": seconds, "sampling_seconds": sampling, "peak_bytes": torch.cuda.max_memory_reserved(), "trained": trained}
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not FULL.search(str(error)):
+            raise
         os.kill(os.getpid(), signal.SIGKILL)  # as it ends on a CPU
     gc.collect()
     loaded = memory("VmRSS")
