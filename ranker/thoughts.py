@@ -61,16 +61,16 @@ def read(path: Path) -> list[tuple[Ask, str]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            query, task, context, candidates, decision, text = (record[name] for name in FIELDS)
+            found = json.loads(line)
+            query, task, context, candidates, decision, text = (found[name] for name in FIELDS)
             context = context if isinstance(context, str) else tuple(context)
             candidates = tuple(Candidate(c, t) for c, t in candidates)
-            relevance = tuple(map(float, record.get("relevance", [1] * len(candidates))))
-            drop, out = record.get("drop", 1), record.get("out")
+            relevance = tuple(map(float, found.get("relevance", [1] * len(candidates))))
+            drop, out = found.get("drop", 1), found.get("out")
             texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context), *(c.id + c.text for c in candidates)]
-            "".join(texts).encode()  # half of a surrogate pair is no text
-            if not (len(relevance) == len(candidates) and min(relevance, default=0) >= 0 and all(isinstance(t, str) for t in texts)
-                    and decision in DECISIONS and (out is None or isinstance(out, list) and set(out) < {c.id for c in candidates})
+            "".join(texts).encode()  # no number and no half of a surrogate pair is a text
+            if not (len(relevance) == len(candidates) and min(relevance, default=0) >= 0 and decision in DECISIONS
+                    and (out is None or isinstance(out, list) and set(out) < {c.id for c in candidates})
                     and type(drop) is int and 0 < drop <= max(len(candidates) - len(out or ()), 1)):
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
