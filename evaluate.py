@@ -80,6 +80,10 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     settings.check(config, "command line")
     if config.llm.api and args.ckpt:
         raise UserError("a server's model takes no checkpoint: name one of --ckpt and --llm.api, or evaluate them one after the other")
+    changed = {folder: changed_prompts(record["prompts"]) for folder, record in zip(folders, records)}
+    warnings = [f"{folder} was trained with other prompts: {', '.join(prompts)} changed since" for folder, prompts in changed.items() if prompts]
+    for warning in warnings:
+        logging.warning(warning)
     ranker = load_ranker(config.ranker, "command line")
     queries, train = test_queries(config, args, records)
     find = None
@@ -117,7 +121,7 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     how = f"{config.ranker['name']}, {decoding}, " if models else ""
     head = (f"{len(queries)} queries of {source}; {how}{args.orders} candidate order(s), seed {config.run.seed}.\n{relevance_words(table.level)}"
             f"; nDCG has linear gain, its ideal over the query's candidates.\nOn average a positive stands at place {input_place(orders):.1f} of the order given."
-            + (" Strict: a query with an answer that could not be read counts 0." if models else ""))
+            + (" Strict: a query with an answer that could not be read counts 0." if models else "") + "".join(f"\nWARNING {w}." for w in warnings))
     base = next(row for row in rows if row.name == (report.BASE if models and not config.llm.api else "input order"))
     finish(out, rows, base, head, record, traces)
 
@@ -228,9 +232,6 @@ def read_config(folders: list[Path], records: list[dict], args, overrides: list[
             config.data.train, args.data = args.data[0], []
         return config
     for folder, record in zip(folders, records):
-        changed = changed_prompts(record["prompts"])
-        if changed:
-            raise UserError(f"{folder} was trained with other prompts ({', '.join(changed)} changed); restore them, or train again")
         differing = [key for key in settings.differences(records[0]["config"], record["config"])
                      if key in MUST_AGREE or key.startswith("ranker.") or key.startswith("data.") and key != "data.tasks" and not args.data]
         if differing:

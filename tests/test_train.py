@@ -316,8 +316,8 @@ def test_other_prompts_than_in_training_are_noticed(call, finished_run):
     written = json.loads(record.read_text())
     written["prompts"]["eliminate.txt"] = "another"
     record.write_text(json.dumps(written | {"step": 0}))
-    status, _, err = call(evaluate, "--ckpt", "runs/iranker/last")
-    assert status == 2 and "other prompts (eliminate.txt changed)" in err
+    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", "1", "--rollout.max_new_tokens=64")
+    assert status == 0 and "WARNING runs/iranker/last was trained with other prompts: eliminate.txt changed since." in out
     status, _, err = train_short(call)
     assert status == 2 and "eliminate.txt changed" in err
 
