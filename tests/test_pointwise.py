@@ -247,6 +247,7 @@ def test_an_evaluation_that_was_killed_ranks_by_the_same_probabilities(tmp_path)
     assert drive.run(ranker, questions[:1], half.model("policy", 0, model)) == expected[:1]
     with pytest.raises(Killed):
         drive.run(ranker, questions[1:], half.model("policy", 0, dying))
+    half.held.close()  # as the end of a process lets go of it
     again = Traces(tmp_path, {"checkpoint": "a"})
     assert drive.run(ranker, questions[:1], again.model("policy", 0, dying)) == expected[:1]
 
