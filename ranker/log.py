@@ -94,7 +94,8 @@ def curves(folder: Path) -> None:
     from matplotlib import pyplot as plt  # a second to import, and only needed here
 
     path = folder / "metrics.jsonl"
-    together = math.ceil(sum(1 for _ in read(path)) / POINTS)  # steps in a point
+    with path.open("rb") as file:
+        together = math.ceil(sum(1 for _ in file) / POINTS)  # steps in a point
     series, validations = {key: [] for _, keys in PANELS for key in keys}, []  # points (step, value)
     waiting = {key: [] for key in series}
     for record in read(path):

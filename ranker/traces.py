@@ -72,7 +72,7 @@ class Traces:
         return model
 
     def finish(self) -> None:
-        self.begin()
+        """Of an evaluation that was begun."""
         with writing(self.mark):
             self.mark.unlink()
         self.held.close()
