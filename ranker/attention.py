@@ -1,23 +1,80 @@
-"""Attention for groups that share a prompt: one function for scoring whole completions, one for decoding.
+"""Attention for groups that share a prompt: one function for prompts, one for scoring whole completions, one for decoding.
 
-Both compute what separate rows would. `packed` takes a long row of prompts, each followed by its completions, without
-any padding: a prompt attends to itself, a completion to its prompt and itself. A block mask over the whole row would do
-the same with several times the work, since completions never see each other.
+All compute what separate rows would, sliding windows and soft-capping included. `packed` takes a long row of prompts, each
+followed by its completions, without any padding: a prompt attends to itself, a completion to its prompt and itself. A
+block mask over the whole row would do the same with several times the work, since completions never see each other.
 
 `decoding` holds, and reads, a prompt's keys and values once for its group: a step's queries of a group are multiplied
 with the keys of their prompt as one matrix, each with the keys of its own completion, and one softmax runs over both.
 Reading a copy of the prompt a row is what bounds decoding otherwise. Groups may have unlike sizes; rows that ended leave.
+Its scores are fp32: with large key biases, as Qwen2.5 has, bf16 scores move a log-probability by 0.05 to 0.09.
+
+A model passes what it wants besides (a window, a soft-cap) by name. What is not known here (sinks, a bias) is an error,
+so that such a model is refused when it is loaded and never computed without it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-PACKED, DECODING = "packed_groups", "shared_prompt"  # their names among the attention functions of transformers
+PREFILLING, PACKED, DECODING = "prompts", "packed_groups", "shared_prompt"  # their names among the attention functions of transformers
+IGNORED = {"dropout", "position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "past_key_values", "token_type_ids"}
+
+
+def refuse_unknown(arguments: dict) -> None:
+    """Raise ValueError for what a model passes to its attention, changes scores, and is not computed here."""
+    for name, value in arguments.items():
+        if name not in IGNORED and value is not None and value is not False:
+            raise ValueError(f"its attention wants '{name}', which is not computed here")
+
+
+def within(mask: torch.Tensor, at: torch.Tensor, keys: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Return `mask` without the keys that a window of so many tokens, the query's own included, has left behind."""
+    return mask if window is None else mask & (keys > at - window)
+
+
+def attention(module, query, key, value, mask, scaling, softcap: float | None) -> torch.Tensor:
+    """query [B, heads, Q, d], key and value [B, kv, K, d], mask [B or 1, 1, Q, K], None: causal -> [B, Q, heads, d].
+
+    No fused kernel caps scores, so with `softcap` they are written out.
+    """
+    if softcap is None:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=mask is None)[0]
+    batch, heads, width, d = query.shape
+    if mask is None:
+        mask = torch.ones(1, 1, width, width, dtype=torch.bool, device=query.device).tril()
+    query = query.reshape(batch, key.shape[1], -1, width, d)  # [B, kv, heads of a key, Q, d]
+    scores = softcap * (query @ key[:, :, None].transpose(-1, -2) * (scaling / softcap)).tanh()
+    weights = scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value[:, :, None]).reshape(batch, heads, width, d).transpose(1, 2)
+
+
+@dataclass
+class Prefill:
+    """What the new tokens of prompts see: `visible` [B, 1, new, width], None where a row is causal from its beginning."""
+
+    visible: torch.Tensor | None
+    at: torch.Tensor  # [new, 1], columns of the new tokens
+    columns: torch.Tensor  # [width]
+    masks: dict[int, torch.Tensor] = field(default_factory=dict)  # window -> what is visible in it
+
+    def mask(self, window: int | None) -> torch.Tensor | None:
+        if window is None or window >= len(self.columns):
+            return self.visible
+        if window not in self.masks:
+            visible = (self.columns <= self.at)[None, None] if self.visible is None else self.visible
+            self.masks[window] = within(visible, self.at, self.columns, window)
+        return self.masks[window]
+
+
+def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: Prefill, sliding_window=None, softcap=None, **others):
+    """query [B, heads, new, d], key and value [B, kv, width, d] -> [B, new, heads, d]."""
+    refuse_unknown(others)
+    return attention(module, query, key, value, prefill.mask(sliding_window), scaling, softcap), None
 
 
 @dataclass
@@ -27,8 +84,24 @@ class Layout:
     prompts: torch.Tensor  # [B, P], index of each token in the row
     completions: torch.Tensor  # [N, T]
     owner: torch.Tensor  # [N], the prompt of each completion
+    group: int  # completions of each prompt, where all have as many and stand together; else 0
     visible: torch.Tensor  # [N, 1, T, P + T]: what a completion's token sees of its prompt and of itself
+    keys: torch.Tensor  # [N, 1, 1, P + T], position of each of those
     order: torch.Tensor  # [total], where each token of the row stands in prompts and completions, one behind the other
+    masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # window -> what is visible in it
+    windows: list[int | None] = field(default_factory=list)  # what each layer asked for
+
+    def visible_in(self, window: int | None) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Masks of prompts (None: causal) and of completions."""
+        width = self.prompts.shape[1]
+        self.windows.append(window)
+        if window is None or window >= self.keys.shape[-1]:
+            return None, self.visible
+        if window not in self.masks:
+            column, at = self.keys[:1, ..., :width], self.keys[..., width:].transpose(-1, -2)  # of prompts, [1, 1, 1, P]; [N, 1, T, 1]
+            causal = column <= column.transpose(-1, -2)
+            self.masks[window] = within(causal, column.transpose(-1, -2), column, window), within(self.visible, at, self.keys, window)
+        return self.masks[window]
 
 
 def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, int]], owner: Sequence[int], device: torch.device) -> Layout:
@@ -38,31 +111,43 @@ def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, 
         steps = torch.arange(int(lengths.max()), device=device)
         return starts[:, None] + steps.minimum(lengths[:, None] - 1), steps < lengths[:, None]  # [spans, longest] each
 
+    group = len(owner) // len(prompts)
+    group = group if list(owner) == [i // group for i in range(group * len(prompts))] else 0
     (prompt, seen), (completion, real), owner = table(prompts), table(completions), torch.tensor(owner, device=device)
-    steps = completion.shape[1]
+    width, steps = prompt.shape[1], completion.shape[1]
     causal = torch.ones(steps, steps, dtype=torch.bool, device=device).tril()
     visible = torch.cat([seen[owner][:, None].expand(-1, steps, -1), causal.expand(len(owner), -1, -1)], -1)[:, None]
+    begins = seen[owner].sum(-1)[:, None]  # [N, 1], position of a completion's first token
+    keys = torch.cat([torch.arange(width, device=device).expand(len(owner), -1), begins + torch.arange(steps, device=device)], -1)
     kept = torch.cat([seen.flatten(), real.flatten()])
     index = torch.cat([prompt.flatten(), completion.flatten()])
     order = torch.empty(int(kept.sum()), dtype=torch.long, device=device)
     order[index[kept]] = kept.nonzero()[:, 0]
-    return Layout(prompt, completion, owner, visible, order)
+    return Layout(prompt, completion, owner, group, visible, keys[:, None, None], order)
 
 
-def packed(module, query, key, value, attention_mask, scaling, dropout=0.0, *, layout: Layout, **kwargs):
+def packed(module, query, key, value, attention_mask, scaling, *, layout: Layout | None = None, sliding_window=None, softcap=None, **others):
     """query [1, heads, total, d], key and value [1, kv, total, d] of one packed row -> [1, total, heads, d].
 
-    `index_select` throughout: the gradient of plain indexing is added up by several threads in any order, and a run would
-    not end the same twice.
+    `index_select` throughout: on a CPU the gradient of plain indexing is added up by several threads in any order, and a run
+    would not end the same twice. On CUDA that of `index_select` is too, by atomics, wherever an index repeats; so equal
+    groups `expand` their prompt. What repeats still there is the last token of a shorter prompt or completion, as padding,
+    whose gradient is zero; and the prompts of unlike groups.
     """
+    refuse_unknown(others)
+    if layout is None:
+        raise ValueError("its layers pass nothing on to their attention")
     flat = [states[0].transpose(0, 1) for states in (query, key, value)]  # [total, heads or kv, d]
     take = lambda states, index: states.index_select(0, index.flatten()).view(*index.shape, *states.shape[1:]).transpose(1, 2)  # noqa: E731
     prompts = [take(states, layout.prompts) for states in flat]  # [B, heads or kv, P, d]
     completions = [take(states, layout.completions) for states in flat]  # [N, heads or kv, T, d]
-    keys, values = (torch.cat([prompts[i].index_select(0, layout.owner), completions[i]], 2) for i in (1, 2))  # [N, kv, P + T, d]
-    of_prompts, _ = sdpa_attention_forward(module, *prompts, None, scaling=scaling, is_causal=True, **kwargs)  # [B, P, heads, d]
-    of_completions, _ = sdpa_attention_forward(module, completions[0], keys, values, layout.visible, scaling=scaling, **kwargs)
-    return torch.cat([of_prompts.flatten(0, 1), of_completions.flatten(0, 1)]).index_select(0, layout.order)[None], None
+    each = ((lambda states: states[:, None].expand(-1, layout.group, -1, -1, -1).flatten(0, 1)) if layout.group
+            else lambda states: states.index_select(0, layout.owner))  # [B, ...] -> [N, ...]
+    keys, values = (torch.cat([each(prompts[i]), completions[i]], 2) for i in (1, 2))  # [N, kv, P + T, d]
+    of_prompts, of_completions = layout.visible_in(sliding_window)
+    found = [attention(module, *prompts, of_prompts, scaling, softcap),  # [B, P, heads, d]
+             attention(module, completions[0], keys, values, of_completions, scaling, softcap)]  # [N, T, heads, d]
+    return torch.cat([part.flatten(0, 1) for part in found]).index_select(0, layout.order)[None], None
 
 
 @dataclass
@@ -70,18 +155,17 @@ class Window:
     """What a step of decoding sees of the completions: `width` tokens, and of them those up to `at` [1], where it writes.
 
     The width grows by `block` tokens. By one it ends at `at`; by more, the steps of a block differ in nothing but what
-    their tensors hold, as a CUDA graph needs, and what is not written yet is masked (`ahead` [width]).
+    their tensors hold, as a CUDA graph needs, and what is not written yet is masked.
     """
 
     at: torch.Tensor
     block: int = 1
     width: int = 0
-    ahead: torch.Tensor | None = None
+    hidden: dict = field(default_factory=dict)  # sliding window -> masks of this step, see PromptCache.hidden
 
     def look(self) -> None:
         """The first thing of a step."""
-        if self.block > 1:
-            self.ahead = torch.arange(self.width, device=self.at.device) > self.at
+        self.hidden.clear()
 
 
 class Layer(DynamicLayer):
@@ -93,9 +177,8 @@ class Layer(DynamicLayer):
         self.is_initialized = True
 
     def make_room(self, rows: int, room: int) -> None:
-        _, heads, _, d = self.prompts[0].shape
         make = torch.Tensor.new_empty if self.window.block == 1 else torch.Tensor.new_zeros  # what is read before it is written must be numbers
-        self.completions = tuple(make(kept, (rows, heads, room, d)) for kept in self.prompts)
+        self.completions = tuple(make(kept, (rows, kept.shape[1], room, kept.shape[3])) for kept in self.prompts)
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """One more token a row, [rows, kv, 1, d] -> the completions, [rows, kv, width, d]."""
@@ -132,6 +215,7 @@ class PromptCache(Cache):
         for layer in self.layers:
             layer.make_room(len(owner), room)
         self.padding = None if real.all() else ~real  # [B, P]
+        self.ends = real.shape[1] - 1 - real.flip(-1).long().argmax(-1)  # [B], column of each prompt's last token
         self._place(owner)
 
     def _place(self, owner: torch.Tensor) -> None:
@@ -139,6 +223,7 @@ class PromptCache(Cache):
         self.shape = len(sizes), int(sizes.max())  # B, G of the largest group
         nth = torch.arange(len(owner), device=owner.device) - (sizes.cumsum(0) - sizes)[owner]  # of its group
         self.slot = None if self.shape[0] * self.shape[1] == len(owner) else owner * self.shape[1] + nth  # [rows]
+        self.window.hidden.clear()
 
     def keep(self, rows: torch.Tensor) -> None:
         """Only these rows, ascending, and the prompts they need."""
@@ -151,7 +236,25 @@ class PromptCache(Cache):
             for kept, old in zip(layer.completions, written):
                 kept[:, :, :self.window.width] = old
         self.padding = self.padding[prompts] if self.padding is not None else None
+        self.ends = self.ends[prompts]
         self._place(owner)
+
+    def hidden(self, window: int | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """What a step does not see of the prompts [B, 1, 1, P] and of the completions [width]; None: it sees all.
+
+        Masks are tensors made of tensors, so that a step that is replayed makes those of its own place.
+        """
+        if window in self.window.hidden:
+            return self.window.hidden[window]
+        at, length = self.window.at, self.layers[0].prompts[0].shape[2]
+        column, step = torch.arange(length, device=at.device), torch.arange(self.window.width, device=at.device)
+        prompt, completion = self.padding, step > at if self.window.block > 1 else None
+        if window is not None and window < length + self.window.width:
+            left = column <= self.ends[:, None] + 1 + at - window  # [B, P], what the window has left behind
+            prompt = left if prompt is None else left | prompt
+            completion = step <= at - window if completion is None else (step <= at - window) | completion
+        self.window.hidden[window] = None if prompt is None else prompt[:, None, None], completion
+        return self.window.hidden[window]
 
     def by_prompt(self, rows: torch.Tensor) -> torch.Tensor:
         """[rows, kv, q, n] -> [B, kv, G * q, n]; groups smaller than the largest are filled with zeros."""
@@ -170,23 +273,31 @@ class PromptCache(Cache):
         return rows if self.slot is None else rows[self.slot]
 
 
-def decoding(module, query, key, value, attention_mask, scaling, dropout=0.0, *, prompt_cache: PromptCache, **kwargs):
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a [..., m, d] @ b [..., d, n] in fp32, whatever they are in."""
+    if a.dtype == torch.float32 or a.device.type == "cpu":
+        return a.float() @ b.float()
+    return torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out_dtype=torch.float32).view(*a.shape[:-1], b.shape[-1])
+
+
+def decoding(module, query, key, value, attention_mask, scaling, *, prompt_cache: PromptCache, sliding_window=None, softcap=None, **others):
     """One token a row: query [rows, heads, 1, d]; key, value [rows, kv, width, d], its completion -> [rows, 1, heads, d]."""
+    refuse_unknown(others)
     keys, values = prompt_cache.layers[module.layer_idx].prompts
     rows, heads, _, d = query.shape
-    query = query.reshape(rows, keys.shape[1], -1, d) * scaling  # [rows, kv, q, d]; heads of one key stand together
-    of_prompt = prompt_cache.by_prompt(query) @ keys.transpose(-1, -2)  # [B, kv, G * q, P]
-    if prompt_cache.padding is not None:
-        of_prompt.masked_fill_(prompt_cache.padding[:, None, None], -torch.inf)
-    of_completion = query @ key.transpose(-1, -2)  # [rows, kv, q, width]
-    if prompt_cache.window.ahead is not None:
-        of_completion.masked_fill_(prompt_cache.window.ahead, -torch.inf)
-    scores = torch.cat([prompt_cache.by_row(of_prompt), of_completion], -1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)  # [rows, kv, q, P + width]
+    query = query.reshape(rows, keys.shape[1], -1, d)  # [rows, kv, q, d]; heads of one key stand together
+    capped = lambda scores: scores * scaling if softcap is None else softcap * (scores * (scaling / softcap)).tanh()  # noqa: E731
+    of_prompt = capped(product(prompt_cache.by_prompt(query), keys.transpose(-1, -2)))  # [B, kv, G * q, P]
+    of_completion = capped(product(query, key.transpose(-1, -2)))  # [rows, kv, q, width]
+    for scores, hidden in zip((of_prompt, of_completion), prompt_cache.hidden(sliding_window)):
+        if hidden is not None:
+            scores.masked_fill_(hidden, -torch.inf)
+    weights = torch.cat([prompt_cache.by_row(of_prompt), of_completion], -1).softmax(-1).to(value.dtype)  # [rows, kv, q, P + width]
     prompt = keys.shape[2]
     found = prompt_cache.by_row(prompt_cache.by_prompt(weights[..., :prompt]) @ values) + weights[..., prompt:] @ value
-    return found.reshape(rows, 1, heads, d), None
+    return found.reshape(rows, 1, heads, values.shape[-1]), None
 
 
+AttentionInterface.register(PREFILLING, prefilling)
 AttentionInterface.register(PACKED, packed)
 AttentionInterface.register(DECODING, decoding)

@@ -16,22 +16,25 @@ import os
 import re
 import string
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
+from ranker.chats import ChatTemplate
 from ranker.config import parse_yaml
 from ranker.data import Ask, Cut
 from ranker.errors import UserError, nearest
 
 FOLDER = Path(__file__).resolve().parent.parent / "prompts"
+LETTERS = "ABCDEFGHIJKLMNOPQRST"
 DECISIONS = ("eliminate", "order", "pick", "score", "narrow")
 WORDING = ("scenario", "heading", "noun", "nouns", "criterion")
 FIELDS = ("context", "count", "half", "drop", "pool", *WORDING)  # of a template
 
 _BRACKETS = str.maketrans("［］【】〔〕", "[][][]")
 _IDENTIFIER = re.compile(r"\[\s*([^\[\]]{1,12}?)\s*\]")
+_EXACT = re.compile(r"\s*<think>((?:(?!</?(?:think|answer)>).)*)</think>\s*<answer>((?:(?!</?(?:think|answer)>).)*)</answer>\s*", re.DOTALL)
 _SELECTOR = re.compile("[\ufe00-\ufe0f]")  # variation selectors: they change how a character looks, not what it is
 _TAG = re.compile(r"[<＜](?=\s*[/／]?\s*(?:think|answer)\b)", re.IGNORECASE)
 # Such as <s>, <|im_end|>, <<SYS>>, [/INST], [gMASK].
@@ -73,7 +76,7 @@ def template(name: str) -> str:
     """The text of prompts/NAME.txt. Raises UserError for fields that nothing fills, and for a decision that shows no context or no pool."""
     path = FOLDER / f"{name}.txt"
     text = _text(path).strip()
-    if name in ("system", "out", "hint"):
+    if name in ("system", "out", "hint", "example"):
         return text
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
@@ -141,17 +144,17 @@ def _disarmed(found: re.Match) -> str:
 
 
 def messages(ask: Ask, shown: Callable[[str], str] = harmless, told: Callable[[str], str] = str, history: int | None = None,
-             multi_turn: bool = False) -> list[dict[str, str]]:
+             multi_turn: bool = False, name: Callable[[int], str] = str) -> list[dict[str, str]]:
     """Chat messages for an ask: untrusted texts as `shown` gives them, a history cut to its newest `history` items.
 
-    Worked examples are earlier turns of the same chat, their completions as `told` gives them. With `multi_turn`
-    each candidate has a turn of its own, which the assistant acknowledges, between the question and the question again,
+    Worked examples are earlier turns of the same chat, their completions as `told` gives them. The k-th candidate is called
+    `[name(k)]`. With `multi_turn` each candidate has a turn of its own, which the assistant acknowledges, between the question and the question again,
     as RankGPT (arXiv 2304.09542) asks.
     """
     turn = lambda role, content: {"role": role, "content": content}  # noqa: E731
 
     def asked(ask: Ask) -> list[dict[str, str]]:
-        pool = [f"[{k}] {shown(ask.query.texts[c])}" for k, c in enumerate(ask.pool, 1)]
+        pool = [f"[{name(k)}] {shown(ask.query.texts[c])}" for k, c in enumerate(ask.pool, 1)]
         question = lambda pool: turn("user", _question(ask, pool, shown, history))  # noqa: E731
         if not multi_turn:
             return [question("\n".join(pool))]
@@ -214,32 +217,52 @@ class Prompter:
 
     tokenizer: object
     max_tokens: int = 1400
-    control_strings: tuple[str, ...] = field(init=False)
-    prefill: str = field(init=False)  # what the chat template has already written of the completion
-    identifiers: list[int] = field(init=False, default_factory=list)  # the tokens of [1], [2], ... in an answer, as far as they were asked for
+    chat_template: str | None = None  # Jinja; None: the tokenizer's own
+    chat: ChatTemplate = field(init=False)
+    control_strings: tuple[str, ...] = field(init=False)  # added tokens, and marks of turns that are none
+    identifiers: list[int] = field(init=False, default_factory=list)  # the tokens of those in an answer, as far as they were asked for
 
     def __post_init__(self):
-        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
-        added |= set(self.tokenizer.all_special_tokens)
-        self.control_strings = tuple(sorted((t for t in added if t.strip()), key=len, reverse=True))
-        opening = self.render([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}])
-        self.prefill = "<think>" if opening.rstrip().endswith("<think>") else ""
+        self.chat = ChatTemplate(self.tokenizer, self.chat_template, lambda: template("example"))
+        self.control_strings = tuple(sorted({*self.chat.added(), *self.chat.marks}, key=len, reverse=True))
+
+    @property
+    def prefill(self) -> str:
+        """What the chat template has already written of the completion."""
+        return self.chat.prefill
 
     @cached_property
     def to_answer(self) -> str:
         """What is written for a model whose logits are the answer, up to where identifiers differ."""
         opening = "\n</think>\n<answer>" if self.prefill else "<answer>"
-        return opening + ("[" if len(self._tokens(f"{opening}[1]")) > len(self._tokens(opening)) + 1 else "")  # else `[1]` is one token
+        first = self.identifier(1)
+        return opening + ("[" if len(self._tokens(f"{opening}[{first}]")) > len(self._tokens(opening)) + 1 else "")  # else `[1]` is one token
+
+    @cached_property
+    def letters(self) -> bool:
+        """Whether identifiers of asks that logits answer are A to T, as FIRST has them, since numbers up to 20 are not one token each."""
+        single = lambda text: len(self.behind("<answer>[", text)) == 1  # noqa: E731
+        return not all(single(str(k)) or single(f"{k}]") for k in range(1, len(LETTERS) + 1))
+
+    def identifier(self, k: int) -> str:
+        """Name the k-th candidate of an ask that logits answer."""
+        return LETTERS[k - 1] if self.letters and k <= len(LETTERS) else str(k)
 
     def messages(self, ask: Ask, shown: Callable[[str], str] | None = None, history: int | None = None) -> list[dict[str, str]]:
         """Chat messages for an ask: every text as `shown` gives it (harmless and whole), a history cut to its newest `history` items."""
-        return messages(ask, shown or self.harmless, lambda text: broken_control(text, self.control_strings), history)
+        return messages(ask, shown or self.harmless, self.told, history, name=self.identifier if ask.by_logits else str)
 
     def harmless(self, text: str) -> str:
         return harmless(text, self.control_strings)
 
+    def told(self, completion: str) -> str:
+        """The completion of a worked example: its own tags stay, control strings in it do not."""
+        broken = lambda text: broken_control(text, self.control_strings)  # noqa: E731
+        found = _EXACT.fullmatch(completion)
+        return f"<think>{broken(found[1])}</think>\n<answer>{broken(found[2])}</answer>" if found else broken(completion)
+
     def render(self, messages: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.chat.render(messages)
 
     def encode(self, ask: Ask) -> list[int]:
         """Token ids of the prompt, at most `max_tokens`. Raises UserError when the bare template does not fit."""
@@ -273,22 +296,28 @@ class Prompter:
             low, high = (middle, high) if len(prompt(middle)) <= self.max_tokens else (low, middle)
         return low
 
-    def written_answer(self, span: str) -> list[int]:
-        """Tokens of an answer whose opening bracket stands in the prompt already, up to its closing tag."""
-        begun = self.to_answer.removesuffix("[")
-        return self._tokens(f"{begun}{span}</answer>")[len(self._tokens(self.to_answer)):]
+    def written_answer(self, places: Sequence[int]) -> tuple[str, list[int]]:
+        """The answer that names candidates by their places in the pool, and its tokens behind what the prompt has begun of it."""
+        text = f"{self.to_answer.removesuffix('[')}{' > '.join(f'[{self.identifier(k)}]' for k in places)}</answer>"
+        return text[text.rindex("<answer>"):], self.behind(self.to_answer, text[len(self.to_answer):])
 
     def identifier_tokens(self, count: int) -> list[int]:
         """The token of each identifier 1 to `count` where an answer names it. Raises UserError if one is not a single token there."""
         before, begun = self._tokens(self.to_answer), self.to_answer.removesuffix("[")
         for k in range(len(self.identifiers) + 1, count + 1):
-            whole = self._tokens(f"{begun}[{k}]</answer>")
-            named = f"{begun}[{k}]" if begun == self.to_answer else f"{begun}[{k}"
-            if whole[:len(before)] != before or self._tokens(named) != [*before, whole[len(before)]]:
-                raise UserError(f"the identifier [{k}] is not one token of this tokenizer, so its logit says nothing; ask about"
+            name = self.identifier(k)
+            whole = self._tokens(f"{begun}[{name}]</answer>")
+            named = f"{begun}[{name}]" if begun == self.to_answer else f"{begun}[{name}"
+            if whole[:len(before)] != before or self._tokens(named) != [*before, whole[len(before)]] or whole[len(before)] in self.identifiers:
+                raise UserError(f"the identifier [{name}] is not one token of this tokenizer, so its logit says nothing; ask about"
                                 f" at most {k - 1} candidates at a time (ranker.final, or ranker.window)")
             self.identifiers.append(whole[len(before)])
         return self.identifiers[:count]
+
+    def behind(self, before: str, text: str) -> list[int]:
+        """Tokens of `text` where it follows `before`: some tokenizers put a space before a text that stands alone."""
+        begun, whole = self._tokens(before), self._tokens(before + text)
+        return whole[len(begun):] if whole[:len(begun)] == begun else self._tokens(text)
 
     def _tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -6,6 +6,7 @@ model's own generation config but its end tokens is used: plain sampling at one 
 at temperature 0.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from transformers import Cache, DynamicCache
 
 from ranker import config as settings
 from ranker.answers import parse, place
-from ranker.attention import DECODING, Filled, PromptCache
+from ranker.attention import DECODING, PREFILLING, Filled, Prefill, PromptCache
 from ranker.data import Answer, Ask, Completion, Cut, Group
 from ranker.drive import Model
 from ranker.errors import UserError
@@ -66,6 +67,7 @@ class Sampler:
     def __init__(self, policy: Policy, rollout: settings.Rollout):
         self.policy, self.settings = policy, rollout
         self.block = BLOCK if rollout.graph and policy.device.type == "cuda" else 1  # tokens
+        self.capturing = True  # until a capture fails
         # Only a token with a `>` in it can complete the stop string: all others need no look at the text.
         self.closing = {i for token, i in policy.tokenizer.get_vocab().items() if ">" in token}
         size = max(policy.head.weight.shape[0], len(policy.tokenizer))
@@ -116,12 +118,15 @@ class Sampler:
                         layer.keys[row, :, wide - n:wide - new], layer.values[row, :, wide - n:wide - new] = (s[:, :n - new] for s in states)
             at = torch.arange(wide - new, wide, device=device)[:, None]  # [new, 1]
             rows = [[0] * int(s) + prompts[i] + [0] * (wide - int(s) - len(prompts[i])) for s, i in zip(start, piece)]
-            # A padding row sees itself: a row without any key would be NaN.
-            mask = ((column <= at) & (column >= start[:, :, None]) | (column == at))[:, None] if wide > new else None  # [b, 1, new, wide]
-            if self.policy.attention == "flash_attention_2":  # takes lengths, not masks
-                mask = (column >= start) & (column < start + lengths[piece, None])
-            last = self._forward(torch.tensor(rows, device=device)[:, wide - new:], place=start[:, 0] + lengths[piece] - 1 - (wide - new),
-                                 attention_mask=mask, position_ids=(at.T - start).clamp(min=0), past_key_values=cache)
+            if self.policy.attention == PREFILLING:
+                # A padding row sees itself: a row without any key would be NaN.
+                visible = ((column <= at) & (column >= start[:, :, None]) | (column == at))[:, None] if wide > new else None  # [b, 1, new, wide]
+                seen = {"prefill": Prefill(visible, at, column)}
+            else:  # flash attention takes lengths, not masks
+                seen = {"attention_mask": (column >= start) & (column < start + lengths[piece, None])}
+            with self.policy.attend(self.policy.attention):
+                last = self._forward(torch.tensor(rows, device=device)[:, wide - new:], place=start[:, 0] + lengths[piece] - 1 - (wide - new),
+                                     position_ids=(at.T - start).clamp(min=0), past_key_values=cache, **seen)
             begins[piece] = start[:, 0]
             if len(piece) == len(prompts):  # nothing to put together
                 caches, logits = [(layer.keys, layer.values) for layer in cache.layers], last
@@ -184,8 +189,9 @@ class Sampler:
                 if t % block == 0:
                     window.width, replay = min(t + block, room), None
                 (replay or step)()
-                if replay is None and t + 2 < window.width:  # the block goes on
+                if replay is None and self.capturing and t + 2 < window.width:  # the block goes on
                     replay = captured(step)
+                    self.capturing = replay is not None
         results = iter(samples)
         return [list(islice(results, count)) for count in counts]
 
@@ -205,33 +211,37 @@ class Sampler:
     def _forward(self, ids: torch.Tensor, place: torch.Tensor | None = None, **arguments) -> torch.Tensor:
         """Logits [rows, V] at a place of each row [rows], or at the last one, fp32."""
         hidden = self.policy.trunk(input_ids=ids, use_cache=True, **arguments).last_hidden_state  # [rows, tokens, H]
-        return self.policy.head(hidden[:, -1] if place is None else hidden[torch.arange(len(ids), device=ids.device), place]).float()
+        return self.policy.logits(hidden[:, -1] if place is None else hidden[torch.arange(len(ids), device=ids.device), place])
 
     def _ends(self, tokens: list[int]) -> bool:
         """Whether the last token ends the completion: an end token, or the close of an answer outside the thought."""
         if tokens[-1] in self.policy.stop_ids:
             return True
         decode = self.policy.tokenizer.decode
-        if STOP not in decode(tokens[-TAIL:]) or STOP in decode(tokens[-TAIL:-1]):
+        if decode(tokens[-TAIL:]).count(STOP) <= decode(tokens[-TAIL:-1]).count(STOP):
             return False
         text = self.policy.prompter.prefill + decode(tokens)
         return text.rfind("<think>") <= text.rfind("</think>")
 
 
-def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """What launches all kernels of `step` at once, on the tensors that it works on now; it has run before, so that none is launched for the first time.
+def captured(step: Callable[[], None]) -> Callable[[], None] | None:
+    """Return what launches all kernels of `step` at once, on the tensors that it works on now; None where that fails, which is logged.
 
-    At most one may be alive: with a graph goes the workspace of the stream that all of them are captured on.
+    The step has run before, so that no kernel is launched for the first time. At most one graph may be alive: with a graph
+    goes the workspace of the stream that all of them are captured on. Other threads (of a process group) may call CUDA meanwhile.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step()
     except RuntimeError as error:
+        torch.cuda.set_stream(stream)  # a capture that fails does not go back to it
         first = error.__context__ or error  # to end a capture that failed raises once more
         if "out of memory" in str(first):
             raise first from None
-        raise UserError(f"decoding cannot be captured as a CUDA graph ({str(first).splitlines()[0][:120]}); add --rollout.graph=false") from None
+        logging.warning(f"decoding cannot be captured as a CUDA graph ({str(first).splitlines()[0][:120]}); it goes on kernel by kernel,"
+                        " which is slower. --rollout.graph=false spares the attempt")
+        return None
     return graph.replay
 
 
@@ -343,15 +353,16 @@ def add_scores(policy: Policy, groups: Sequence[Group], budget: int) -> None:
     Every number, the end tag behind it, is scored as a completion of its own after the prompt and all that was written up
     to the answer; so 10 may be several tokens. That is one more forward pass over prompts and thoughts.
     """
-    started, encode = time.perf_counter(), partial(policy.tokenizer, add_special_tokens=False)
+    started, behind = time.perf_counter(), policy.prompter.behind
     scored = [(group.prompt, c) for group in groups if group.ask.decision == "score" for c in group.completions if c.answer.ok]
     prompts, numbers = [], []
     for prompt, c in scored:
         start = place(c.text).start
         kept = tokens_within(policy, c.ids, start)
-        cut = c.text[len(written(policy, c.ids[:kept])):start]  # of a token that goes on behind the tag
+        before = written(policy, c.ids[:kept])
+        cut = c.text[len(before):start]  # of a token that goes on behind the tag
         prompts.append(prompt + c.ids[:kept])
-        numbers.append([encode(f"{cut}{number}{STOP}")["input_ids"] for number in NUMBERS])
+        numbers.append([behind(before, f"{cut}{number}{STOP}") for number in NUMBERS])
     found, _ = score_all(policy, pack(prompts, numbers, budget), 1.0, budget)
     shares = [torch.stack([found[i + number].sum() for number in NUMBERS]).softmax(-1).tolist() for i in range(0, len(found), len(NUMBERS))]
     seconds = time.perf_counter() - started

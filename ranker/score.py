@@ -72,15 +72,10 @@ def batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def score(policy: Policy, rows: Sequence[Row], temperature: float) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """fp32 log-probabilities at `temperature`, the critic's values (None without one) and their mask, all [N, T].
-
-    N counts the completions of the rows in order. A value stands where its token is predicted: it knows what comes
-    before the token, not the token. The critic's gradient stops at the hidden states.
-    """
-    device = policy.device
+def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[int], list[int]]:
+    """The hidden states that predict the completions' tokens [tokens, H], those tokens, and how many each completion has."""
     ids, positions, prompts, completions, owner = [], [], [], [], []
-    predicting, targets, sizes = [], [], []  # place in the packed row of the state that predicts each target
+    places, targets, sizes = [], [], []  # place in the packed row of the state that predicts each target
     for r, row in enumerate(rows):
         p, prompt_end = len(row.prompt), len(ids) + len(row.prompt)
         prompts.append((len(ids), p))
@@ -92,17 +87,25 @@ def score(policy: Policy, rows: Sequence[Row], temperature: float) -> tuple[torc
             positions += range(p, p + len(completion))
             completions.append((start, len(completion)))
             owner.append(r)
-            predicting += [prompt_end - 1, *range(start, end - 1)]
+            places += [prompt_end - 1, *range(start, end - 1)]
             targets += completion
             sizes.append(len(completion))
-    place = layout(prompts, completions, owner, device)
+    tensor = lambda numbers: torch.tensor(numbers, device=policy.device)  # noqa: E731
     with policy.attend(PACKED):
-        hidden = policy.trunk(input_ids=torch.tensor([ids], device=device), position_ids=torch.tensor([positions], device=device),
-                              use_cache=False, layout=place).last_hidden_state[0]  # [total, H]
-    states = hidden.index_select(0, torch.tensor(predicting, device=device))  # [tokens, H]; see `packed`
-    flat = head_logprobs(policy.head, states, torch.tensor(targets, device=device), temperature)  # [tokens]
-    lengths = torch.tensor(sizes, device=device)
-    token_mask = torch.arange(max(sizes), device=device) < lengths[:, None]  # [N, T]
+        hidden = policy.trunk(input_ids=tensor([ids]), position_ids=tensor([positions]), use_cache=False,
+                              layout=layout(prompts, completions, owner, policy.device)).last_hidden_state[0]  # [total, H]
+    return hidden.index_select(0, tensor(places)), targets, sizes  # see `packed` for why not by indexing
+
+
+def score(policy: Policy, rows: Sequence[Row], temperature: float) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """fp32 log-probabilities at `temperature`, the critic's values (None without one) and their mask, all [N, T].
+
+    N counts the completions of the rows in order. A value stands where its token is predicted: it knows what comes
+    before the token, not the token. The critic's gradient stops at the hidden states.
+    """
+    states, targets, sizes = predicting(policy, rows)  # [tokens, H]
+    flat = head_logprobs(policy.head, states, torch.tensor(targets, device=policy.device), temperature, policy.behind_head)  # [tokens]
+    token_mask = torch.arange(max(sizes), device=policy.device) < torch.tensor(sizes, device=policy.device)[:, None]  # [N, T]
     spread = lambda flat: flat.new_zeros(token_mask.shape).masked_scatter(token_mask, flat)  # noqa: E731
     values = spread(policy.critic(states.detach().float())[:, 0]) if policy.critic is not None else None
     return spread(flat), values, token_mask
@@ -127,11 +130,12 @@ def stack(values: dict[int, torch.Tensor], keys: Sequence[int], mask: torch.Tens
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
 
 
-def head_logprobs(head, states: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-    """log softmax(head(states) / temperature) at `targets`, fp32. states [tokens, H] -> [tokens]."""
+def head_logprobs(head, states: torch.Tensor, targets: torch.Tensor, temperature: float,
+                  behind: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits) -> torch.Tensor:
+    """log softmax(behind(head(states)) / temperature) at `targets`, fp32. states [tokens, H] -> [tokens]."""
 
     def chunk(states, targets):
-        logits = head(states).float() / temperature
+        logits = behind(head(states).float()) / temperature
         return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
 
     parts, size = [], chunk_of(head)

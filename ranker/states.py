@@ -68,7 +68,7 @@ def recorded(sampler: Sampler, ranker: SimpleNamespace, traces: Sequence[tuple[A
     """Traces as groups of one. Their log-probabilities are unknown: NaN."""
     policy, groups = sampler.policy, []
     for ask, text in traces:
-        ids = policy.tokenizer(text.removeprefix(policy.prompter.prefill), add_special_tokens=False)["input_ids"]
+        ids = policy.prompter.behind(policy.prompter.chat.opening, text.removeprefix(policy.prompter.prefill))
         prompt, cut = policy.prompter.fitted(ask)
         groups.append(Group(ask, prompt, [complete(policy, ask, ids, [math.nan] * len(ids), True, cut=cut)]))
     return by_group(groups)
@@ -90,10 +90,10 @@ def identifiers(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Que
         if ask.decision != "order":
             raise UserError(f"rollout.states=identifiers needs a ranker that asks for an order, such as first, not {ranker.name}")
         [(_, right)] = llms.scripted(llms.right_answer)([ask])
-        written = prompter.written_answer(span(right.text))
-        completions = [Completion([token], [math.nan], f"[{k + 1}]", True, Answer("ok", (ask.pool[k],), 1))
-                       for k, token in enumerate(prompter.identifier_tokens(len(ask.pool)))]
-        completions.append(Completion(written, [math.nan] * len(written), f"<answer>{span(right.text)}</answer>", True, right.answer))
+        text, written = prompter.written_answer([ask.pool.index(c) + 1 for c in right.answer.value])
+        completions = [Completion([token], [math.nan], f"[{prompter.identifier(k)}]", True, Answer("ok", (ask.pool[k - 1],), 1))
+                       for k, token in enumerate(prompter.identifier_tokens(len(ask.pool)), 1)]
+        completions.append(Completion(written, [math.nan] * len(written), text, True, right.answer))
         groups.append(Group(ask, prompter.encode(ask), completions))
     return by_group(groups)
 

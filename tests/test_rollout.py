@@ -147,6 +147,15 @@ def test_a_prompt_that_was_cut_says_so_in_traces_logs_and_counts(make_policy, as
     assert [record.get("cut") for record in traced] == cuts and [("cut" in record) for record in traced] == [cut is not None for cut in cuts]
 
 
+@pytest.mark.parametrize("thought", ["", "x</answer>", "<answer>[2]</answer>", "<answer></answer> <answer></answer>"])
+def test_a_completion_ends_at_its_answer_whatever_closed_in_the_thought_just_before(make_policy, thought):
+    policy = make_policy()
+    sampler = sampler_of(policy, 5)
+    ids = policy.tokenizer(f"<think> {thought}</think> <answer>[1]</answer> and on", add_special_tokens=False)["input_ids"]
+    first = min(k for k in range(1, len(ids) + 1) if ids[k - 1] in sampler.closing and sampler._ends(ids[:k]))
+    assert policy.tokenizer.decode(ids[:first]).endswith("</think> <answer>[1]</answer>")
+
+
 def test_an_answer_tag_quoted_inside_the_thought_ends_nothing(make_policy):
     policy = make_policy()
     sampler = sampler_of(policy, 5)
@@ -275,15 +284,42 @@ def test_steps_that_are_replayed_draw_what_steps_that_are_computed_draw(make_pol
             assert values == pytest.approx(logprobs, abs=1e-5)
 
 
+@pytest.fixture
+def no_capture(monkeypatch):
+    """CUDA's names on a machine without it; a capture ends as `ends` says. Gives the stream that was set last."""
+    streams = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "before")
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+
+    def end(ends):
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: ends())
+        return streams
+    return end
+
+
 @pytest.mark.parametrize("ends", [nullcontext, failing])
-def test_a_model_that_cannot_be_captured_is_refused_with_what_to_do(monkeypatch, ends):
+def test_a_model_that_cannot_be_captured_is_decoded_kernel_by_kernel(no_capture, caplog, ends):
     def refused(error):
         raise error
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None), monkeypatch.setattr(torch.cuda, "graph", lambda graph: ends())
-    with pytest.raises(UserError, match=r"not permitted when stream is capturing\); add --rollout.graph=false"):
-        rollout.captured(lambda: refused(RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")))
+    streams = no_capture(ends)
+    assert rollout.captured(lambda: refused(RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ..."))) is None
+    assert "not permitted when stream is capturing); it goes on kernel by kernel" in caplog.text and streams == ["before"]
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):  # the plan says what to lower
         rollout.captured(lambda: refused(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")))
+
+
+def test_after_a_failed_capture_the_same_tokens_are_drawn_and_none_is_tried_again(make_policy, asks, no_capture, caplog):
+    """The kernels of a step that is captured are not launched, so that nothing of it is done twice."""
+    policy = make_policy()
+    prompts, sampler = prompts_of(policy, asks, 3), sampler_of(policy, 20)
+    expected = sampler(prompts, [2, 1, 2], 1.0, range(3))
+    no_capture(lambda: (_ for _ in ()).throw(RuntimeError("CUDA error: no")))
+    sampler.block = 8
+    for _ in range(2):
+        found = sampler(prompts, [2, 1, 2], 1.0, range(3))
+        assert [[ids for ids, _, _ in group] for group in found] == [[ids for ids, _, _ in group] for group in expected]
+    assert caplog.text.count("cannot be captured") == 1
 
 
 def test_plain_weights_while_sampling_leave_the_policy_as_it_was(make_policy):
@@ -357,7 +393,7 @@ def test_logits_rank_the_last_ones_in_one_call_each(make_policy):
             assert policy.tokenizer.decode(prompt).endswith("<answer>[")
             with torch.no_grad():
                 expected = policy.causal_lm(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
-            tokens = [policy.tokenizer(str(k), add_special_tokens=False)["input_ids"][-1] for k in range(1, 7)]
+            tokens = [policy.tokenizer(policy.prompter.identifier(k), add_special_tokens=False)["input_ids"][-1] for k in range(1, 7)]
             order = sorted(range(6), key=lambda k: -expected[tokens[k]])
             ranking = next(r for r in rankings if r.query is ask.query)
             assert ranking.order[:6] == [ask.pool[k] for k in order[::-1]]

@@ -1,0 +1,78 @@
+"""Is a loaded model sampled and scored exactly? What the engine computes against the model's own way, on a few tokens.
+
+Two prompts of unlike length with two completions each are sampled, scored in one packed row, and computed row by row with
+the attention that the model's authors wrote down (`eager`). Differences are relative: the root mean square of what differs over
+that of the logits, each row's mean aside. Rounding alone gives 1e-6 in fp32 and below 0.03 in bf16, however deep the model;
+an element by element comparison would refuse sound models of 36 layers.
+"""
+
+import dataclasses
+
+import torch
+
+from ranker import config as settings
+from ranker.attention import PACKED, layout
+from ranker.errors import UserError
+from ranker.policy import Policy
+from ranker.pretrained import refusal
+from ranker.rollout import Sampler
+from ranker.score import pack, predicting
+
+TEXT = ("Rank these hats from the best to the worst: a wool hat, a rain hat with fleece, a straw hat for the summer, a felt hat, and"
+        " a cap that keeps the sun out of the eyes of anybody who reads outside on a bright day.")
+NEW = 6  # tokens decoded
+LIMIT = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative
+
+
+@torch.no_grad()
+def check(policy: Policy, name: str, tokens: int) -> None:
+    """Raise UserError for a model whose samples or scores are not its own, in rows of at most so many tokens."""
+    try:
+        check_windows(policy, tokens)
+        found = differences(policy)
+    except Exception as error:  # whatever a model's code does with what it does not know
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:90]
+        if not policy.causal_lm._supports_attention_backend:
+            reason = "its attention is code of its own"
+        raise refusal(name, f"cannot be computed by shared prompts ({reason})") from None
+    limit = LIMIT.get(policy.head.weight.dtype, LIMIT[torch.bfloat16])
+    for what, difference in found.items():
+        if not difference <= limit:  # NaN too
+            raise refusal(name, f"gives other logits {what} than its own code does (by {difference:.1g} of their spread)")
+
+
+def check_windows(policy: Policy, tokens: int) -> None:
+    """Raise ValueError where layers that see a window, by the config, do not pass it on to their attention."""
+    text, place = policy.causal_lm.config.get_text_config(), layout([(0, 2)], [(2, 2)], [0], policy.device)
+    ids = torch.tensor([policy.tokenizer(TEXT, add_special_tokens=False)["input_ids"][:4]], device=policy.device)
+    with policy.attend(PACKED):
+        policy.trunk(input_ids=ids, use_cache=False, layout=place)
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * text.num_hidden_layers
+    said = [window if kind == "sliding_attention" else None for kind in kinds]
+    narrow = lambda windows: [w for w in windows if w is not None and w < tokens]  # noqa: E731  that make a difference
+    if narrow(said) != narrow(place.windows):
+        raise ValueError(f"its windows of {window} tokens are not those that its layers ask for")
+
+
+def differences(policy: Policy) -> dict[str, float]:
+    """How -> relative difference to the model's own way."""
+    tokens = policy.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
+    prompts = [tokens[:len(tokens) // 2], tokens[len(tokens) // 2:][:max(len(tokens) // 3, 1)]]
+    endless = dataclasses.replace(policy, stop_ids=frozenset())
+    samples = Sampler(endless, settings.Rollout(max_new_tokens=NEW, graph=False))(prompts, [2, 2], 1.0, [0, 1])
+    states, targets, _ = predicting(policy, pack(prompts, [[ids for ids, _, _ in group] for group in samples], 10**9))
+    packed = policy.logits(states)  # [tokens, V]
+    own = torch.cat([own_logits(policy, prompt, ids) for prompt, group in zip(prompts, samples) for ids, _, _ in group])  # [tokens, V]
+    spread = (own - own.mean(-1, keepdim=True)).square().mean().sqrt()
+    sampled = torch.tensor([value for group in samples for _, values, _ in group for value in values], device=own.device)  # [tokens]
+    gap = sampled - own.log_softmax(-1)[torch.arange(len(targets)), targets]
+    return {"scored in packed rows": ((packed - own).square().mean().sqrt() / spread).item(),
+            "decoded token by token": (gap.square().mean().sqrt() / spread).item()}
+
+
+def own_logits(policy: Policy, prompt: list[int], completion: list[int]) -> torch.Tensor:
+    """Logits [tokens, V] of a completion, computed by the model as it is, alone."""
+    with policy.attend("eager"):
+        ids = torch.tensor([prompt + completion], device=policy.device)
+        return policy.causal_lm(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1:-1].float()
