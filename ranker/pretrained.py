@@ -65,7 +65,7 @@ def load(model: settings.Model, device: torch.device, dtype: torch.dtype, tokens
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         causal_lm, info = AutoModelForCausalLM.from_pretrained(
             where, config=config, dtype=dtype, attn_implementation="eager", device_map={"": device}, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True, **quantisation)
+            trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **quantisation)  # which are refused below
     except ERRORS as error:
         raise cannot_load(model, error) from None
     absent = [*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])]
