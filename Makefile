@@ -1,13 +1,18 @@
-# make train: the main job on any machine. make test: the tests. Both make .venv on first use and keep it
-# as long as the requirements stay the same.
+# make train: the main job on any machine. make test: the tests. make test-all: the slow rest of them, all families of models
+# and all chat templates. All make .venv on first use and keep it as long as the requirements stay the same.
 PYTHON ?= python3
 
-.PHONY: train test
+.PHONY: train test test-all
 train: .venv/installed
 	.venv/bin/python train.py configs/iranker.yaml
 
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses=4 --dist=worksteal tests
+
 test: .venv/installed-tests
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n auto --maxprocesses=4 --dist=worksteal tests
+	$(PYTEST) -m 'not slow'
+
+test-all: .venv/installed-tests
+	$(PYTEST) -m slow
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

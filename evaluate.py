@@ -24,18 +24,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ranker import answers, api, baselines, checkpoint, config as settings, foreign, llms, metrics, report, sources, thoughts, trec
-from ranker.data import Query
+from ranker.data import Ask, Query
 from ranker.drive import Model, load_ranker, run as rank
-from ranker.errors import Parser, UserError, exit_status
+from ranker.errors import Parser, UserError, exit_status, one_line
 from ranker.files import sha256
 from ranker.prompting import Chat, changed_prompts
-from ranker.policy import check_adapters, load as load_policy, pick_device
+from ranker.policy import check_adapters, load as load_policy, load_prompter, pick_device
 from ranker.provenance import provenance
 from ranker.report import Row
 from ranker.rollout import Sampler, greedy_model
 from ranker.traces import Traces
 
-MUST_AGREE = {"model.name", "model.quantize", "model.dtype", "model.max_prompt", "rollout.max_new_tokens", "eval.relevance_level"}
+MUST_AGREE = {"model.name", "model.chat_template", "model.quantize", "model.dtype", "model.max_prompt", "rollout.max_new_tokens", "eval.relevance_level"}
 
 
 def main() -> None:
@@ -80,8 +80,14 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     settings.check(config, "command line")
     if config.llm.api and args.ckpt:
         raise UserError("a server's model takes no checkpoint: name one of --ckpt and --llm.api, or evaluate them one after the other")
-    changed = {folder: changed_prompts(record["prompts"]) for folder, record in zip(folders, records)}
+    chat = load_prompter(config.model).chat.version if (args.ckpt or args.config) and not config.llm.api else ""
+    changed = {folder: changed_prompts(record["prompts"], chat) for folder, record in zip(folders, records)}
     warnings = [f"{folder} was trained with other prompts: {', '.join(prompts)} changed since" for folder, prompts in changed.items() if prompts]
+    warnings += [one_line(f"{folder}, in training: {note}")
+                 for folder, record in zip(folders, records) for note in record["notes"]]
+    files = args.data or [config.data.test or config.data.train]
+    if (args.ckpt or args.config) and not config.llm.api:
+        warnings += report.strange_texts(config.model.name, files)
     for warning in warnings:
         logging.warning(warning)
     ranker = load_ranker(config.ranker, "command line")
@@ -101,9 +107,9 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
         models += [(name, folder, None, r["config"]["data"]["tasks"]) for name, folder, r in zip(args.ckpt, folders, records)]
         check_adapters(config.model, folders)
     out = args.out or default_out(folders, args.config, args.data or ([] if args.ckpt or args.config else [config.data.train]))
+    asks = llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids))) if models else []
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
-    files = args.data or [config.data.test or config.data.train]
-    record = provenance(config, pick_device(config.model.device), files) | {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders}
+    record = provenance(config, pick_device(config.model.device), files, chat) | {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders}
     traces = Traces(out, evaluation_of(record) | {
         "checkpoint": {name: sha256(folder / "adapter_model.safetensors") for name, folder in zip(args.ckpt, folders)}, "orders": args.orders,
         "thoughts": args.thoughts and sha256(args.thoughts), "queries": len(queries)})
@@ -111,7 +117,7 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
         for name, folder, examples, trained in models:
             bar.set_description(name)
             model = None  # let go of the one before, before the next is loaded
-            model = load_model(config, folder, out, bar.update)
+            model = load_model(config, folder, asks, out, bar.update)
             model = thoughts.with_thoughts(model, examples) if examples else model
             rows.append(table.model_row(name, ranker, orders, model, traces, trained, bar.update))
             rows[-1].prices = config.llm.price_in, config.llm.price_out
@@ -121,7 +127,8 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     how = f"{config.ranker['name']}, {decoding}, " if models else ""
     head = (f"{len(queries)} queries of {source}; {how}{args.orders} candidate order(s), seed {config.run.seed}.\n{relevance_words(table.level)}"
             f"; nDCG has linear gain, its ideal over the query's candidates.\nOn average a positive stands at place {input_place(orders):.1f} of the order given."
-            + (" Strict: a query with an answer that could not be read counts 0." if models else "") + "".join(f"\nWARNING {w}." for w in warnings))
+            + (" Strict: a query with an answer that could not be read counts 0." if models else "")
+            + warned(warnings + report.unread(rows)))
     base = next(row for row in rows if row.name == (report.BASE if models and not config.llm.api else "input order"))
     finish(out, rows, base, head, record, traces)
 
@@ -147,20 +154,24 @@ def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
     out = args.out or Path("runs") / f"eval-{args.run.stem}" / (args.replay.stem if args.replay else name.replace("/", "_") or "run")
     files = [str(path) for path in (args.run, args.qrels, args.corpus, args.topics, args.replay) if path]
     record = provenance(config, pick_device(config.model.device if name else "cpu"), files) | {"queries": len(queries)}
+    warnings = report.strange_texts(config.model.name, [str(args.corpus)]) if args.config and not config.llm.api else []
     traces = Traces(out, evaluation_of(record) | {"ties": args.ties}, anew=True)  # what a server answered stands in a file of its own
     for row, read in ((("replay", answers.parse_recorded),) if args.parse == "answer" else ()) + (("replay, digits", answers.digits),):
         if args.replay:
             rank(ranker, queries, llms.replay(args.replay, read))  # costs nothing, and what the recording lacks shows before anything is written
             rows.append(table.model_row(row, ranker, [queries], llms.replay(args.replay, read), traces))
     if name:
+        asks = llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids)))
         with tqdm(total=sum(ranker.calls(len(q.ids)) for q in queries), unit="ask", dynamic_ncols=True, desc=name) as bar:
-            rows.append(table.model_row(name, ranker, [queries], load_model(config, None, out, bar.update), traces, (), bar.update))
+            rows.append(table.model_row(name, ranker, [queries], load_model(config, None, asks, out, bar.update), traces, (), bar.update))
             rows[-1].prices = config.llm.price_in, config.llm.price_out
     by = " and ".join(filter(None, (args.replay and f"{args.replay} replayed", name and f"ranked by {name}")))
     how = f"{by} with {' '.join(f'{k}={v}' for k, v in config.ranker.items())}" if by else "the run as it is"
     head = (f"{len(queries)} judged queries of {args.qrels}, {how}; {absent} of them are not in the run and count 0,"
             f" {len(unjudged)} of the run's have no judgements and are left out.\n{relevance_words(table.level)}; nDCG has linear gain,"
-            " its ideal over all judged documents." + ("\nStrict: a query with an answer that could not be read counts 0." if by else ""))
+            " its ideal over all judged documents."
+            + ("\nStrict: a query with an answer that could not be read counts 0." if by else "")
+            + warned(warnings + report.unread(rows[-1:] if name else [])))
     finish(out, rows, rows[1], head, record, traces)
 
 
@@ -180,12 +191,13 @@ class Table:
         return report.model_row(name, ranked, self.level, trained, self.names, self.judged)
 
 
-def load_model(config: settings.Config, folder: Path | None, out: Path, progress: Callable[[int], None]) -> Model:
-    """What stands behind the driver: the server's model, or the policy with an adapter."""
+def load_model(config: settings.Config, folder: Path | None, asks: Sequence[Ask], out: Path, progress: Callable[[int], None]) -> Model:
+    """What stands behind the driver: the server's model, or the policy with an adapter. `asks` are such as it will be asked."""
     if config.llm.api:
         path = Path(config.llm.cache).expanduser() if config.llm.cache else out / "answers.jsonl"
         return api.server_model(config.llm, Chat(config.llm.words, config.llm.multi_turn), config.rollout.max_new_tokens, path, progress)
     policy = load_policy(config.model, adapter=folder, max_new_tokens=config.rollout.max_new_tokens)
+    policy.prompter.check(asks)
     return greedy_model(Sampler(policy, config.rollout), progress)
 
 
@@ -200,6 +212,11 @@ def finish(out: Path, rows: list[Row], base: Row, head: str, record: dict, trace
     text = report.write(out, rows, base, head, record)
     traces.finish()
     print(f"\n{text}\nwritten to {out}: table.md, results.json, per_query.csv, traces.jsonl, TREC run and qrels files")
+
+
+def warned(warnings: Sequence[str]) -> str:
+    """Return the lines of a report's head that say what speaks against its numbers."""
+    return "".join(f"\nWARNING {warning}." for warning in warnings)
 
 
 def relevance_words(level: float) -> str:

@@ -28,7 +28,7 @@ from ranker.data import Completion, Group
 from ranker.drive import load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status
 from ranker.provenance import interpreter, provenance
-from ranker.policy import Policy, load as load_policy
+from ranker.policy import Policy, load as load_policy, load_prompter
 from ranker.rollout import Sampler, answer_mask, greedy_model
 from ranker.score import Row, batches, pack, score, score_all, stack
 from ranker.stages import Stage, load as load_stages
@@ -44,24 +44,29 @@ def main() -> int | None:
     config = settings.load(args.config, overrides)
     if config.llm.api:
         raise UserError("a server's model can be evaluated, not trained; add --llm.api= --llm.model=")
-    distributed.start()
+    distributed.start(config.model.device)
     next_query = sources.training(config.data, config.run.seed)
     validation = sources.held_out(config.data, "validation", config.eval.queries)
     ranker = load_ranker(config.ranker, args.config)
     stages = load_stages(config, ranker, next_query, args.config)
     run_dir = Path(config.run.dir)
-    done = 0 if args.dry_run else checkpoint.inspect_run(config, args.fresh)
+    prompter = load_prompter(config.model)
+    done = 0 if args.dry_run else checkpoint.inspect_run(config, args.fresh, prompter.chat.version)
     if done is None:
         print(f"{run_dir} is finished. Evaluate it: {interpreter()} evaluate.py --ckpt {run_dir}/best   Train anew: add --fresh")
         return 0
 
-    torch.manual_seed(config.run.seed)  # for the fresh adapter; everything later is drawn from (seed, step)
-    policy = load_policy(config.model, config.lora, run_dir / "last" if done else None, config.rollout.max_new_tokens)
+    if distributed.first():
+        for words in report.strange_texts(config.model.name, [config.data.train, config.data.validation]):
+            print(words)
     some = (*validation, *map(next_query, range(config.rollout.prompts_per_step)))
     longest = max(some, key=lambda q: len(str(q.context)) + sum(map(len, q.texts.values())))
     ask = ranker.sampled_ask(longest, random.Random(0), len(longest.ids))  # encoded by the plan: better to fail now than at step 500
     for stage in stages:
         judged(stage.reward_parts, ask, llms.right_answer)
+    prompter.check(llms.rehearsal(ranker, max(some, key=lambda q: len(q.ids))))
+    torch.manual_seed(config.run.seed)  # for the fresh adapter; everything later is drawn from (seed, step)
+    policy = load_policy(config.model, config.lora, run_dir / "last" if done else None, config.rollout.max_new_tokens)
     sampler = Sampler(policy, config.rollout)
     optimizer = torch.optim.AdamW(policy.adapter_parameters().values(), lr=config.train.lr, weight_decay=config.train.weight_decay)
     if any("critic" in stage.objective.NEEDS for stage in stages):
@@ -75,18 +80,20 @@ def main() -> int | None:
         return dry_run(config, stages[0], policy, plan, sampler, ranker, validation)
     distributed.wait()  # until all have read what stands there
     if distributed.first():
-        held = checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config)))
+        held = checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config), prompter.chat.version))
         for name in ("metrics.jsonl", "completions.jsonl", "thoughts.jsonl"):  # what a crash left behind the last checkpoint is written again
             log.cut_after(run_dir / name, done or -1)
         print(plan.outlook())
         if done:
             print(f"resuming {run_dir} after step {done}")
     distributed.wait()
-    collapsed, best = log.collapse(config.train.collapse_margin, config.train.collapse_steps), -math.inf
+    watch = log.watch(log.collapse(config.train.collapse_margin, config.train.collapse_steps),
+                      log.GAP_BF16 if policy.head.weight.dtype == torch.bfloat16 else log.GAP)
+    best = log.standing({})
     for record in log.read(run_dir / "metrics.jsonl"):  # of the run that goes on
-        collapsed(record)
-        if "validation" in record and record["step"]:  # of trained ones
-            best = max(best, record["validation"]["mean"])
+        watch(record)
+        if record["step"]:  # of trained ones
+            best = max(best, log.standing(record))
 
     stopped_by, broken = catch_signals(), 0
     if not done:
@@ -130,25 +137,27 @@ def main() -> int | None:
         if step % config.eval.every == 0 or last:
             with plan.phase("validation"):
                 record["validation"] = validate(config, sampler, ranker, validation, step)
-        mrr = record.get("validation", {}).get("mean", -math.inf)
-        improved, best = mrr > best, max(best, mrr)
+        improved, best = log.standing(record) > best, max(best, log.standing(record))
+        signs = watch(record)
         gone_bad = broken == config.train.max_bad_steps
         stop = max(distributed.gather(stopped_by[0] if stopped_by else 0))
         if distributed.first():
             log.append(run_dir / "completions.jsonl", log.completion_records(step, groups, rewards, advantages))
             log.append(run_dir / "thoughts.jsonl", thoughts.kept(step, groups, rewards, advantages))
             log.append(run_dir / "metrics.jsonl", [record])
-            if warning := collapsed(record):
-                tqdm.write(warning)
+            for sign in signs.new:
+                tqdm.write(sign)
             if "validation" in record:
                 log.curves(run_dir)
-            if improved or last or stop or gone_bad or step % config.run.save_every == 0:
-                checkpoint.save(config, policy, optimizer, step, record.get("validation", {}), improved)
+            if improved or last or stop or gone_bad or signs.stop or step % config.run.save_every == 0:
+                checkpoint.save(config, policy, optimizer, step, record.get("validation", {}), improved, signs.notes)
         if step % config.run.save_every == 0:
             memory.give_back()  # what the C library keeps of freed blocks would grow with the run
         if gone_bad:
             raise UserError(f"the gradient was not finite in {broken} steps in a row (the last is {step}), which changed nothing; {run_dir}/last is"
                             " saved; begin anew with a lower train.lr, or look at the rewards in completions.jsonl")
+        if signs.stop:
+            raise UserError(f"{signs.stop}; {run_dir}/last is saved")
         if stop and not last:
             bar.close()
             if distributed.first():
@@ -156,7 +165,7 @@ def main() -> int | None:
             return 128 + stop
     if distributed.first():
         held.close()
-        finish(config, run_dir)
+        finish(config, run_dir, signs.notes)
     distributed.wait()
 
 
@@ -249,9 +258,12 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
     for k in taught:
         advantages[k] = signals["advantage"][k].mean().item()
     scored = distributed.merged(scored, device)
-    gap = torch.cat([(scored[k] - sampled[k]).abs() for k in scored])  # between sampling and scoring; NaN for what was not sampled
+    # Between sampling and scoring, before the first optimizer step. Traces have none; what saw a hint is scored without.
+    gap = torch.cat([(scored[k] - sampled[k]).abs() for k in scored])
+    gap = gap[~gap.isnan()].tolist() if config.rollout.states != "hinted" else []
     return record | {name: value / seen for name, value in distributed.summed(sums).items()} | {
-        "sampler_gap": gap.nanmean().item(), "sampler_gap_max": gap.nan_to_num().max().item(), "grad_norm": norm.item() if critic_norm.isfinite() else math.inf,
+        "sampler_gap": sum(gap) / len(gap) if gap else math.nan, "sampler_gap_max": max(gap, default=math.nan),
+        "grad_norm": norm.item() if critic_norm.isfinite() else math.inf,
         "adapter_norm": torch.stack([p.detach().norm() for p in adapter]).norm().item()}, advantages
 
 
@@ -312,14 +324,16 @@ def catch_signals() -> list[int]:
     return caught
 
 
-def finish(config: settings.Config, run_dir: Path) -> None:
-    """The before and after table, and what to type next."""
+def finish(config: settings.Config, run_dir: Path, notes: list[str]) -> None:
+    """Print the before and after table, what was announced of the run, and what to type next."""
     records = [r for r in log.read(run_dir / "metrics.jsonl") if "validation" in r]
-    first, top = records[0], max(records[1:], key=lambda r: r["validation"]["mean"])
+    first, top = records[0], max(records[1:], key=log.standing)
     rows = [("before training", first), (f"best, step {top['step']}", top), (f"last, step {records[-1]['step']}", records[-1])]
     columns = [name for name in first["validation"]]
     print(f"\nMRR on the validation queries (at most {config.eval.queries} per task), greedy decoding:\n")
     print(report.markdown(["", *columns], [[name, *(f"{r['validation'][c]:.3f}" for c in columns)] for name, r in rows]))
+    for note in notes:
+        print(f"\nWARNING {note}")
     print(f"\ncurves: {run_dir}/curves.png   next: {interpreter()} evaluate.py --ckpt {run_dir}/best")
 
 

@@ -84,7 +84,7 @@ class Layout:
     prompts: torch.Tensor  # [B, P], index of each token in the row
     completions: torch.Tensor  # [N, T]
     owner: torch.Tensor  # [N], the prompt of each completion
-    group: int  # completions of each prompt, where all have as many and stand together; else 0
+    group: int  # completions of each prompt, on CUDA where all have as many; else 0
     visible: torch.Tensor  # [N, 1, T, P + T]: what a completion's token sees of its prompt and of itself
     keys: torch.Tensor  # [N, 1, 1, P + T], position of each of those
     order: torch.Tensor  # [total], where each token of the row stands in prompts and completions, one behind the other
@@ -111,8 +111,8 @@ def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, 
         steps = torch.arange(int(lengths.max()), device=device)
         return starts[:, None] + steps.minimum(lengths[:, None] - 1), steps < lengths[:, None]  # [spans, longest] each
 
-    group = len(owner) // len(prompts)
-    group = group if list(owner) == [i // group for i in range(group * len(prompts))] else 0
+    group = len(owner) // len(prompts) if device.type == "cuda" else 0  # on a CPU sums are in order anyway
+    group = group if group and list(owner) == [i // group for i in range(group * len(prompts))] else 0
     (prompt, seen), (completion, real), owner = table(prompts), table(completions), torch.tensor(owner, device=device)
     width, steps = prompt.shape[1], completion.shape[1]
     causal = torch.ones(steps, steps, dtype=torch.bool, device=device).tril()
@@ -286,7 +286,10 @@ def decoding(module, query, key, value, attention_mask, scaling, *, prompt_cache
     keys, values = prompt_cache.layers[module.layer_idx].prompts
     rows, heads, _, d = query.shape
     query = query.reshape(rows, keys.shape[1], -1, d)  # [rows, kv, q, d]; heads of one key stand together
-    capped = lambda scores: scores * scaling if softcap is None else softcap * (scores * (scaling / softcap)).tanh()  # noqa: E731
+    if query.dtype == torch.float32:  # smaller than the scores; in bf16 it would be rounded
+        query, scaling = query * scaling, 1.0
+    scaled = lambda scores: scores if scaling == 1.0 else scores * scaling  # noqa: E731
+    capped = lambda scores: scaled(scores) if softcap is None else softcap * (scaled(scores) / softcap).tanh()  # noqa: E731
     of_prompt = capped(product(prompt_cache.by_prompt(query), keys.transpose(-1, -2)))  # [B, kv, G * q, P]
     of_completion = capped(product(query, key.transpose(-1, -2)))  # [rows, kv, q, width]
     for scores, hidden in zip((of_prompt, of_completion), prompt_cache.hidden(sliding_window)):

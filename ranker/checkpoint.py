@@ -1,15 +1,16 @@
 """Run folders and checkpoints: a step is saved whole or not at all, and a run goes on where its last checkpoint stands.
 
 Everything random in a run is drawn from (run.seed, step), so adapter, optimizer and step are all there is to restore.
-A checkpoint is a PEFT adapter folder with more files: `checkpoint.json` (base model, prompts, data, scores, config),
-`optimizer.pt`, `critic.safetensors` where the objective has one and `reference.safetensors` where a stage has its own
-reference. `last` and `best` in the run folder are links to checkpoints.
+A checkpoint is a PEFT adapter folder with more files: `checkpoint.json` (base model, prompts, data, scores, config, and
+notes: what was announced of its run), `optimizer.pt`, `critic.safetensors` where the objective has one and
+`reference.safetensors` where a stage has its own reference. `last` and `best` in the run folder are links to them.
 """
 
 import io
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,13 +24,14 @@ from ranker.policy import Policy, save_adapter
 from ranker.prompting import changed_prompts, prompt_versions
 from ranker.provenance import interpreter
 
-RECORD = {"step": int, "base_model": str, "prompts": dict, "scores": dict, "data": dict, "config": dict}  # of checkpoint.json
+RECORD = {"step": int, "base_model": str, "prompts": dict, "scores": dict, "data": dict, "config": dict,
+          "notes": list}  # of checkpoint.json
 TEMPORARY = ".*.tmp"  # what one that was killed had not finished
 SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device",  # may change between start and resume, as may what is computed at once
             "rollout.tokens_per_batch", "rollout.tokens_per_prefill", "rollout.tokens_kept", "rollout.graph", "train.tokens_per_batch", "model.gradient_checkpointing"}
 
 
-def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:
+def inspect_run(config: settings.Config, fresh: bool = False, chat: str = "") -> int | None:
     """The step to resume `run.dir` from (0: a new run), or None when the run is finished. Writes nothing.
 
     Raises UserError for a folder that belongs to another config, or to something else.
@@ -61,7 +63,7 @@ def inspect_run(config: settings.Config, fresh: bool = False) -> int | None:
     best = folder / "best"
     if best.is_symlink() and not best.exists() and step_of(best.readlink()) <= record["step"]:  # a later one is made again
         raise UserError(f"{best} points to a checkpoint that is gone; bring it back, delete the link, or begin anew with --fresh")
-    changed = changed_prompts(record["prompts"]) + [name for name, sum_ in record["data"].items() if sources.checksum(name) != sum_]
+    changed = changed_prompts(record["prompts"], chat) + [name for name, sum_ in record["data"].items() if sources.checksum(name) != sum_]
     if changed:
         raise UserError(f"{folder}: {', '.join(changed)} changed since the last checkpoint; restore it, or begin anew with --fresh")
     return None if record["step"] >= config.train.steps else record["step"]
@@ -83,7 +85,8 @@ def start_run(config: settings.Config, fresh: bool, record: dict) -> BinaryIO:
     return held
 
 
-def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: dict, best: bool) -> Path:
+def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: dict, best: bool,
+         notes: Sequence[str] = ()) -> Path:
     """Write `checkpoints/step_N`, then point `last` (and `best`) at it, then delete older ones beyond `run.keep`."""
     run = Path(config.run.dir)
     target = run / "checkpoints" / f"step_{step}"
@@ -101,9 +104,9 @@ def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: 
                 save_file(policy.frozen, temporary / "reference.safetensors")
             write_bytes(temporary / "optimizer.pt", state.getbuffer())
             write_text(temporary / "checkpoint.json", json.dumps({
-                "step": step, "base_model": config.model.name, "prompts": prompt_versions(), "scores": scores,
+                "step": step, "base_model": config.model.name, "prompts": prompt_versions(policy.prompter.chat.version), "scores": scores,
                 "data": {name: sources.checksum(name) for name in sources.names(config)},
-                "config": settings.as_dict(config)}, indent=1) + "\n")
+                "config": settings.as_dict(config), "notes": list(notes)}, indent=1) + "\n")
             for path in temporary.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
@@ -167,7 +170,7 @@ def find(path: str | Path) -> Path:
 
 
 def describe(folder: Path) -> dict:
-    """The `checkpoint.json` of a checkpoint: step, base_model, prompts, scores, data, config."""
+    """Return the `checkpoint.json` of a checkpoint: step, base_model, prompts, scores, data, config, notes."""
     path = folder / "checkpoint.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -175,6 +178,7 @@ def describe(folder: Path) -> dict:
         raise UserError(f"{path}: {error.strerror}; without it nobody knows the base model of this adapter") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: not JSON ({error})") from None
+    record = {"notes": []} | record if isinstance(record, dict) else record  # a checkpoint from before there were any
     for name, kind in RECORD.items():
         if not isinstance(record, dict) or type(record.get(name)) is not kind:
             raise UserError(f"{path} is damaged: '{name}' is missing or no {kind.__name__}")

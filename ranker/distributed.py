@@ -7,17 +7,19 @@ writes. With a single process everything here does nothing.
 
 import os
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 import torch.distributed as processes
 
 
-def start() -> None:
-    """Join the other processes if torchrun started this one."""
+def start(device: str = "auto") -> None:
+    """Join the other processes if torchrun started this one; `device` is `model.device`, whose tensors they will exchange."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not processes.is_initialized():
-        if torch.cuda.is_available():
+        cuda = device != "cpu" and torch.cuda.is_available()
+        if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        processes.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        processes.init_process_group("nccl" if cuda else "gloo")
 
 
 def size() -> int:
@@ -74,8 +76,14 @@ def merged(tensors: dict[int, torch.Tensor], device: torch.device) -> dict[int, 
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    if size() > 1:
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-        processes.all_reduce(flat)
-        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-            parameter.grad = part.view_as(parameter)
+    """Sum every gradient over the processes. One that no process has stays None: Adam would count zeros as a step."""
+    if size() == 1:
+        return
+    learned = map(any, zip(*gather([p.grad is not None for p in parameters])))
+    parameters = list(compress(parameters, learned))
+    if not parameters:
+        return
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    processes.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+        parameter.grad = part.view_as(parameter)

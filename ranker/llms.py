@@ -5,11 +5,12 @@ They give texts, and the real parser reads them.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ranker.answers import parse, parse_recorded
-from ranker.data import Answer, Ask, Completion
-from ranker.drive import Model
+from ranker.data import Answer, Ask, Completion, Query
+from ranker.drive import Model, run
 from ranker.errors import UserError
 from ranker.tables import json_lines, words
 
@@ -40,6 +41,21 @@ def _answer(ask: Ask, sign: float) -> str:
         named = {"eliminate": order[:-1 - ask.drop:-1], "pick": order[:1], "order": order, "narrow": order[:(len(order) + 1) // 2]}
         span = " > ".join(f"[{number[c]}]" for c in named[ask.decision])
     return f"<think>{ask.query.task}: {len(ask.pool)} shown</think>\n<answer>{span}</answer>"
+
+
+def rehearsal(ranker, query: Query) -> list[Ask]:
+    """Every ask of a ranking of `query` by somebody who knows the relevance; to learn what a ranker will ask before it costs anything."""
+    asked, answer = [], scripted(right_answer)
+
+    def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
+        answered = answer(asks)
+        for ask, (_, completion) in zip(asks, answered):
+            if ask.decision == "score":  # as the policy would give them
+                completion.answer = replace(completion.answer, scores=(1 / 11,) * 11)
+        return answered
+
+    run(ranker, [query], model, on_ask=lambda ask, *_: asked.append(ask))
+    return asked
 
 
 def replay(path: Path, read: Callable[[str, Ask], Answer] = parse_recorded) -> Model:

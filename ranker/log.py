@@ -1,10 +1,11 @@
-"""What a run leaves to read: metrics.jsonl, completions.jsonl, curves.png."""
+"""What a run leaves to read: metrics.jsonl, completions.jsonl, curves.png; and what its records warn of."""
 
 import json
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -67,6 +68,86 @@ def collapse(margin: float, steps: int) -> Callable[[dict], str | None]:
     return look
 
 
+GAP = 1e-3  # bound of `sampler_gap` where the model computes in fp32: above it sampling and scoring are two functions
+GAP_BF16 = 0.1  # the same in bf16, where rounding alone makes a gap; provisional, since nobody has measured it
+GAPS = 3  # steps in a row above the bound, which end a run: what it samples is not what it learns from
+PATIENCE = 5  # steps in a row in which a run learns nothing, before it says so
+COLD_START = "a cold start (a first stage with train.objective=sft)"
+SIGNS = {  # what is said of the steps that show a sign
+    "gap": "sampling and scoring differ (sampler_gap above {bound:g}) {when}. Likely causes: attention or a head of the"
+           " model's own, no plain LoRA adapter, rollout.weights=dense in bf16, a kernel (rollout.graph=false and"
+           " model.attention=sdpa rule it out)",
+    "truncated": "nothing is learned: every completion was cut off {when}. Remedy: more rollout.max_new_tokens, an"
+                 f" instruct model (model.name, model.chat_template), or {COLD_START}",
+    "unread": "nothing is learned: no answer could be read {when}. Remedy: an instruct model (model.name,"
+              f" model.chat_template), or {COLD_START}",
+    "dead": "nothing is learned: all groups were dead {when}. Remedy: an easier pool (fewer candidates, other"
+            f" data.train; a harder one where the reward is high), with sft a lower train.keep_above, or {COLD_START}",
+    "shortened": "texts were cut in most prompts {when}. Remedy: shorter texts (data.train), or more model.max_prompt",
+}
+NOTHING = ("truncated", "unread", "dead")  # of these the first that lasts is the most specific one, and speaks alone
+
+
+class Signs(NamedTuple):
+    """What the records of a run up to now give reason to say."""
+
+    new: list[str]  # to announce now
+    notes: list[str]  # all that was announced, with the number of steps that showed it
+    stop: str  # why the run must end; empty: it goes on
+
+
+def watch(collapsed: Callable[[dict], str | None], bound: float) -> Callable[[dict], Signs]:
+    """Return a function that sees every step's record and gives the signs of the run; each is new once while it lasts.
+
+    `collapsed` is made by `collapse`; `bound` is that of `sampler_gap`.
+    """
+    row, held, steps = Counter(), Counter(), 0  # sign -> steps in a row that showed it, and steps of the run
+    announced, lasting, collapses = [], set(), []  # lasting: shown by every step since it was announced
+
+    def said(name: str, when: str) -> str:
+        return SIGNS[name].format(when=when, bound=bound)
+
+    def look(record: dict) -> Signs:
+        nonlocal steps
+        steps += "parse_rate" in record  # the record of step 0 has a validation alone
+        for name, shown in shown_by(record, bound).items():
+            row[name] = (row[name] + 1) * shown
+            held[name] += shown
+        lasting.intersection_update(name for name in SIGNS if row[name])
+        ripe = [name for name in SIGNS if row[name] >= (1 if name == "gap" else PATIENCE)]
+        general = [name for name in NOTHING if name in ripe][1:]
+        new = [name for name in ripe if name not in general and name not in lasting]
+        lasting.update(new)
+        announced.extend(name for name in new if name not in announced)
+        fallen = list(filter(None, [collapsed(record)]))
+        collapses.extend(fallen)
+        when = {name: f"in step {record['step']}" if name == "gap" else f"in {PATIENCE} steps in a row" for name in new}
+        return Signs(fallen + [said(name, when[name]) for name in new],
+                     collapses + [said(name, f"in {held[name]} of {steps} steps") for name in announced],
+                     said("gap", f"in {row['gap']} steps in a row") if row["gap"] >= GAPS else "")
+
+    return look
+
+
+def shown_by(record: dict, bound: float) -> dict[str, bool]:
+    """Return which signs a step's record shows; nothing about the gap where none was measured."""
+    value = lambda key: math.nan if record.get(key) is None else record[key]  # noqa: E731  no comparison holds for NaN
+    shown = {"truncated": value("truncated") == 1, "unread": value("parse_rate") == 0,
+             # An objective that drops no groups has none alive only where no completion could be scored.
+             "dead": value("dead") == 1 and value("parse_rate") > 0 and not math.isnan(value("reward")),
+             "shortened": value("shortened") > 0.5}
+    return shown if math.isnan(value("sampler_gap")) else shown | {"gap": value("sampler_gap") > bound}
+
+
+def standing(record: dict) -> tuple[float, float]:
+    """Return what `best` is chosen by: the strict mean of a record's validation, and of equal ones the repaired mean.
+
+    By the repaired mean a policy that says nothing would win over a good first stage, whose order its silence keeps.
+    """
+    validation = record.get("validation", {})
+    return validation.get("mean_strict", -math.inf), validation.get("mean", -math.inf)
+
+
 def cut_after(path: Path, step: int) -> None:
     """Keep the records up to `step`: what a resumed run is about to write again goes."""
     if path.exists():
@@ -81,7 +162,7 @@ PANELS = (  # title, keys of metrics.jsonl
     ("share of completions", ("parse_rate", "truncated")),
     ("share of completions without signal", ("dead",)),
     ("completion tokens", ("length",)),
-    ("gradient norm", ("grad_norm",)),
+    ("gradient norm; right: entropy, nats a token", ("grad_norm", "entropy")),
 )
 
 
@@ -113,17 +194,18 @@ def curves(folder: Path) -> None:
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
         axis.set_xlabel("step")
-        for color, key in zip(("tab:blue", "tab:orange"), keys):
+        sides = axis, axis.twinx() if "entropy" in keys else axis  # a peak of the norm would flatten the entropy
+        for side, color, key in zip(sides, ("tab:blue", "tab:orange"), keys):
             x, y = [step for step, _ in series[key]], [value for _, value in series[key]]
             smooth = [sum(y[max(0, i - 9):i + 1]) / len(y[max(0, i - 9):i + 1]) for i in range(len(y))]
-            axis.plot(x, y, color=color, alpha=0.25, linewidth=1)
-            axis.plot(x, smooth, color=color, label=key)
+            side.plot(x, y, color=color, alpha=0.25, linewidth=1)
+            side.plot(x, smooth, color=color, label=key)
         if not keys:
             for name in validations[0][1] if validations else ():
                 style = {"color": "black", "linewidth": 2.5} if name == "mean" else {}
                 axis.plot([step for step, _ in validations], [found[name] for _, found in validations], marker="o", markersize=4, label=name, **style)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8)
+        if lines := [line for side in dict.fromkeys(sides) for line in side.get_legend_handles_labels()[0]]:
+            sides[1].legend(handles=lines, fontsize=8)
     write_figure(folder / "curves.png", figure)
     plt.close(figure)
 
@@ -138,12 +220,19 @@ def reward_means(rewards: list[list[dict[str, float]]]) -> dict[str, float]:
 
 
 def rollout_means(groups: list[Group]) -> dict[str, float]:
+    """Return what a step's completions were like, whatever they are worth.
+
+    `entropy`, in nats a token, is the mean of -log p of the sampled tokens: sampling gives it for nothing, and without
+    bias it estimates the entropy of the distributions they were drawn from, at `rollout.temperature`. Traces have none.
+    """
     completions = [c for g in groups for c in g.completions]
     count = len(completions)
+    sampled = [p for c in completions for p in c.logprobs if not math.isnan(p)]
     copies = [c.answer.value == g.ask.pool for g in groups if g.ask.decision == "order" for c in g.completions]  # a safe answer, where rewards are gains
     return {"parse_rate": sum(c.answer.ok for c in completions) / count, "truncated": sum(not c.finished for c in completions) / count,
             "length": sum(len(c.ids) for c in completions) / count, "prompt_length": sum(len(g.prompt) for g in groups) / len(groups),
             "shortened": sum(g.completions[0].cut is not None for g in groups) / len(groups),
+            **({"entropy": -sum(sampled) / len(sampled)} if sampled else {}),
             **({"unchanged": sum(copies) / len(copies)} if copies else {})}
 
 

@@ -18,14 +18,15 @@ import re
 import resource
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
+from transformers import DynamicCache
 
 from ranker import config as settings, distributed, report
 from ranker.attention import layout
@@ -111,18 +112,62 @@ def solve(terms: Sequence[Sequence[int]], peaks: Sequence[float]) -> list[float]
 
 
 def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, longest: int) -> Costs:
-    """What the loaded policy takes, from probes with prompts of at most `longest` tokens. Changes no weight and draws from no shared generator."""
+    """Run probes with prompts of at most `longest` tokens. No weight changes, and no shared generator is drawn from."""
     head, device = policy.head.weight, policy.device
-    size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
+    size = lambda tensors: sum(t.nbytes for t in tensors)  # noqa: E731
     adapter = size(policy.adapter_parameters().values())
     trained = [p for group in optimizer.param_groups for p in group["params"]]  # with the critic
     moments = size(t for state in optimizer.state.values() for t in state.values())  # of a run that goes on
     weights = size([*policy.model.parameters(), *policy.model.buffers()]) - adapter
     held = {"weights": weights, "adapter": size(trained), "optimizer": 2 * size(trained)}  # AdamW's two moments
     held["other"] = max(resident(device) - weights - size(trained) - moments, 0)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)  # so that no probe counts it
+    found = of_all_layers(policy, lambda: probe(policy, sampler, longest))
+    with Meter() as meter:
+        states = head.new_zeros(64, head.shape[1], requires_grad=True)
+        targets = torch.zeros(64, dtype=torch.long, device=device)
+        head_logprobs(policy.head, states, targets, 1.0).sum().backward()
+    for parameter in trained:
+        parameter.grad = None
+    return Costs(held, **found, head=meter.peak / len(targets), chunk=chunk_of(policy.head),
+                 kept=found["layers"] * head.shape[1] * head.element_size(), checkpointing=policy.checkpointing)
+
+
+def of_all_layers(policy: Policy, probe: Callable[[], dict]) -> dict:
+    """Return what `probe` finds, from the first two and three layers of a model whose layers are all made alike.
+
+    Bytes are linear in the number of layers: each layer keeps as much, and one at a time computes. The first layer takes
+    less, since nothing before it is trained, so one and two would not tell. On a CPU all layers can take minutes.
+    """
+    count = policy.causal_lm.config.get_text_config().num_hidden_layers
+    layers = next((m for m in policy.trunk.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count), ())
+    if count > 5 and len(set(map(made, layers))) == 1:
+        whole, found = list(layers), []
+        with suppress(Exception):  # of a family that does not run without some: it is measured whole, slowly
+            for few in 3, 2:
+                del layers[few:]
+                found.append(probe())
+        layers.extend(whole[len(layers):])
+        if len(found) == 2:
+            return tree_map(lambda three, two: three + (count - 3) * (three - two), *found)
+    return probe()
+
+
+def made(layer: torch.nn.Module) -> tuple:
+    """Return what tells a layer from another: modules, shapes and settings, but neither weights nor its place."""
+    settings = [(name, value) for module in layer.modules() for name, value in vars(module).items()
+                if isinstance(value, (int, float, str)) and name != "layer_idx"]
+    return repr(layer), *((p.shape, p.dtype) for p in layer.parameters()), *settings
+
+
+def probe(policy: Policy, sampler: Sampler, longest: int) -> dict[str, int | list[float]]:
+    """Return the costs that depend on the layers, by their names in `Costs`."""
+    device = policy.device
     with torch.no_grad():
-        layers = policy.trunk(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True).past_key_values.layers
-    cache = size(states for layer in layers for states in (layer.keys, layer.values))  # of a token
+        layers = policy.trunk(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=True,
+                              past_key_values=DynamicCache()).past_key_values.layers
+    cache = sum(states.nbytes for layer in layers for states in (layer.keys, layer.values))  # of a token
     with Meter() as meter, policy.sampling_weights(sampler.settings.weights):
         dense = meter.now
 
@@ -131,33 +176,27 @@ def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, 
             sampler.next_logits([[0] * length])
         return meter.peak - dense
 
-    def decode(rows: int, length: int = 4, new: int = 2) -> int:  # the first token comes from the prompt, the second from a step of decoding
+    def decode(rows: int, length: int = 4, new: int = 2) -> int:  # the prompt gives a token, a step of decoding another
         with Meter() as meter:
             Sampler(policy, replace(sampler.settings, max_new_tokens=new))([[0] * length], [rows], 1.0, [0])
         return meter.peak - dense - (length + rows * new) * cache
 
-    def learn(prompt: int, completions: int, new: int) -> tuple[int, int]:
-        row = torch.zeros(1, prompt + completions * new, dtype=torch.long, device=device)
+    def learn(prompt: int, count: int, new: int) -> tuple[int, int]:
+        row = torch.zeros(1, prompt + count * new, dtype=torch.long, device=device)
         with policy.training_graph(), Meter() as meter:
-            place = layout([(0, prompt)], [(prompt + i * new, new) for i in range(completions)], [0] * completions, device)
+            place = layout([(0, prompt)], [(prompt + i * new, new) for i in range(count)], [0] * count, device)
             states = policy.trunk(input_ids=row, position_ids=row, use_cache=False, layout=place).last_hidden_state
             saved = meter.now
             states.sum().backward()
         return saved, meter.peak
 
     lengths, rows = (longest // 4 + 1, longest // 2 + 1, longest + 1), (32, 64)
-    shapes = (256, 4, 32), (256, 1, 32), (128, 2, 128), (32, 4, 64), (32, 1, 32)  # far apart, so that small errors stay small
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)  # so that no probe counts it
-    saved, step = (solve([batch_terms(1, *shape) for shape in shapes], peaks) for peaks in zip(*(learn(*shape) for shape in shapes)))
-    with Meter() as meter:
-        states, targets = head.new_zeros(64, head.shape[1], requires_grad=True), torch.zeros(64, dtype=torch.long, device=device)
-        head_logprobs(policy.head, states, targets, 1.0).sum().backward()
-    for parameter in trained:
-        parameter.grad = None
-    return Costs(held, dense, cache, len(layers), solve([prompt_terms(1, n) for n in lengths], [prefill(n) for n in lengths]),
-                 solve([row_terms(n) for n in rows], [decode(n) for n in rows]), saved, step, meter.peak / len(targets), chunk_of(policy.head),
-                 len(layers) * head.shape[1] * head.element_size(), policy.checkpointing)
+    shapes = (256, 4, 32), (256, 1, 32), (128, 2, 128), (32, 4, 64), (32, 1, 32)  # far apart: small errors stay small
+    learned = zip(*(learn(*shape) for shape in shapes))
+    saved, step = (solve([batch_terms(1, *shape) for shape in shapes], peaks) for peaks in learned)
+    return {"dense": dense, "cache": cache, "layers": len(layers), "saved": saved, "step": step,
+            "prefill": solve([prompt_terms(1, n) for n in lengths], [prefill(n) for n in lengths]),
+            "decode": solve([row_terms(n) for n in rows], [decode(n) for n in rows])}
 
 
 @dataclass

@@ -158,6 +158,15 @@ def _plain_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.L
     return layer
 
 
+def load_prompter(model: settings.Model) -> Prompter:
+    """What makes the prompts of a model, without its weights. Raises UserError."""
+    tokenizer, template = pretrained.load_tokenizer(model), chats.read(model.chat_template)
+    try:
+        return Prompter(tokenizer, model.max_prompt, template)
+    except UserError as error:
+        raise UserError(f"model '{model.name}': {error}") from None
+
+
 def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path | None = None, max_new_tokens: int = 0) -> Policy:
     """The policy of a config: with a fresh adapter (`lora`), a saved one (`adapter`), or none.
 
@@ -173,7 +182,8 @@ def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path
     attention = pick_attention(model.attention, device, dtype)
     # The fp32 products of LoRA beside a bf16 base may be TF32: they cost a third of a forward pass otherwise.
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
-    tokenizer, causal_lm = pretrained.load(model, device, dtype, model.max_prompt + max_new_tokens)
+    prompter = load_prompter(model)
+    causal_lm = pretrained.load(model, prompter.tokenizer, device, dtype, model.max_prompt + max_new_tokens)
     if adapter is not None:
         loaded = load_adapter(causal_lm, adapter)
     elif lora is not None:
@@ -185,13 +195,9 @@ def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path
         causal_lm.activation_checkpointing_enable({"use_reentrant": False})
     loaded.eval()
     pretrained.without_dropout(causal_lm)  # of a loaded adapter too
-    try:
-        prompter = Prompter(tokenizer, model.max_prompt, chats.read(model.chat_template))
-    except UserError as error:
-        raise UserError(f"model '{model.name}': {error}") from None
     text = causal_lm.config.get_text_config()
     scale = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1.0)
-    policy = Policy(loaded, tokenizer, prompter, device, stop_ids(causal_lm, prompter, model.name), attention, model.gradient_checkpointing,
+    policy = Policy(loaded, prompter.tokenizer, prompter, device, stop_ids(causal_lm, prompter, model.name), attention, model.gradient_checkpointing,
                     scale, getattr(text, "final_logit_softcapping", None))
     pretrained.tell_of_mixture(causal_lm, {name.split(".lora_")[0].split(".")[-1] for name in policy.adapter_parameters()}, model)
     check(policy, model.name, model.max_prompt + max_new_tokens)

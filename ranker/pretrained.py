@@ -49,8 +49,22 @@ def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> str
     return "flash_attention_2" if wanted != "sdpa" and usable else PREFILLING
 
 
-def load(model: settings.Model, device: torch.device, dtype: torch.dtype, tokens: int):
-    """Return tokenizer and causal LM of `model.name`, without dropout, for rows of at most so many tokens.
+def load_tokenizer(model: settings.Model):
+    """Return the tokenizer of `model.name`. Raise UserError for a folder without one."""
+    where = source(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except ERRORS as error:
+        raise cannot_load(model, error) from None
+    files = {"tokenizer.json", *filter(None, getattr(tokenizer, "vocab_files_names", {}).values())}
+    missing = isinstance(where, Path) and not any((where / file).is_file() for file in files)
+    if missing or len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):
+        raise UserError(f"model '{model.name}' holds no tokenizer ({', '.join(sorted(files))}); copy the files of its tokenizer into the folder")
+    return tokenizer
+
+
+def load(model: settings.Model, tokenizer, device: torch.device, dtype: torch.dtype, tokens: int) -> torch.nn.Module:
+    """Return the causal LM of `model.name`, without dropout, for rows of at most so many tokens.
 
     Raise UserError for what cannot be loaded as it is meant.
     """
@@ -62,7 +76,6 @@ def load(model: settings.Model, device: torch.device, dtype: torch.dtype, tokens
     refuse_family(config, model.name)
     quantisation = own_quantisation(config, model, dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         causal_lm, info = AutoModelForCausalLM.from_pretrained(
             where, config=config, dtype=dtype, attn_implementation="eager", device_map={"": device}, use_safetensors=True,
             trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **quantisation)  # which are refused below
@@ -75,13 +88,13 @@ def load(model: settings.Model, device: torch.device, dtype: torch.dtype, tokens
     if scales := [key for key in info["unexpected_keys"] if SCALES.search(key)]:
         raise UserError(f"model '{model.name}' has {min(scales)}, a scale of quantised weights, but its config.json does not say how it is"
                         " quantised; without the scales its weights mean nothing. Take a checkpoint in 16 bits")
-    check_tokenizer(tokenizer, causal_lm, model, where)
+    check_embeddings(tokenizer, causal_lm, model)
     for module in causal_lm.modules():
         # On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights for a bf16 kernel that has no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     without_dropout(causal_lm)
-    return tokenizer, causal_lm.requires_grad_(False)
+    return causal_lm.requires_grad_(False)
 
 
 def source(model: settings.Model) -> Path | str:
@@ -180,16 +193,12 @@ def own_quantisation(config, model: settings.Model, dtype: torch.dtype) -> dict:
     return {}
 
 
-def check_tokenizer(tokenizer, causal_lm, model: settings.Model, where: Path | str) -> None:
-    """Raise UserError for a folder without a tokenizer, and for one with tokens that the model has no embedding for."""
-    files = {"tokenizer.json", *filter(None, getattr(tokenizer, "vocab_files_names", {}).values())}
-    vocabulary = tokenizer.get_vocab()
-    if isinstance(where, Path) and not any((where / file).is_file() for file in files) or len(vocabulary) <= len(tokenizer.added_tokens_decoder):
-        raise UserError(f"model '{model.name}' holds no tokenizer ({', '.join(sorted(files))}); copy the files of its tokenizer into the folder")
+def check_embeddings(tokenizer, causal_lm: torch.nn.Module, model: settings.Model) -> None:
+    """Raise UserError for a tokenizer with tokens that the model has no embedding for."""
     rows = min(causal_lm.get_input_embeddings().weight.shape[0], causal_lm.get_output_embeddings().weight.shape[0])
     # A text model may share the tokenizer of a larger one: the places of images and sounds are never in a prompt.
     places = {getattr(tokenizer, f"{kind}_token", None) for kind in ("image", "audio", "video", "boi", "eoi")}
-    beyond = {token: i for token, i in vocabulary.items() if i >= rows and token not in places}
+    beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows and token not in places}
     if beyond:
         token = min(beyond, key=beyond.get)
         raise UserError(f"model '{model.name}' has embeddings for {rows} tokens and {len(beyond)} tokens beyond them, the first '{token}'"

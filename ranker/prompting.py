@@ -98,17 +98,20 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read (not UTF-8 text)") from None
 
 
-def prompt_versions() -> dict[str, str]:
-    """A short hash of every template and of every task's wording, as it stands in checkpoints and results."""
+CHAT = "chat template"  # among the versions of prompts
+
+
+def prompt_versions(chat: str = "") -> dict[str, str]:
+    """A short hash of every template and of every task's wording, as it stands in checkpoints and results; `chat` is that of a chat template."""
     texts = {name: text for name, text in files().items() if name != "tasks.yaml"}
     texts |= {f"tasks.yaml {task}": repr(sorted(fields.items())).encode() for task, fields in wordings().items()}
-    return {name: hashlib.sha256(text).hexdigest()[:12] for name, text in texts.items()}
+    return {name: hashlib.sha256(text).hexdigest()[:12] for name, text in texts.items()} | ({CHAT: chat} if chat else {})
 
 
-def changed_prompts(recorded: dict[str, str]) -> list[str]:
-    """What was recorded and reads otherwise now. New templates and tasks are no change."""
-    now = prompt_versions()
-    return [name for name, version in recorded.items() if now.get(name) != version]
+def changed_prompts(recorded: dict[str, str], chat: str = "") -> list[str]:
+    """What was recorded and reads otherwise now. New templates and tasks are no change; without `chat` nor is its template."""
+    now = prompt_versions(chat)
+    return [name for name, version in recorded.items() if now.get(name) != version and (chat or name != CHAT)]
 
 
 def harmless(text: str, control_strings: tuple[str, ...] = ()) -> str:
@@ -313,6 +316,10 @@ class Prompter:
                                 f" at most {k - 1} candidates at a time (ranker.final, or ranker.window)")
             self.identifiers.append(whole[len(before)])
         return self.identifiers[:count]
+
+    def check(self, asks: Sequence[Ask]) -> None:
+        """Raise UserError for asks that logits are to answer and cannot, since their identifiers are several tokens."""
+        self.identifier_tokens(max((len(ask.pool) for ask in asks if ask.by_logits), default=0))
 
     def behind(self, before: str, text: str) -> list[int]:
         """Tokens of `text` where it follows `before`: some tokenizers put a space before a text that stands alone."""

@@ -23,6 +23,14 @@ from ranker.files import write_text
 from ranker.prompting import wording
 
 BASE = "untrained base"  # the row that gains are measured against
+REMEDIES = {  # where most answers have this status
+    "truncated": "more rollout.max_new_tokens, or an instruct model (model.name)",
+    "missing_answer": "an instruct model (model.name, model.chat_template), or a cold start (a first stage with"
+                      " train.objective=sft)",
+    "not_a_candidate": "an instruct model (model.name), or training",
+    "repetition": "smaller pools, or training",
+    "missing_ids": "smaller pools, or training",
+}
 
 
 def scenario_of(task: str) -> str:
@@ -83,6 +91,26 @@ def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, trai
     spread = values[:, 0].mean(1).std(ddof=1) if len(orders) > 1 else 0.0
     return Row(name, {q.id: q.task for q in queries}, table(values), table(np.where(failed[:, None], 0.0, values)),
                [r for rankings in orders for r in rankings], float(spread), frozenset(trained))
+
+
+def unread(rows: Sequence[Row]) -> list[str]:
+    """Return a warning for every row most of whose answers could not be read: how many, by status, and the remedy."""
+    warnings = []
+    for row in rows:
+        statuses = sum((r.statuses for r in row.rankings), Counter())
+        failed = Counter({status: count for status, count in statuses.items() if status != "ok"})
+        if failed.total() > statuses.total() / 2:
+            counts = ", ".join(f"{count} {status}" for status, count in failed.most_common())
+            warnings.append(f"{row.name}: {failed.total()} of {statuses.total()} answers could not be read ({counts})."
+                            f" Remedy: {REMEDIES[failed.most_common(1)[0][0]]}")
+    return warnings
+
+
+def strange_texts(model: str, data: Sequence[str]) -> list[str]:
+    """Return a warning where the built-in policy is to rank texts of files: it has never seen any but its world's."""
+    files = ", ".join(name for name in data if name not in ("", "world"))
+    return [f"the built-in policy (model.name=tiny) only knows its built-in world and will not understand {files};"
+            " name a pretrained model with --model.name=FOLDER"] if model == "tiny" and files else []
 
 
 def baseline_rows(orders: Sequence[Sequence[Query]], level: float, names: Sequence[str] = metrics.NAMES,
@@ -201,7 +229,7 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
     text = f"{head}\n\n{tables(rows, base, found)}"
     write_text(folder / "table.md", f"{text}\n{metric_table(rows, 'task')}\n")
     write_text(folder / "results.json", json.dumps(provenance | {
-        "base": base.name, "metrics": base.names,
+        "head": head, "base": base.name, "metrics": base.names,
         "rows": {row.name: {"repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
                             "spread_over_orders": row.spread, "prompts_cut": sum(r.cut for r in row.rankings), "cost": costs(row),
                             "statuses": dict(sum((r.statuses for r in row.rankings), Counter()))} for row in rows},

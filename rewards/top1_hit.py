@@ -2,8 +2,9 @@
 
 Published: +1 for dropping a negative, 0 for the positive, -0.5 for something that is no candidate, -1 for no answer.
 Ours for graded relevance: an elimination is right when nothing that stays is less relevant, a pick when nothing is
-more relevant; with one positive that is the published reward. Of several eliminated the best one counts. `graded: true`
-scales linearly between the pool's worst and best instead.
+more relevant; with one positive that is the published reward. Of several eliminated the best one counts, against those
+that stay: the k least relevant earn the most, for every k and in any order. `graded: true` scales linearly between the
+worst and the best of these instead.
 """
 
 from ranker.data import Answer, Ask, Group
@@ -20,15 +21,16 @@ def reward(groups: list[Group], graded: bool = False) -> list[list[float]]:
 
 
 def step_reward(ask: Ask, answer: Answer, graded: bool = False) -> float:
+    """Return the reward of an answer to an ask. Raises UserError for other decisions than eliminate and pick."""
     if ask.decision not in ("eliminate", "pick"):
         raise UserError(f"reward 'top1_hit' judges asks that name one candidate (eliminate, pick), not '{ask.decision}'")
     if answer.status in ("missing_answer", "truncated"):
         return NO_ANSWER
     if not answer.ok:
         return NO_CANDIDATE
-    rel = [ask.query.rel[c] for c in ask.left if c not in answer.value[1:]]  # with one named: all
     named = max(ask.query.rel[c] for c in answer.value)
-    low, high = min(named, *rel), max(named, *rel)
+    compared = [named, *(ask.query.rel[c] for c in ask.left if c not in answer.value)]  # with one named: all
+    low, high = min(compared), max(compared)
     if ask.decision == "eliminate":
         named, low, high = -named, -high, -low
     if graded:

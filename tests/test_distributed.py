@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import train
@@ -22,11 +23,14 @@ SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", 
 
 def trained(folder, processes, *arguments):
     script = [str(ROOT / "train.py")] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(ROOT / "train.py")]
-    return subprocess.run([sys.executable, *script, *map(str, arguments), *SHORT, f"--run.dir={folder}"], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
+    return subprocess.run([sys.executable, *script, *SHORT, *map(str, arguments), f"--run.dir={folder}"],
+                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
 
 
-@pytest.mark.parametrize("config, options", [("iranker", []), ("iranker_ppo", ["--train.minibatches=1", "--train.value_warmup=0"])])
+@pytest.mark.parametrize("config, options", [
+    ("iranker", []),
+    # In the first of three steps the adapter has no gradient.
+    ("iranker_ppo", ["--train.minibatches=1", "--train.value_warmup=1", "--train.steps=3"])])
 def test_two_processes_take_the_steps_of_one(tmp_path, config, options):
     runs = {}
     for processes in (1, 2):
@@ -37,13 +41,14 @@ def test_two_processes_take_the_steps_of_one(tmp_path, config, options):
     one, two = (load_file(runs[n] / "last/adapter_model.safetensors") for n in (1, 2))
     assert sum((one[k] - two[k]).norm() ** 2 for k in one) ** 0.5 <= 1e-4 * sum(one[k].norm() ** 2 for k in one) ** 0.5
     records = [[json.loads(line) for line in (runs[n] / "metrics.jsonl").open()] for n in (1, 2)]
-    assert [r["step"] for r in records[1]] == [0, 1, 2]
+    steps = 3 if "--train.steps=3" in options else 2
+    assert [r["step"] for r in records[1]] == list(range(steps + 1))
     for a, b in zip(*records):
         for name in a.keys() - {"seconds", "tokens_per_second", "peak_gb", "validation", "sampler_gap", "sampler_gap_max", "step"}:
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
         assert a.get("validation") == pytest.approx(b.get("validation")) if "validation" in a else "validation" not in b
     texts = [[json.loads(line)["text"] for line in (runs[n] / "completions.jsonl").open()] for n in (1, 2)]
-    assert texts[0][:8] == texts[1][:8] and len(texts[1]) == 16
+    assert texts[0][:8] == texts[1][:8] and len(texts[1]) == 8 * steps
 
 
 def test_a_step_that_can_not_be_shared_out_is_refused(tmp_path, monkeypatch, capsys):
@@ -51,6 +56,20 @@ def test_a_step_that_can_not_be_shared_out_is_refused(tmp_path, monkeypatch, cap
     monkeypatch.setattr(sys, "argv", ["train.py", str(ROOT / "configs/iranker.yaml"), "--rollout.prompts_per_step=3", f"--run.dir={tmp_path / 'run'}"])
     assert exit_status(train.main) == 2
     assert "must be a multiple of the 2 processes" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_what_has_no_gradient_in_any_process_keeps_none(monkeypatch):
+    """Adam counts zeros as a step, which one process does not take. The other process is made up: (none, 3 4, none)."""
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    parameters[0].grad = torch.tensor([1.0, 2.0])
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "gather", lambda held: [held, [False, True, False]])
+    monkeypatch.setattr(distributed.processes, "all_reduce", lambda flat: flat.add_(torch.tensor([0.0, 0.0, 3.0, 4.0])))
+    distributed.sum_gradients(parameters)
+    assert [None if p.grad is None else p.grad.tolist() for p in parameters] == [[1, 2], [3, 4], None]
+    monkeypatch.setattr(distributed, "gather", lambda held: [held, [False]])
+    distributed.sum_gradients(parameters[2:])  # nothing to sum: no message is sent that has no tensor
+    assert parameters[2].grad is None
 
 
 def test_completions_of_several_processes_are_numbered_through():

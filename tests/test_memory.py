@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import train
-from ranker import config as settings, memory, rewarding
+from ranker import config as settings, memory, policy as policies, rewarding
 from ranker.drive import load_ranker
 from ranker.errors import LONGEST, UserError
 from ranker.objectives import grpo
@@ -65,6 +66,60 @@ def test_five_probes_tell_what_the_backward_pass_of_a_whole_batch_saves(make_pol
     head = costs.head * min(costs.chunk, prompts * completions * new)
     planned = max(memory.total(costs.saved, terms) + head, memory.total(costs.step, terms))
     assert planned == pytest.approx(learn(policy, *shape), rel=0.05)
+
+
+@pytest.fixture
+def deep_policy(base_folder, tmp_path):
+    """Return a policy of six layers, and the set of those that have computed since."""
+    def make(**options):
+        torch.manual_seed(1)
+        config = AutoConfig.from_pretrained(base_folder, num_hidden_layers=6, layer_types=["full_attention"] * 6)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+        AutoTokenizer.from_pretrained(base_folder).save_pretrained(tmp_path)
+        model, ran = settings.Model(name=str(tmp_path), device="cpu", **options), set()
+        policy = policies.load(model, settings.Lora(rank=4))
+        for i, layer in enumerate(policy.trunk.layers):
+            layer.register_forward_pre_hook(lambda *_, i=i: ran.add(i))
+        return policy, ran
+    return make
+
+
+@pytest.mark.parametrize("quantize, checkpointing, weights", [
+    ("none", False, "nf4"), ("none", True, "dense"), ("nf4", False, "dense"), ("nf4", True, "nf4")])
+def test_three_layers_tell_what_six_take(deep_policy, monkeypatch, quantize, checkpointing, weights):
+    policy, ran = deep_policy(quantize=quantize, gradient_checkpointing=checkpointing)
+    layers, config = list(policy.trunk.layers), settings.Config(rollout=settings.Rollout(weights=weights))
+    few = costs_of(policy, weights)
+    assert ran == {0, 1, 2} and list(policy.trunk.layers) == layers and not policy.model.training
+    monkeypatch.setattr(memory, "of_all_layers", lambda policy, probe: probe())
+    whole = costs_of(policy, weights)
+    assert ran == set(range(6)) and few.layers == 6
+    few.held = whole.held  # resident memory is not counted by probes
+    for name, value in vars(whole).items():
+        assert getattr(few, name) == pytest.approx(value, rel=1e-6, abs=1e-3), name
+    assert plan_of(few, config, 1400).peaks(config) == pytest.approx(plan_of(whole, config, 1400).peaks(config), rel=1e-6)
+
+
+def windowed(policy, monkeypatch):
+    policy.trunk.layers[4].self_attn.sliding_window = 100
+
+
+def indivisible(policy, monkeypatch):
+    real = type(policy.trunk).forward
+
+    def forward(self, *args, **kwargs):
+        assert len(self.layers) != 2, "it needs more layers"
+        return real(self, *args, **kwargs)
+    monkeypatch.setattr(type(policy.trunk), "forward", forward)
+
+
+@pytest.mark.parametrize("family", [windowed, indivisible])
+def test_layers_that_differ_or_cannot_be_left_out_are_all_measured(deep_policy, monkeypatch, family):
+    policy, ran = deep_policy()
+    layers = list(policy.trunk.layers)
+    family(policy, monkeypatch)
+    assert costs_of(policy).layers == 6 and ran == set(range(6))
+    assert list(policy.trunk.layers) == layers and not policy.model.training
 
 
 def test_checkpointing_is_planned_with_it_on_and_foreseen_with_it_off(make_policy):

@@ -192,3 +192,13 @@ def test_the_world_can_be_written_to_a_file(monkeypatch, tmp_path, capsys):
     assert [(q.id, q.candidates, q.relevance) for q in read_queries(tmp_path / "world.jsonl")] == [(q.id, q.candidates, q.relevance) for q in expected]
     monkeypatch.setattr("sys.argv", ["prepare", "world", "--queries", "0", "--out", str(tmp_path / "none.jsonl")])
     assert exit_status(prepare.main) == 2 and "--queries must be at least 1" in capsys.readouterr().err
+
+
+def test_what_to_type_next_gives_own_texts_to_a_pretrained_model(tmp_path, monkeypatch, capsys):
+    assert run_prepare(monkeypatch, [query("q1", "x")], "--out", tmp_path / "mine.jsonl") == 0
+    out = capsys.readouterr().out
+    trained = [line for line in out.splitlines() if "train.py" in line]
+    mine = f"{tmp_path}/mine.jsonl"
+    assert trained and all(f"--data.train={mine}" in line and "--model.name=FOLDER" in line for line in trained)
+    assert f"evaluate.py --data {mine} --baselines" in out
+    assert "the built-in policy (model.name=tiny) only knows its built-in world" in out

@@ -2,7 +2,7 @@
 more than an honest try. Every completion goes through the real parser, as in training."""
 
 import random
-from itertools import combinations
+from itertools import combinations, permutations, product
 
 import pytest
 
@@ -167,6 +167,28 @@ def test_an_oracle_earns_everything_and_a_liar_nothing():
         question = ask([rng.choice((0, 1, 2)) for _ in range(rng.randint(2, 9))] + [3, 0], rng.choice(("eliminate", "pick")))
         for graded in (False, True):
             assert paid(question, llms.right_answer(question), llms.wrong_answer(question), graded=graded) == [1, 0]
+
+
+@pytest.mark.parametrize("graded", [False, True])
+@pytest.mark.parametrize("drop", [1, 2, 3])
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_of_all_answers_the_least_relevant_ones_and_no_others_earn_the_most(size, drop, graded):
+    """Every pool of the grades 0 to 2, whole or with somebody out, and every answer to it, in any order."""
+    for relevance in product(range(3), repeat=size):
+        whole = ask(relevance)
+        for left in (some for count in range(2, size + 1) for some in combinations(whole.pool, count)):
+            out = tuple(c for c in whole.pool if c not in left)
+            question = Ask(whole.query, whole.pool, "eliminate", out=out, drop=drop)
+            answers = [named for count in range(1, min(drop, len(left)) + 1) for named in permutations(left, count)]
+            texts = [say(" ".join(f"[{whole.pool.index(c) + 1}]" for c in named)) for named in answers]
+            rel = whole.query.rel
+            low, high = min(rel[c] for c in left), max(rel[c] for c in left)
+            for named, value in zip(answers, paid(question, *texts, graded=graded)):
+                best = max(rel[c] for c in named)
+                ideal = best <= min((rel[c] for c in left if c not in named), default=best)
+                assert value == 1 if ideal else 0 <= value < 1 if graded else value == 0, (relevance, left, named)
+                if graded and low < high and len(named) == 1:
+                    assert value == (high - best) / (high - low)  # whatever `drop` would have allowed
 
 
 def test_a_right_answer_in_wrong_form_is_worth_more_than_a_wrong_one_in_right_form():

@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 
 import evaluate
 import train
-from ranker import world
+from ranker import checkpoint, log, report, world
 from ranker.data import write_queries
 from ranker.errors import exit_status
+from rewards import top1_hit
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["--train.steps=4", "--rollout.prompts_per_step=4", "--rollout.completions_per_prompt=4", "--eval.every=2", "--eval.queries=2",
@@ -170,6 +171,7 @@ def test_several_updates_per_rollout_clip_and_still_end_well(call):
     assert status == 0
     steps = records("runs/iranker/metrics.jsonl")[1:]
     assert sum(r["clip_low"] + r["clip_high"] for r in steps if "clip_low" in r) > 0
+    assert all(r["sampler_gap_max"] < 1e-3 for r in steps if "sampler_gap_max" in r)  # of the first update alone
 
 
 def test_no_reference_pass_at_beta_zero(call, monkeypatch):
@@ -309,6 +311,112 @@ def test_every_mistake_ends_with_one_line_and_status_two_and_leaves_no_run(call,
         lines = [line for line in err.splitlines() if line.startswith("error:")]
         assert status == 2 and len(lines) == 1 and named in lines[0] and len(lines[0]) <= 400, (arguments, err)
         assert list(tmp_path.iterdir()) == [], arguments
+
+
+@pytest.fixture
+def every_group_teaches(monkeypatch):
+    monkeypatch.setattr(top1_hit, "reward", lambda groups, graded=False: [
+        [float(k % 2) for k, _ in enumerate(group.completions)] for group in groups])
+
+
+def stop_after(monkeypatch, step):
+    """Let runs end after this step, as by a signal."""
+    def show(bar, record, parts):
+        if record["step"] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(train, "show", show)
+
+
+TINY = ["--rollout.prompts_per_step=2", "--rollout.max_new_tokens=64", "--eval.queries=1", "--data.tasks=passage-5"]
+
+
+def test_sampling_that_differs_from_scoring_stops_a_run_until_it_does_not(call, monkeypatch, every_group_teaches):
+    score, options = train.score, ["--train.steps=6", *TINY, "--eval.every=6", "--run.save_every=6"]
+    monkeypatch.setattr(train, "score", lambda *arguments: (score(*arguments)[0] + 0.01, *score(*arguments)[1:]))
+    status, out, err = train_short(call, *options)
+    words = "sampling and scoring differ (sampler_gap above 0.001)"
+    assert status == 2 and out.count(words) == 1 and f"{words} in step 1. Likely causes: " in out
+    [line] = [line for line in err.splitlines() if line.startswith("error:")]
+    assert f"{words} in 3 steps in a row. Likely causes: " in line and "out); runs/iranker/last is saved" in line
+    assert Path("runs/iranker/last").resolve().name == "step_3"
+    assert [r["step"] for r in records("runs/iranker/metrics.jsonl")] == [0, 1, 2, 3]
+    status, _, err = train_short(call, *options)
+    assert status == 2 and "in 4 steps in a row" in err  # it counted on
+    assert Path("runs/iranker/last").resolve().name == "step_4"
+    monkeypatch.setattr(train, "score", score)
+    status, out, err = train_short(call, *options)
+    assert status == 0 and f"\nWARNING {words} in 4 of 6 steps. Likely causes: " in out, err
+
+
+def test_where_nobody_knows_what_was_sampled_there_is_no_gap(call, finished_run):
+    """Traces have no log-probabilities, and hinted completions are learned for another prompt than the sampled one."""
+    sft = ["--train.objective=sft", "--train.steps=1", "--train.warmup=0", "--train.keep_above=-1", "--eval.every=1"]
+    for states, more in (("recorded", ["--rollout.traces=runs/iranker/thoughts.jsonl"]), ("hinted", [])):
+        status, _, err = train_short(call, *sft, *TINY, f"--rollout.states={states}", f"--run.dir={states}", *more)
+        assert status == 0, err
+        record = records(f"{states}/metrics.jsonl")[1]
+        assert record["sampler_gap"] is record["sampler_gap_max"] is None and record["nll"] > 0
+        assert ("entropy" in record) == (states == "hinted")
+
+
+def test_best_is_chosen_by_the_strict_mean_by_a_resumed_run_too(call, monkeypatch, every_group_teaches):
+    """A policy that says nothing keeps the order it was given, which may be a good one."""
+    scores = {0: (0.5, 0.5), 1: (0.9, 0.0), 2: (0.4, 0.4), 3: (0.6, 0.4), 4: (0.95, 0.3)}
+    monkeypatch.setattr(train, "validate", lambda *arguments: dict(zip(("mean", "mean_strict"), scores[arguments[-1]])))
+    monkeypatch.setattr(log, "curves", lambda folder: None)
+    options, show = [*TINY, "--eval.every=1"], train.show
+    stop_after(monkeypatch, 3)
+    assert train_short(call, *options)[0] == 128 + signal.SIGTERM
+    monkeypatch.setattr(train, "show", show)
+    status, out, _ = train_short(call, *options)
+    assert status == 0 and Path("runs/iranker/best").resolve().name == "step_3" and "| best, step 3 " in out
+
+
+def test_a_run_that_learns_nothing_says_so_while_it_runs_at_its_end_and_in_evaluations(call, monkeypatch):
+    options, show = ["--train.steps=6", *TINY, "--rollout.max_new_tokens=8", "--eval.every=3"], train.show
+    stop_after(monkeypatch, 3)
+    status, out, _ = train_short(call, *options)
+    assert status == 128 + signal.SIGTERM and "nothing is learned" not in out
+    assert checkpoint.describe(Path("runs/iranker/last"))["notes"] == []
+    monkeypatch.setattr(train, "show", show)
+    status, out, _ = train_short(call, *options)  # counts on: the fifth step of the run is the second here
+    words, remedy = "nothing is learned: every completion was cut off", "Remedy: more rollout.max_new_tokens, an"
+    assert status == 0 and out.count(f"{words} in 5 steps in a row. {remedy}") == 1
+    assert out.count(f"\nWARNING {words} in 6 of 6 steps. {remedy}") == out.count("WARNING nothing") == 1
+    assert all(r["dead"] == 1 and r["entropy"] > 0 for r in records("runs/iranker/metrics.jsonl")[1:])  # logged all the same
+    status, out, err = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", "1")
+    warning = f"WARNING runs/iranker/last, in training: {words} in 6 of 6 steps. {remedy}"
+    assert status == 0 and warning in out
+    for row in ("untrained base", "runs/iranker/last"):
+        assert f"WARNING {row}: 4 of 4 answers could not be read (4 truncated). Remedy: more rollout.max_new" in out
+    folder = Path("runs/iranker/eval/test")
+    assert warning in (folder / "table.md").read_text()
+    assert warning in json.loads((folder / "results.json").read_text())["head"]
+
+
+def test_checkpoints_from_before_there_were_notes_have_none(call, finished_run):
+    path = Path("runs/iranker/last/checkpoint.json")
+    record = json.loads(path.read_text())
+    assert record.pop("notes") == []
+    path.write_text(json.dumps(record))
+    assert checkpoint.describe(path.parent)["notes"] == []
+    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", "1")
+    assert status == 0 and "WARNING" not in out
+
+
+def test_own_texts_are_not_given_to_the_built_in_policy_without_a_word(call):
+    write_queries("mine.jsonl", world.queries("passage-5", "train", 40))
+    words = ("the built-in policy (model.name=tiny) only knows its built-in world and will not understand mine.jsonl;"
+             " name a pretrained model with --model.name=FOLDER")
+    status, out, err = train_short(call, *TINY, "--data.train=mine.jsonl", "--dry_run")
+    assert status == 0 and out.startswith(f"{words}\n") and out.count("built-in policy") == 1, err
+    assert "built-in" not in train_short(call, *TINY, "--dry_run")[1]
+    status, out, _ = call(evaluate, "--config", ROOT / "configs/iranker.yaml", "--limit", "1", "--data", "mine.jsonl")
+    assert status == 0 and f"\nWARNING {words}.\n" in out
+    status, out, _ = call(evaluate, "--data", "mine.jsonl", "--baselines")
+    assert status == 0 and "built-in" not in out
+    assert report.strange_texts("tiny", ["world", "a.jsonl"]) == [words.replace("mine", "a")]
+    assert report.strange_texts("tiny", ["world", ""]) == report.strange_texts("/models/some", ["a.jsonl"]) == []
 
 
 def test_other_prompts_than_in_training_are_noticed(call, finished_run):

@@ -55,7 +55,11 @@ def main() -> None:
           f" {counts['joined']} queries joined the group of one with nearly the same context")
     for reason, count in dropped.items():
         print(f"  dropped {count}: {reason}")
-    print(f"next: python train.py configs/iranker.yaml --data.train={args.out} --run.dir=runs/{args.out.stem}")
+    print(f"next: python evaluate.py --data {args.out} --baselines      what a model must beat, without one\n"
+          "      python train.py configs/iranker-3b.yaml --model.name=FOLDER"
+          f" --data.train={args.out} --run.dir=runs/{args.out.stem}\n"
+          "      FOLDER holds a pretrained instruct model; the built-in policy (model.name=tiny) only knows its"
+          " built-in world")
 
 
 def noted(queries: Iterable[Query], seen: dict[str, tuple[str, str]]) -> Iterator[Query]:
