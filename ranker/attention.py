@@ -111,8 +111,7 @@ def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, 
         steps = torch.arange(int(lengths.max()), device=device)
         return starts[:, None] + steps.minimum(lengths[:, None] - 1), steps < lengths[:, None]  # [spans, longest] each
 
-    group = len(owner) // len(prompts) if device.type == "cuda" else 0  # on a CPU sums are in order anyway
-    group = group if group and list(owner) == [i // group for i in range(group * len(prompts))] else 0
+    group = equal_groups(owner, len(prompts), device.type)
     (prompt, seen), (completion, real), owner = table(prompts), table(completions), torch.tensor(owner, device=device)
     width, steps = prompt.shape[1], completion.shape[1]
     causal = torch.ones(steps, steps, dtype=torch.bool, device=device).tril()
@@ -124,6 +123,15 @@ def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, 
     order = torch.empty(int(kept.sum()), dtype=torch.long, device=device)
     order[index[kept]] = kept.nonzero()[:, 0]
     return Layout(prompt, completion, owner, group, visible, keys[:, None, None], order)
+
+
+def equal_groups(owner: Sequence[int], prompts: int, device: str) -> int:
+    """Return how many completions every prompt has, on CUDA and where all have as many and stand together; else 0.
+
+    On a CPU `index_select` adds gradients in order anyway, and recorded runs stay what they were.
+    """
+    group = len(owner) // prompts
+    return group if device == "cuda" and list(owner) == [i // group for i in range(group * prompts)] else 0
 
 
 def packed(module, query, key, value, attention_mask, scaling, *, layout: Layout | None = None, sliding_window=None, softcap=None, **others):

@@ -127,7 +127,7 @@ def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, 
     with Meter() as meter:
         states = head.new_zeros(64, head.shape[1], requires_grad=True)
         targets = torch.zeros(64, dtype=torch.long, device=device)
-        head_logprobs(policy.head, states, targets, 1.0).sum().backward()
+        head_logprobs(policy.head, states, targets, 1.0, policy.behind_head).sum().backward()
     for parameter in trained:
         parameter.grad = None
     return Costs(held, **found, head=meter.peak / len(targets), chunk=chunk_of(policy.head),

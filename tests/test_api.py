@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_serve_available
 
 import evaluate
 import train
-from ranker import api, config as settings, drive, llms, policy as policies, report, rewarding, world
+from ranker import api, config as settings, drive, llms, policy as policies, pretrained, report, rewarding, world
 from ranker.data import Ask, Candidate, Query
 from ranker.errors import UserError, exit_status
 from ranker.prompting import Chat
@@ -518,7 +518,7 @@ def real_server():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    name, given = str(policies.TINY), []
+    name, given = str(pretrained.TINY), []
     server = Serve(name, device="cpu", dtype="float32", host="127.0.0.1", port=port, non_blocking=True)
     served, _ = server._model_manager.load_model_and_processor(f"{name}@main")
     generate = served.generate

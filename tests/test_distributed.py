@@ -80,3 +80,14 @@ def test_completions_of_several_processes_are_numbered_through():
 
 def test_a_single_process_is_alone():
     assert distributed.first() and distributed.gather(3) == [3] and distributed.share(5) == range(5) and distributed.summed({"a": 1.0}) == {"a": 1.0}
+
+
+@pytest.mark.parametrize("device, cuda, backend", [("auto", False, "gloo"), ("cpu", True, "gloo"), ("auto", True, "nccl"), ("cuda", True, "nccl")])
+def test_processes_talk_by_what_their_tensors_are_on(monkeypatch, device, cuda, backend):
+    started, placed = [], []
+    monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(distributed.torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(distributed.torch.cuda, "set_device", placed.append)
+    monkeypatch.setattr(distributed.processes, "init_process_group", started.append)
+    distributed.start(device)
+    assert started == [backend] and placed == ([1] if backend == "nccl" else [])

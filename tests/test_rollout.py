@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ranker import log, rollout, traces, world
+from ranker import attention, log, rollout, traces, world
 from ranker.attention import PromptCache, decoding
 from ranker.config import Rollout
 from ranker.drive import load_ranker, run
@@ -220,6 +220,23 @@ def test_attention_over_a_shared_prompt_is_that_over_a_copy_of_it_a_row(heads):
     check(kept, 2)
     cache.keep(torch.tensor([2]))
     check(last, 3)
+
+
+def test_scores_of_decoding_are_fp32_whatever_a_model_computes_in(monkeypatch):
+    """With the large key biases of Qwen2.5, bf16 scores of hundreds are off by whole units; on CUDA the product itself gives fp32."""
+    torch.manual_seed(0)
+    keys, query = torch.randn(6, 2, 5, 8).bfloat16() + 30, torch.randn(6, 2, 3, 8).bfloat16() * 9
+    exact = query.double() @ keys.double().transpose(-1, -2)
+    found = attention.product(query, keys.transpose(-1, -2))
+    assert found.dtype == torch.float32 and (found - exact).abs().max() < 1e-2 < (query @ keys.transpose(-1, -2) - exact).abs().max()
+    seen = []
+    monkeypatch.setattr(torch, "bmm", lambda a, b, out_dtype: seen.append((a.shape, b.shape, out_dtype)) or torch.einsum("bmd,bdn->bmn", a.float(), b.float()))
+    on_cuda = SimpleNamespace(type="cuda")
+
+    class Cuda(torch.Tensor):
+        device = on_cuda
+    torch.testing.assert_close(attention.product(query.as_subclass(Cuda), keys.transpose(-1, -2)).as_subclass(torch.Tensor), found)
+    assert seen == [((12, 3, 8), (12, 8, 5), torch.float32)]
 
 
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "lift_fresh_copy", "unique_dim", "_unique2", "repeat_interleave"}

@@ -1,8 +1,11 @@
 """Packed scoring equals scoring one completion at a time: values and gradients, first token, end token, splits, NF4."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from ranker.attention import equal_groups, layout
 from ranker.losses import cohort_advantages, policy_loss
 from ranker.score import batches, chunk_of, head_logprobs, pack, score, score_all, stack
 
@@ -75,6 +78,26 @@ def test_the_head_in_chunks_equals_one_log_softmax(monkeypatch, limit, value):
     chunked = head_logprobs(head, states, targets, 0.5)
     torch.testing.assert_close(chunked, plain)
     torch.testing.assert_close(torch.autograd.grad(chunked.sum(), states)[0], expected)
+
+
+def test_equal_groups_share_their_prompt_by_expanding_it_as_on_cuda(make_policy, asks, monkeypatch):
+    """There the gradient of index_select is added up by atomics, in any order; that of `expand` is a sum."""
+    policy, found = make_policy(), []
+    prompts, groups = [policy.prompter.encode(ask) for ask in asks[:3]], completions_of(policy)
+    for group in (0, 4):
+        monkeypatch.setattr("ranker.score.layout", lambda *arguments, group=group: replace(layout(*arguments), group=group))
+        policy.model.zero_grad()
+        with policy.training_graph():
+            logprobs, _, mask = score(policy, pack(prompts, groups, BUDGET), 1.0)
+            (logprobs * mask).sum().backward()
+        found.append((logprobs.detach(), torch.cat([p.grad.flatten() for p in policy.adapter_parameters().values()])))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-6, rtol=0)
+    assert (found[0][1] - found[1][1]).norm() <= 1e-5 * found[0][1].norm()
+
+
+def test_only_equal_groups_on_cuda_are_expanded():
+    groups = [equal_groups(owner, 2, device) for owner, device in (([0, 0, 1, 1], "cuda"), ([0, 1, 1], "cuda"), ([0, 1, 0, 1], "cuda"), ([0, 0, 1, 1], "cpu"))]
+    assert groups == [2, 0, 0, 0]
 
 
 def gradient_of_step(policy, prompts, groups, advantages, budget):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ranker import config as settings, policy as policies, report, thoughts, tiny, world
+from ranker import config as settings, policy as policies, pretrained, report, thoughts, tiny, world
 from ranker.answers import parse
 from ranker.data import Ask
 from ranker.drive import run
@@ -32,7 +32,7 @@ def asks_and_readings(decision, size, count, split="test"):
 
 
 def test_the_weights_are_those_that_were_built_and_small():
-    weights = policies.TINY / "model.safetensors"
+    weights = pretrained.TINY / "model.safetensors"
     assert sha256(weights) == tiny.SHA256 and weights.stat().st_size <= 8_000_000
 
 

@@ -430,6 +430,31 @@ def test_other_prompts_than_in_training_are_noticed(call, finished_run):
     assert status == 2 and "eliminate.txt changed" in err
 
 
+def test_another_chat_template_is_another_prompt_and_a_resumed_run_and_an_evaluation_say_so(call, finished_run):
+    recorded = json.loads(Path("runs/iranker/last/checkpoint.json").read_text())["prompts"]["chat template"]
+    assert json.loads(Path("runs/iranker/provenance.json").read_text())["prompts"]["chat template"] == recorded
+    Path("mine.jinja").write_text((ROOT / "prompts/chats/plain.jinja").read_text())
+    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", 1, "--rollout.max_new_tokens=8", "--model.chat_template=mine.jinja")
+    assert status == 0 and "was trained with other prompts: chat template changed since" in out
+    assert train_short(call, "--run.dir=own", "--model.chat_template=mine.jinja", "--train.steps=1", "--train.warmup=0", "--eval.every=1")[0] == 0
+    Path("mine.jinja").write_text("{{ bos_token or '' }}" + Path("mine.jinja").read_text().replace("User:", "Human:"))
+    status, _, err = train_short(call, "--run.dir=own", "--model.chat_template=mine.jinja", "--train.steps=2", "--train.warmup=0", "--eval.every=1")
+    assert status == 2 and "chat template changed since the last checkpoint" in err
+
+
+def test_identifiers_without_a_token_are_refused_before_the_model_is_loaded(call, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("the weights were read first")
+    monkeypatch.setattr(train, "load_policy", refuse), monkeypatch.setattr(evaluate, "load_policy", refuse)
+    letters = "ranker.prompting.Prompter.letters"
+    monkeypatch.setattr(letters, True)
+    lots = {"id": "q", "task": "rank", "context": "c", "candidates": [{"id": str(k), "text": f"t{k}"} for k in range(30)], "relevance": [1] + [0] * 29}
+    Path("lots.jsonl").write_text("".join(json.dumps(lots | {"id": f"q{i}"}) + "\n" for i in range(40)))
+    for module, arguments in ((train, [ROOT / "configs/first.yaml"]), (evaluate, ["--config", ROOT / "configs/iranker.yaml", "--data", "lots.jsonl", "--ranker", "first"])):
+        status, _, err = call(module, *arguments, *(["--data.train=lots.jsonl"] if module is train else []), "--ranker.window=30", "--ranker.step=10")
+        assert status == 2 and "ask about at most 20 candidates at a time (ranker.final, or ranker.window)" in err
+
+
 def test_a_mistake_is_one_line_from_the_shell_too():
     """In a process of its own, where what libraries say at their import stands beside it."""
     ended = subprocess.run([sys.executable, ROOT / "train.py", "configs/irankr.yaml"], cwd=ROOT, capture_output=True, text=True)

@@ -55,7 +55,8 @@ GPU = bench_step.Setup(str(ROOT / "tests/bench/bench_gpu.py"), "cuda", SHAPE, 32
 QUICK = replace(GPU, base=bench_step.SMALL)
 QUICK_CPU = replace(QUICK, device="cpu", trl=bench_step.CPU.trl | {
     "model_init_kwargs": {"dtype": "float32", "quantization_config": NF4 | {"bnb_4bit_compute_dtype": "float32"}}, "gradient_checkpointing": True})
-PROCESSES = {"versions": 60, "steps": 120, "graphs": 90, "shape": 270, "trl": 150, "survival": 120}  # each with its limit in seconds
+PROCESSES = {"versions": 60, "steps": 120, "graphs": 90, "shape": 240, "trl": 120, "survival": 90}  # each with its limit in seconds
+TOTAL = 590  # seconds for all; with --quick there is no limit
 SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4", "--rollout.max_new_tokens=48",
          "--data.tasks=passage-5", "--eval.every=2", "--eval.queries=1", "--run.save_every=1"]
 
@@ -82,7 +83,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench_step.save_base(setup, Path(folder))
         for process, limit in PROCESSES.items():
-            for found in lines_of(args, process, limit, folder):
+            left = 3600 if args.quick else min(limit, TOTAL - int(time.perf_counter() - started))
+            for found in lines_of(args, process, left, folder) if left > 0 else [{"part": f"{process}, failed", "error": "no time was left"}]:
                 found["at_second"] = round(time.perf_counter() - started, 1)
                 results[found.pop("part")] = found
                 write_text(args.out, json.dumps(results, indent=1) + "\n")
