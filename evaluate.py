@@ -35,7 +35,8 @@ from ranker.report import Row
 from ranker.rollout import Sampler, greedy_model
 from ranker.traces import Traces
 
-MUST_AGREE = {"model.name", "model.chat_template", "model.quantize", "model.dtype", "model.max_prompt", "rollout.max_new_tokens", "eval.relevance_level"}
+MUST_AGREE = {"model.name", "model.chat_template", "model.quantize", "model.dtype", "model.max_prompt",
+              "rollout.max_new_tokens", "eval.relevance_level"}
 
 
 def main() -> None:
@@ -109,7 +110,8 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     out = args.out or default_out(folders, args.config, args.data or ([] if args.ckpt or args.config else [config.data.train]))
     asks = llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids))) if models else []
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
-    record = provenance(config, pick_device(config.model.device), files, chat) | {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders}
+    record = provenance(config, pick_device(config.model.device), files, chat)
+    record |= {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders}
     traces = Traces(out, evaluation_of(record) | {
         "checkpoint": {name: sha256(folder / "adapter_model.safetensors") for name, folder in zip(args.ckpt, folders)}, "orders": args.orders,
         "thoughts": args.thoughts and sha256(args.thoughts), "queries": len(queries)})
@@ -163,7 +165,8 @@ def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
     if name:
         asks = llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids)))
         with tqdm(total=sum(ranker.calls(len(q.ids)) for q in queries), unit="ask", dynamic_ncols=True, desc=name) as bar:
-            rows.append(table.model_row(name, ranker, [queries], load_model(config, None, asks, out, bar.update), traces, (), bar.update))
+            model = load_model(config, None, asks, out, bar.update)
+            rows.append(table.model_row(name, ranker, [queries], model, traces, (), bar.update))
             rows[-1].prices = config.llm.price_in, config.llm.price_out
     by = " and ".join(filter(None, (args.replay and f"{args.replay} replayed", name and f"ranked by {name}")))
     how = f"{by} with {' '.join(f'{k}={v}' for k, v in config.ranker.items())}" if by else "the run as it is"
@@ -191,8 +194,12 @@ class Table:
         return report.model_row(name, ranked, self.level, trained, self.names, self.judged)
 
 
-def load_model(config: settings.Config, folder: Path | None, asks: Sequence[Ask], out: Path, progress: Callable[[int], None]) -> Model:
-    """What stands behind the driver: the server's model, or the policy with an adapter. `asks` are such as it will be asked."""
+def load_model(config: settings.Config, folder: Path | None, asks: Sequence[Ask], out: Path,
+               progress: Callable[[int], None]) -> Model:
+    """Return what stands behind the driver: the server's model, or the policy with an adapter.
+
+    `asks` are such as it will be asked.
+    """
     if config.llm.api:
         path = Path(config.llm.cache).expanduser() if config.llm.cache else out / "answers.jsonl"
         return api.server_model(config.llm, Chat(config.llm.words, config.llm.multi_turn), config.rollout.max_new_tokens, path, progress)

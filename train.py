@@ -80,7 +80,8 @@ def main() -> int | None:
         return dry_run(config, stages[0], policy, plan, sampler, ranker, validation)
     distributed.wait()  # until all have read what stands there
     if distributed.first():
-        held = checkpoint.start_run(config, args.fresh, provenance(config, policy.device, sources.names(config), prompter.chat.version))
+        record = provenance(config, policy.device, sources.names(config), prompter.chat.version)
+        held = checkpoint.start_run(config, args.fresh, record)
         for name in ("metrics.jsonl", "completions.jsonl", "thoughts.jsonl"):  # what a crash left behind the last checkpoint is written again
             log.cut_after(run_dir / name, done or -1)
         print(plan.outlook())
@@ -258,7 +259,8 @@ def update(config: settings.Config, policy: Policy, optimizer, objective: Module
     for k in taught:
         advantages[k] = signals["advantage"][k].mean().item()
     scored = distributed.merged(scored, device)
-    # Between sampling and scoring, before the first optimizer step. Traces have none; what saw a hint is scored without.
+    # Between sampling and scoring, before the first optimizer step.
+    # Traces have none; what saw a hint is scored without it.
     gap = torch.cat([(scored[k] - sampled[k]).abs() for k in scored])
     gap = gap[~gap.isnan()].tolist() if config.rollout.states != "hinted" else []
     return record | {name: value / seen for name, value in distributed.summed(sums).items()} | {

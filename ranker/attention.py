@@ -1,13 +1,14 @@
-"""Attention for groups that share a prompt: one function for prompts, one for scoring whole completions, one for decoding.
+"""Attention for groups that share a prompt: for prompts, for scoring whole completions, and for decoding.
 
-All compute what separate rows would, sliding windows and soft-capping included. `packed` takes a long row of prompts, each
-followed by its completions, without any padding: a prompt attends to itself, a completion to its prompt and itself. A
-block mask over the whole row would do the same with several times the work, since completions never see each other.
+All compute what separate rows would, sliding windows and soft-capping included. `packed` takes a long row of prompts,
+each followed by its completions, without any padding: a prompt attends to itself, a completion to its prompt and
+itself. A block mask over the whole row would do the same with several times the work, since completions never see each
+other.
 
 `decoding` holds, and reads, a prompt's keys and values once for its group: a step's queries of a group are multiplied
 with the keys of their prompt as one matrix, each with the keys of its own completion, and one softmax runs over both.
-Reading a copy of the prompt a row is what bounds decoding otherwise. Groups may have unlike sizes; rows that ended leave.
-Its scores are fp32: with large key biases, as Qwen2.5 has, bf16 scores move a log-probability by 0.05 to 0.09.
+Reading a copy of the prompt a row is what bounds decoding otherwise. Groups may have unlike sizes; rows that ended
+leave. Its scores are fp32: with large key biases, as Qwen2.5 has, bf16 scores move a log-probability by 0.05 to 0.09.
 
 A model passes what it wants besides (a window, a soft-cap) by name. What is not known here (sinks, a bias) is an error,
 so that such a model is refused when it is loaded and never computed without it.
@@ -21,8 +22,9 @@ from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-PREFILLING, PACKED, DECODING = "prompts", "packed_groups", "shared_prompt"  # their names among the attention functions of transformers
-IGNORED = {"dropout", "position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "past_key_values", "token_type_ids"}
+PREFILLING, PACKED, DECODING = "prompts", "packed_groups", "shared_prompt"  # their names in transformers
+IGNORED = {"dropout", "position_ids", "use_cache", "cache_position", "is_causal", "output_attentions",
+           "past_key_values", "token_type_ids"}
 
 
 def refuse_unknown(arguments: dict) -> None:
@@ -38,7 +40,9 @@ def within(mask: torch.Tensor, at: torch.Tensor, keys: torch.Tensor, window: int
 
 
 def attention(module, query, key, value, mask, scaling, softcap: float | None) -> torch.Tensor:
-    """query [B, heads, Q, d], key and value [B, kv, K, d], mask [B or 1, 1, Q, K], None: causal -> [B, Q, heads, d].
+    """Attend: query [B, heads, Q, d], key and value [B, kv, K, d], mask [B or 1, 1, Q, K] -> [B, Q, heads, d].
+
+    Without a mask a query sees the keys up to its own.
 
     No fused kernel caps scores, so with `softcap` they are written out.
     """
@@ -55,7 +59,7 @@ def attention(module, query, key, value, mask, scaling, softcap: float | None) -
 
 @dataclass
 class Prefill:
-    """What the new tokens of prompts see: `visible` [B, 1, new, width], None where a row is causal from its beginning."""
+    """What the new tokens of prompts see: `visible` [B, 1, new, width], None where a row is causal from its start."""
 
     visible: torch.Tensor | None
     at: torch.Tensor  # [new, 1], columns of the new tokens
@@ -71,8 +75,9 @@ class Prefill:
         return self.masks[window]
 
 
-def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: Prefill, sliding_window=None, softcap=None, **others):
-    """query [B, heads, new, d], key and value [B, kv, width, d] -> [B, new, heads, d]."""
+def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: Prefill, sliding_window=None,
+               softcap=None, **others):
+    """Attend: query [B, heads, new, d], key and value [B, kv, width, d] -> [B, new, heads, d]."""
     refuse_unknown(others)
     return attention(module, query, key, value, prefill.mask(sliding_window), scaling, softcap), None
 
@@ -92,15 +97,17 @@ class Layout:
     windows: list[int | None] = field(default_factory=list)  # what each layer asked for
 
     def visible_in(self, window: int | None) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Masks of prompts (None: causal) and of completions."""
+        """Return the masks of prompts (None: causal) and of completions."""
         width = self.prompts.shape[1]
         self.windows.append(window)
         if window is None or window >= self.keys.shape[-1]:
             return None, self.visible
         if window not in self.masks:
-            column, at = self.keys[:1, ..., :width], self.keys[..., width:].transpose(-1, -2)  # of prompts, [1, 1, 1, P]; [N, 1, T, 1]
+            column = self.keys[:1, ..., :width]  # of prompts, [1, 1, 1, P]
+            at = self.keys[..., width:].transpose(-1, -2)  # [N, 1, T, 1]
             causal = column <= column.transpose(-1, -2)
-            self.masks[window] = within(causal, column.transpose(-1, -2), column, window), within(self.visible, at, self.keys, window)
+            self.masks[window] = (within(causal, column.transpose(-1, -2), column, window),
+                                  within(self.visible, at, self.keys, window))
         return self.masks[window]
 
 
@@ -117,7 +124,8 @@ def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, 
     causal = torch.ones(steps, steps, dtype=torch.bool, device=device).tril()
     visible = torch.cat([seen[owner][:, None].expand(-1, steps, -1), causal.expand(len(owner), -1, -1)], -1)[:, None]
     begins = seen[owner].sum(-1)[:, None]  # [N, 1], position of a completion's first token
-    keys = torch.cat([torch.arange(width, device=device).expand(len(owner), -1), begins + torch.arange(steps, device=device)], -1)
+    of_prompt = torch.arange(width, device=device).expand(len(owner), -1)
+    keys = torch.cat([of_prompt, begins + torch.arange(steps, device=device)], -1)
     kept = torch.cat([seen.flatten(), real.flatten()])
     index = torch.cat([prompt.flatten(), completion.flatten()])
     order = torch.empty(int(kept.sum()), dtype=torch.long, device=device)
@@ -134,13 +142,14 @@ def equal_groups(owner: Sequence[int], prompts: int, device: str) -> int:
     return group if device == "cuda" and list(owner) == [i // group for i in range(group * prompts)] else 0
 
 
-def packed(module, query, key, value, attention_mask, scaling, *, layout: Layout | None = None, sliding_window=None, softcap=None, **others):
-    """query [1, heads, total, d], key and value [1, kv, total, d] of one packed row -> [1, total, heads, d].
+def packed(module, query, key, value, attention_mask, scaling, *, layout: Layout | None = None, sliding_window=None,
+           softcap=None, **others):
+    """Attend: query [1, heads, total, d], key and value [1, kv, total, d] of a packed row -> [1, total, heads, d].
 
-    `index_select` throughout: on a CPU the gradient of plain indexing is added up by several threads in any order, and a run
-    would not end the same twice. On CUDA that of `index_select` is too, by atomics, wherever an index repeats; so equal
-    groups `expand` their prompt. What repeats still there is the last token of a shorter prompt or completion, as padding,
-    whose gradient is zero; and the prompts of unlike groups.
+    `index_select` throughout: on a CPU the gradient of plain indexing is added up by several threads in any order, and
+    a run would not end the same twice. On CUDA that of `index_select` is too, by atomics, wherever an index repeats; so
+    equal groups `expand` their prompt. What repeats still there is the last token of a shorter prompt or completion, as
+    padding, whose gradient is zero; and the prompts of unlike groups.
     """
     refuse_unknown(others)
     if layout is None:
@@ -248,7 +257,7 @@ class PromptCache(Cache):
         self._place(owner)
 
     def hidden(self, window: int | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """What a step does not see of the prompts [B, 1, 1, P] and of the completions [width]; None: it sees all.
+        """Return what a step does not see of the prompts [B, 1, 1, P] and of the completions [width]; None: nothing.
 
         Masks are tensors made of tensors, so that a step that is replayed makes those of its own place.
         """
@@ -282,28 +291,36 @@ class PromptCache(Cache):
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a [..., m, d] @ b [..., d, n] in fp32, whatever they are in."""
+    """Multiply a [..., m, d] by b [..., d, n] in fp32, whatever they are in."""
     if a.dtype == torch.float32 or a.device.type == "cpu":
         return a.float() @ b.float()
     return torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out_dtype=torch.float32).view(*a.shape[:-1], b.shape[-1])
 
 
-def decoding(module, query, key, value, attention_mask, scaling, *, prompt_cache: PromptCache, sliding_window=None, softcap=None, **others):
-    """One token a row: query [rows, heads, 1, d]; key, value [rows, kv, width, d], its completion -> [rows, 1, heads, d]."""
+def decoding(module, query, key, value, attention_mask, scaling, *, prompt_cache: PromptCache, sliding_window=None,
+             softcap=None, **others):
+    """Attend, one token a row: query [rows, heads, 1, d]; key, value [rows, kv, width, d] -> [rows, 1, heads, d].
+
+    `key` and `value` are those of the row's completion.
+    """
     refuse_unknown(others)
     keys, values = prompt_cache.layers[module.layer_idx].prompts
     rows, heads, _, d = query.shape
     query = query.reshape(rows, keys.shape[1], -1, d)  # [rows, kv, q, d]; heads of one key stand together
     if query.dtype == torch.float32:  # smaller than the scores; in bf16 it would be rounded
         query, scaling = query * scaling, 1.0
-    scaled = lambda scores: scores if scaling == 1.0 else scores * scaling  # noqa: E731
-    capped = lambda scores: scaled(scores) if softcap is None else softcap * (scaled(scores) / softcap).tanh()  # noqa: E731
+
+    def capped(scores: torch.Tensor) -> torch.Tensor:
+        scores = scores if scaling == 1.0 else scores * scaling
+        return scores if softcap is None else softcap * (scores / softcap).tanh()
+
     of_prompt = capped(product(prompt_cache.by_prompt(query), keys.transpose(-1, -2)))  # [B, kv, G * q, P]
     of_completion = capped(product(query, key.transpose(-1, -2)))  # [rows, kv, q, width]
     for scores, hidden in zip((of_prompt, of_completion), prompt_cache.hidden(sliding_window)):
         if hidden is not None:
             scores.masked_fill_(hidden, -torch.inf)
-    weights = torch.cat([prompt_cache.by_row(of_prompt), of_completion], -1).softmax(-1).to(value.dtype)  # [rows, kv, q, P + width]
+    weights = torch.cat([prompt_cache.by_row(of_prompt), of_completion], -1).softmax(-1)  # [rows, kv, q, P + width]
+    weights = weights.to(value.dtype)
     prompt = keys.shape[2]
     found = prompt_cache.by_row(prompt_cache.by_prompt(weights[..., :prompt]) @ values) + weights[..., prompt:] @ value
     return found.reshape(rows, 1, heads, values.shape[-1]), None

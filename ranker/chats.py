@@ -1,11 +1,13 @@
-"""How a tokenizer's chat template is spoken to: what it does with a system text, with earlier answers, and between turns.
+"""How a tokenizer's chat template is spoken to: what it does with a system text, earlier answers, and between turns.
 
 Templates differ in what they refuse, drop, add and print. What one does is found by rendering words that no template
 contains, never by the model's name:
 - A system text that is refused or dropped is put at the head of the user's turn.
-- Earlier answers that are refused or lose their thoughts (Qwen3, R1) are told inside the user's turn, where they survive.
+- Earlier answers that are refused or lose their thoughts (Qwen3, R1) are told inside the user's turn, where they
+  survive.
 - The date that some print is always the first of January 2025, so that the same seed is the same run on any day.
-- What stands between two turns and is no added token (`[INST]`, `User:`) is a mark, which no text of a user may contain.
+- What stands between two turns and is no added token (`[INST]`, `User:`) is a mark, which no text of a user may
+  contain.
 - The token behind an answer ends a completion, whatever the generation config says (base models).
 """
 
@@ -21,15 +23,20 @@ from ranker.errors import UserError, nearest
 
 FOLDER = Path(__file__).resolve().parent.parent / "prompts" / "chats"  # templates that are built in
 # A macro of the template's own stands before the function of that name that transformers provides.
-DATE = {"Y": "2025", "y": "25", "m": "01", "B": "January", "b": "Jan", "d": "01", "-d": "1", "A": "Wednesday", "a": "Wed", "H": "00", "M": "00", "S": "00"}
-NOW = ("{% macro strftime_now(format) %}{{ format" + "".join(f"|replace('%{code}','{text}')" for code, text in DATE.items()) + " }}{% endmacro %}")
+DATE = {"Y": "2025", "y": "25", "m": "01", "B": "January", "b": "Jan", "d": "01", "-d": "1", "A": "Wednesday",
+        "a": "Wed", "H": "00", "M": "00", "S": "00"}
+NOW = ("{% macro strftime_now(format) %}{{ format"
+       + "".join(f"|replace('%{code}','{text}')" for code, text in DATE.items()) + " }}{% endmacro %}")
 SYSTEM, QUESTION, THOUGHT, ANSWER, NEXT = "qsystemq", "qquestionq", "qthoughtq", "qanswerq", "qnextq"  # in no template
 BRACKETS, LABEL = re.compile(r"[\[\]<>|{}]"), re.compile(r"\w.+:|#{2,}|={3,}")  # of a mark
 TAGS = re.compile(r"</?(?:think|answer)>")
 
 
 def read(name: str) -> str | None:
-    """The Jinja text of `model.chat_template`: a file, or the name of one that is built in; None for the tokenizer's own. Raises UserError."""
+    """Return the Jinja text of `model.chat_template`: a file, or the name of a built-in template.
+
+    An empty name is the tokenizer's own template: None. Raises UserError where there is no such file or template.
+    """
     if not name:
         return None
     built_in = {path.stem: path for path in FOLDER.glob("*.jinja")}
@@ -37,16 +44,20 @@ def read(name: str) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError):
-        raise UserError(f"model.chat_template: there is no Jinja file {name}, nor a built-in template of that name{nearest(name, built_in)}") from None
+        raise UserError(f"model.chat_template: there is no Jinja file {name}, nor a built-in template of that name"
+                        f"{nearest(name, built_in)}") from None
 
 
 @dataclass
 class ChatTemplate:
-    """A tokenizer with its chat template, or another one (`text`). Raises UserError where there is none, or it renders no question."""
+    """A tokenizer with its chat template, or with another (`text`).
+
+    Raises UserError where there is no template, or the template renders no question.
+    """
 
     tokenizer: object
     text: str | None = None
-    example: Callable[[], str] = lambda: "{question}\n\n{answer}"  # how an earlier turn is told in the user's, where it must be
+    example: Callable[[], str] = lambda: "{question}\n\n{answer}"  # how the user's turn tells an earlier turn
     folds: bool = field(init=False)  # the system text stands in the user's turn
     tells: bool = field(init=False, default=False)  # so do earlier turns
     opening: str = field(init=False)  # what stands before a completion
@@ -57,39 +68,44 @@ class ChatTemplate:
 
     def __post_init__(self):
         if not (self.text or self.tokenizer.chat_template):
-            raise UserError("the model's tokenizer has no chat template; give one: --model.chat_template=FILE.jinja, or a built-in one:"
-                            f" {', '.join(sorted(path.stem for path in FOLDER.glob('*.jinja')))} (plain suits a base model)")
+            built_in = ", ".join(sorted(path.stem for path in FOLDER.glob("*.jinja")))
+            raise UserError("the model's tokenizer has no chat template; give one: --model.chat_template=FILE.jinja,"
+                            f" or a built-in one: {built_in} (plain suits a base model)")
         self.text = NOW + self.tokenizer.get_chat_template(self.text)
         system, question, following = _turn("system", SYSTEM), _turn("user", QUESTION), _turn("user", NEXT)
-        plain, thought = (_turn("assistant", text) for text in (ANSWER, f"<think>{THOUGHT}</think>\n<answer>{ANSWER}</answer>"))
+        plain = _turn("assistant", ANSWER)
+        thought = _turn("assistant", f"<think>{THOUGHT}</think>\n<answer>{ANSWER}</answer>")
         try:
             self.folds = SYSTEM not in (self._try([system, question]) or "")
             asked = self.render([system, question])
             if SYSTEM not in asked or QUESTION not in asked:
                 raise ValueError("it drops the texts that it is given")
         except (TemplateError, ValueError, TypeError) as error:
-            raise UserError(f"the chat template cannot render a question ({str(error)[:120]}); give another: --model.chat_template=FILE.jinja") from None
-        several, turns = (self._try(self._folded([system, question, answer, following])) or "" for answer in (thought, plain))
+            raise UserError(f"the chat template cannot render a question ({str(error)[:120]});"
+                            " give another: --model.chat_template=FILE.jinja") from None
+        several, turns = (self._try(self._folded([system, question, answer, following])) or ""
+                          for answer in (thought, plain))
         kept = re.search(rf"<think>\s*{THOUGHT}\s*</think>\s*<answer>\s*{ANSWER}", several)
         self.tells = not (kept and NEXT in several)
         self.opening = asked.partition(QUESTION)[2]
         self.prefill = "<think>" if asked.rstrip().endswith("<think>") else ""
-        self.marks = self._marks(asked.partition(SYSTEM)[0], re.split("|".join((SYSTEM, QUESTION, ANSWER, NEXT)), turns or asked)[1:])
+        between = re.split("|".join((SYSTEM, QUESTION, ANSWER, NEXT)), turns or asked)[1:]
+        self.marks = self._marks(asked.partition(SYSTEM)[0], between)
         behind = (self._try([question, plain], open=False) or "").partition(ANSWER)[2].lstrip()
         end = next((token for token in self.added() if behind.startswith(token.strip())), None)
         self.ends = frozenset(() if end is None else (self.tokenizer.convert_tokens_to_ids(end),))
         self.version = hashlib.sha256("\0".join((asked, turns, several)).encode()).hexdigest()[:12]
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """The prompt of a chat that ends with the user's turn, up to where the completion begins."""
+        """Return the prompt of a chat that ends with the user's turn, up to where the completion begins."""
         return self._render(self._folded(messages))
 
     def _folded(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The messages as the template takes them."""
+        """Return the messages as the template takes them."""
         if self.tells and len(messages) > 2:
             *earlier, question = messages[1:]
-            told = (self.example().replace("{question}", asked["content"]).replace("{answer}", answer["content"]) + "\n\n"
-                    for asked, answer in zip(earlier[::2], earlier[1::2], strict=True))
+            told = (self.example().replace("{question}", asked["content"]).replace("{answer}", answer["content"])
+                    + "\n\n" for asked, answer in zip(earlier[::2], earlier[1::2], strict=True))
             messages = [messages[0], _turn("user", "".join(told) + question["content"])]
         if self.folds:
             system, question, *rest = messages
@@ -97,24 +113,29 @@ class ChatTemplate:
         return messages
 
     def _render(self, messages: list[dict[str, str]], open: bool = True) -> str:
-        return self.tokenizer.apply_chat_template(messages, chat_template=self.text, tokenize=False, add_generation_prompt=open)
+        return self.tokenizer.apply_chat_template(messages, chat_template=self.text, tokenize=False,
+                                                  add_generation_prompt=open)
 
     def _try(self, messages: list[dict[str, str]], open: bool = True) -> str | None:
-        """What the template makes of messages that it may refuse."""
+        """Return what the template makes of messages that it may refuse; None where it does."""
         try:
             return self._render(messages, open)
         except (TemplateError, ValueError, TypeError):
             return None
 
     def added(self) -> list[str]:
-        """Added and special tokens, the longest first."""
-        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()} | set(self.tokenizer.all_special_tokens)
+        """Return the added and special tokens, the longest first."""
+        added = {token.content for token in self.tokenizer.added_tokens_decoder.values()}
+        added |= set(self.tokenizer.all_special_tokens)
         return sorted((token for token in added if token.strip()), key=len, reverse=True)
 
     def _marks(self, preamble: str, between: list[str]) -> tuple[str, ...]:
-        """Words around turns that are no plain words: with brackets, or between turns such as `User:` and `###`."""
+        """Return words around turns that are no plain words: with brackets, or between turns like `User:` and `###`."""
         tokens = re.compile("|".join(map(re.escape, self.added())) or "(?!)")
-        words = lambda text: [word for word in TAGS.sub(" ", tokens.sub(" ", text)).split() if len(word) > 1]  # noqa: E731
+
+        def words(text: str) -> list[str]:
+            return [word for word in TAGS.sub(" ", tokens.sub(" ", text)).split() if len(word) > 1]
+
         found = {word for text in (preamble, *between) for word in words(text) if BRACKETS.search(word)}
         found |= {word for text in between for word in words(text) if LABEL.fullmatch(word)}
         return tuple(sorted(found, key=len, reverse=True))

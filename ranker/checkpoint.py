@@ -63,7 +63,8 @@ def inspect_run(config: settings.Config, fresh: bool = False, chat: str = "") ->
     best = folder / "best"
     if best.is_symlink() and not best.exists() and step_of(best.readlink()) <= record["step"]:  # a later one is made again
         raise UserError(f"{best} points to a checkpoint that is gone; bring it back, delete the link, or begin anew with --fresh")
-    changed = changed_prompts(record["prompts"], chat) + [name for name, sum_ in record["data"].items() if sources.checksum(name) != sum_]
+    changed = changed_prompts(record["prompts"], chat)
+    changed += [name for name, sum_ in record["data"].items() if sources.checksum(name) != sum_]
     if changed:
         raise UserError(f"{folder}: {', '.join(changed)} changed since the last checkpoint; restore it, or begin anew with --fresh")
     return None if record["step"] >= config.train.steps else record["step"]
@@ -104,7 +105,8 @@ def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: 
                 save_file(policy.frozen, temporary / "reference.safetensors")
             write_bytes(temporary / "optimizer.pt", state.getbuffer())
             write_text(temporary / "checkpoint.json", json.dumps({
-                "step": step, "base_model": config.model.name, "prompts": prompt_versions(policy.prompter.chat.version), "scores": scores,
+                "step": step, "base_model": config.model.name,
+                "prompts": prompt_versions(policy.prompter.chat.version), "scores": scores,
                 "data": {name: sources.checksum(name) for name in sources.names(config)},
                 "config": settings.as_dict(config), "notes": list(notes)}, indent=1) + "\n")
             for path in temporary.iterdir():

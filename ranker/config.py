@@ -82,7 +82,7 @@ class Model:
     dtype: str = setting("auto", choices=("auto", "float32", "bfloat16"))  # compute; auto: bfloat16 on CUDA, else float32
     attention: str = setting("auto", choices=("auto", "sdpa", "flash_attention_2"))  # for sampling; scoring is SDPA
     max_prompt: int = setting(1400, low=32)  # tokens; longer prompts have their texts cut
-    chat_template: str = ""  # a Jinja file, or a built-in one: `plain` (for base models), `chatml`; empty: the tokenizer's own
+    chat_template: str = ""  # a Jinja file, or `plain` (for base models) or `chatml`; empty: the tokenizer's own
     gradient_checkpointing: bool = False
 
 

@@ -14,7 +14,7 @@ import torch.distributed as processes
 
 
 def start(device: str = "auto") -> None:
-    """Join the other processes if torchrun started this one; `device` is `model.device`, whose tensors they will exchange."""
+    """Join the other processes if torchrun started this one; `device` is `model.device`, where their tensors are."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not processes.is_initialized():
         cuda = device != "cpu" and torch.cuda.is_available()
         if cuda:

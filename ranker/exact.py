@@ -1,10 +1,11 @@
 """Is a loaded model sampled and scored exactly? What the engine computes against the model's own way, on a few tokens.
 
-Two prompts of unlike length with two completions each are sampled, scored in one packed row, and computed row by row with
-the attention that the model's authors wrote down (`eager`). Differences are relative: the root mean square of what differs over
-that of the logits, each row's mean aside. Rounding alone gives 1e-6 in fp32 and up to 0.03 in bf16 (measured, random models of 2
-to 36 layers); an element by element comparison would refuse sound models of 36 layers. A model that amplifies rounding is
-measured by its own standard: how far its logits move when its embeddings are rounded otherwise.
+Two prompts of unlike length with two completions each are sampled, scored in one packed row, and computed row by row
+with the attention that the model's authors wrote down (`eager`). Differences are relative: the root mean square of what
+differs over that of the logits, each row's mean aside. Rounding alone gives 1e-6 in fp32 and up to 0.03 in bf16
+(measured, random models of 2 to 36 layers); an element by element comparison would refuse sound models of 36 layers. A
+model that amplifies rounding is measured by its own standard: how far its logits move when its embeddings are rounded
+otherwise.
 """
 
 import dataclasses
@@ -19,8 +20,8 @@ from ranker.pretrained import refusal
 from ranker.rollout import Sampler
 from ranker.score import pack, predicting
 
-TEXT = ("Rank these hats from the best to the worst: a wool hat, a rain hat with fleece, a straw hat for the summer, a felt hat, and"
-        " a cap that keeps the sun out of the eyes of anybody who reads outside on a bright day.")
+TEXT = ("Rank these hats from the best to the worst: a wool hat, a rain hat with fleece, a straw hat for the summer,"
+        " a felt hat, and a cap that keeps the sun out of the eyes of anybody who reads outside on a bright day.")
 NEW = 6  # tokens decoded
 LIMIT = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative
 NOISES = 5  # so many times as far as rounding moves it may a model be off
@@ -40,7 +41,8 @@ def check(policy: Policy, name: str, tokens: int) -> None:
     limit = max(LIMIT.get(policy.head.weight.dtype, LIMIT[torch.bfloat16]), NOISES * found.pop("rounded otherwise"))
     for what, difference in found.items():
         if not difference <= limit:  # NaN too
-            raise refusal(name, f"gives other logits {what} than its own code does (by {difference:.1g} of their spread)")
+            raise refusal(name, f"gives other logits {what} than its own code does"
+                                f" (by {difference:.1g} of their spread)")
 
 
 def check_windows(policy: Policy, tokens: int) -> None:
@@ -50,7 +52,8 @@ def check_windows(policy: Policy, tokens: int) -> None:
     with policy.attend(PACKED):
         policy.trunk(input_ids=ids, use_cache=False, layout=place)
     window = getattr(text, "sliding_window", None)
-    kinds = getattr(text, "layer_types", None) or ["sliding_attention" if window else "full_attention"] * text.num_hidden_layers
+    kinds = (getattr(text, "layer_types", None)
+             or ["sliding_attention" if window else "full_attention"] * text.num_hidden_layers)
     said = [window if kind == "sliding_attention" else None for kind in kinds]
     narrow = lambda windows: [w for w in windows if w is not None and w < tokens]  # noqa: E731  that make a difference
     if narrow(said) != narrow(place.windows):
@@ -58,30 +61,37 @@ def check_windows(policy: Policy, tokens: int) -> None:
 
 
 def differences(policy: Policy) -> dict[str, float]:
-    """How -> relative difference to the model's own way."""
+    """Return the relative difference to the model's own way of each way in which its logits are computed here."""
     tokens = policy.tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     prompts = [tokens[:len(tokens) // 2], tokens[len(tokens) // 2:][:max(len(tokens) // 3, 1)]]
     endless = dataclasses.replace(policy, stop_ids=frozenset())
     samples = Sampler(endless, settings.Rollout(max_new_tokens=NEW, graph=False))(prompts, [2, 2], 1.0, [0, 1])
     states, targets, _ = predicting(policy, pack(prompts, [[ids for ids, _, _ in group] for group in samples], 10**9))
     packed = policy.logits(states)  # [tokens, V]
-    compute = lambda: torch.cat([own_logits(policy, prompt, ids) for prompt, group in zip(prompts, samples) for ids, _, _ in group])  # noqa: E731
+
+    def compute() -> torch.Tensor:
+        return torch.cat([own_logits(policy, prompt, ids)
+                          for prompt, group in zip(prompts, samples) for ids, _, _ in group])
+
     own = compute()  # [tokens, V]
     step = torch.finfo(policy.head.weight.dtype).eps / 2
-    rounding = policy.causal_lm.get_input_embeddings().register_forward_hook(lambda module, args, out: out + step * out * torch.ones_like(out).cumsum(-1).cos().sign())
+    rounding = policy.causal_lm.get_input_embeddings().register_forward_hook(
+        lambda module, args, out: out + step * out * torch.ones_like(out).cumsum(-1).cos().sign())
     try:
         rounded = compute()
     finally:
         rounding.remove()
     spread = (own - own.mean(-1, keepdim=True)).square().mean().sqrt()
-    sampled = torch.tensor([value for group in samples for _, values, _ in group for value in values], device=own.device)  # [tokens]
+    sampled = [value for group in samples for _, values, _ in group for value in values]
+    sampled = torch.tensor(sampled, device=own.device)  # [tokens]
     gap = sampled - own.log_softmax(-1)[torch.arange(len(targets)), targets]
     relative = lambda difference: (difference.square().mean().sqrt() / spread).item()  # noqa: E731
-    return {"scored in packed rows": relative(packed - own), "decoded token by token": relative(gap), "rounded otherwise": relative(rounded - own)}
+    return {"scored in packed rows": relative(packed - own), "decoded token by token": relative(gap),
+            "rounded otherwise": relative(rounded - own)}
 
 
 def own_logits(policy: Policy, prompt: list[int], completion: list[int]) -> torch.Tensor:
-    """Logits [tokens, V] of a completion, computed by the model as it is, alone."""
+    """Return the logits [tokens, V] of a completion, computed by the model as it is, alone."""
     with policy.attend("eager"):
         ids = torch.tensor([prompt + completion], device=policy.device)
         return policy.causal_lm(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1:-1].float()

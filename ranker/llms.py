@@ -44,7 +44,10 @@ def _answer(ask: Ask, sign: float) -> str:
 
 
 def rehearsal(ranker, query: Query) -> list[Ask]:
-    """Every ask of a ranking of `query` by somebody who knows the relevance; to learn what a ranker will ask before it costs anything."""
+    """Return every ask of a ranking of `query` by somebody who knows the relevance.
+
+    It tells what a ranker will ask before that costs anything.
+    """
     asked, answer = [], scripted(right_answer)
 
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:

@@ -1,4 +1,6 @@
-"""Adapters: plain LoRA in fp32, made anew or loaded; anything else is refused, since it would be sampled wrongly or train other weights.
+"""Adapters: plain LoRA in fp32, made anew or loaded.
+
+Anything else is refused, since it would be sampled wrongly or train other weights.
 
 Rank and alpha patterns and rank-stabilised scaling are plain LoRA: an addition of B times A to a linear layer.
 """
@@ -19,24 +21,31 @@ from ranker.errors import UserError, nearest
 from ranker.pretrained import ERRORS, ROUTER, cannot_load, is_mixture, read_config
 
 PLAIN = {  # fields of LoraConfig that may hold anything; every other one must be as PEFT has it by default
-    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r", "lora_alpha",
-    "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora", "rank_pattern", "alpha_pattern",
-    "layers_to_transform", "layers_pattern", "target_parameters", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"}
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora",
+    "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "target_parameters", "megatron_core",
+    "qalora_group_size", "runtime_config", "ensure_weight_tying"}
 STARTS = (True, False, "gaussian", "orthogonal")  # ways to begin that leave the base as it is
 
 
 def new_adapter(causal_lm: torch.nn.Module, lora: settings.Lora) -> PeftModel:
-    """Return the model with a fresh adapter: A drawn from torch's global generator, B zero. Raise UserError for targets that are not there."""
+    """Return the model with a fresh adapter: A drawn from torch's global generator, B zero.
+
+    Raise UserError for targets that are not there.
+    """
     head, modules = head_name(causal_lm), dict(causal_lm.named_modules())
     targets = lora.targets if lora.targets == "all-linear" else [t.strip() for t in lora.targets.split(",")]
     for target in targets if targets != "all-linear" else ():
         found = [name for name in modules if f".{name}".endswith(f".{target}")]
         if head in found:
-            raise UserError(f"lora.targets: an adapter on {head} would be ignored, since scoring slices the head; leave it out")
+            raise UserError(f"lora.targets: an adapter on {head} would be ignored, since scoring slices the head;"
+                            " leave it out")
         if not found:
-            raise UserError(f"lora.targets: no module of the model is called '{target}'{nearest(target, {name.split('.')[-1] for name in modules})}")
+            raise UserError(f"lora.targets: no module of the model is called '{target}'"
+                            f"{nearest(target, {name.split('.')[-1] for name in modules})}")
     if targets == "all-linear" and is_mixture(causal_lm.config):  # PEFT would adapt router gates as well
-        targets = [name for name, module in modules.items() if isinstance(module, torch.nn.Linear) and name != head and not ROUTER.search(name)]
+        targets = [name for name, module in modules.items()
+                   if isinstance(module, torch.nn.Linear) and name != head and not ROUTER.search(name)]
     try:
         adapted = get_peft_model(causal_lm, LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"))
@@ -53,7 +62,10 @@ def head_name(causal_lm: torch.nn.Module) -> str:
 
 
 def load_adapter(causal_lm: torch.nn.Module, folder: Path) -> PeftModel:
-    """Return the model with a saved adapter. Raise UserError for one that is no plain LoRA, is damaged, or was made for another base."""
+    """Return the model with a saved adapter.
+
+    Raise UserError for an adapter that is no plain LoRA, is damaged, or was made for another base.
+    """
     check_adapter_config(folder / "adapter_config.json")
     weights = folder / "adapter_model.safetensors"
     if not weights.is_file():  # PEFT would fall back on pickled weights, then on a hub
@@ -63,13 +75,16 @@ def load_adapter(causal_lm: torch.nn.Module, folder: Path) -> PeftModel:
         with safe_open(weights, "pt") as file:
             saved = set(file.keys())
         if any(f".{head}.lora_" in key for key in saved):
-            raise UserError(f"{folder} adapts {head}, the LM head, which scoring computes by itself; it is not supported")
+            raise UserError(f"{folder} adapts {head}, the LM head, which scoring computes by itself;"
+                            " it is not supported")
         adapted = PeftModel.from_pretrained(causal_lm, folder, is_trainable=True)
     except (RuntimeError, ValueError, OSError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"cannot load the adapter {folder}: {' '.join(str(error).split())[:160]};"
                         " was it trained on another base model?") from None
-    if differing := saved ^ get_peft_model_state_dict(adapted, save_embedding_layers=False).keys():  # PEFT would leave them out or at random
-        raise UserError(f"cannot load the adapter {folder}: {min(differing)} is {'no weight of the model' if differing <= saved else 'missing'};"
+    # PEFT would leave such weights out, or at random.
+    if differing := saved ^ get_peft_model_state_dict(adapted, save_embedding_layers=False).keys():
+        raise UserError(f"cannot load the adapter {folder}: {min(differing)} is"
+                        f" {'no weight of the model' if differing <= saved else 'missing'};"
                         " was it trained on another base model?")
     return adapted
 
@@ -84,18 +99,21 @@ def check_adapter_config(path: Path) -> None:
         raise UserError(f"{path} is damaged: {error}") from None
     unknown = sorted(config.keys() - LoraConfig.__dataclass_fields__.keys())
     if unknown:
-        raise UserError(f"{path}: unknown key '{unknown[0]}'{nearest(unknown[0], LoraConfig.__dataclass_fields__)[:160]}")
+        raise UserError(f"{path}: unknown key '{unknown[0]}'"
+                        f"{nearest(unknown[0], LoraConfig.__dataclass_fields__)[:160]}")
     if config.get("peft_type") != "LORA" or config.get("task_type") != "CAUSAL_LM" or config.get("megatron_config"):
         raise UserError(f"{path}: only a LoRA adapter of a causal language model can be loaded")
     for field in dataclasses.fields(LoraConfig):
         value = config.get(field.name)
-        if field.name in PLAIN or not value or value == field.default or (field.name == "init_lora_weights" and value in STARTS):
+        if (field.name in PLAIN or not value or value == field.default
+                or (field.name == "init_lora_weights" and value in STARTS)):
             continue
-        raise UserError(f"{path}: '{field.name}' makes it another adapter than plain LoRA, which would be sampled wrongly; train one without it")
+        raise UserError(f"{path}: '{field.name}' makes it another adapter than plain LoRA, which would be sampled"
+                        " wrongly; train one without it")
 
 
 def check_adapters(model: settings.Model, folders: Sequence[Path]) -> None:
-    """Raises UserError for a base that is not there and for an adapter that does not fit it; no weights of the base are read."""
+    """Raise UserError for a base that is not there or an adapter that does not fit it; no weights of it are read."""
     config = read_config(model)
     try:
         for folder in folders:

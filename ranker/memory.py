@@ -137,8 +137,8 @@ def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, 
 def of_all_layers(policy: Policy, probe: Callable[[], dict]) -> dict:
     """Return what `probe` finds, from the first two and three layers of a model whose layers are all made alike.
 
-    Bytes are linear in the number of layers: each layer keeps as much, and one at a time computes. The first layer takes
-    less, since nothing before it is trained, so one and two would not tell. On a CPU all layers can take minutes.
+    Bytes are linear in the number of layers: each layer keeps as much, and one at a time computes. The first layer
+    takes less, since nothing before it is trained, so one and two would not tell. On a CPU all layers can take minutes.
     """
     count = policy.causal_lm.config.get_text_config().num_hidden_layers
     layers = next((m for m in policy.trunk.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count), ())

@@ -2,11 +2,12 @@
 
 Decisions a reader could doubt:
 - Adapters are fp32 whatever the base computes in: in bf16 most entries of A never move at RL learning rates.
-- Dropout is 0 and the model stays in eval mode, so that sampling and scoring see one function. Gradient checkpointing looks
-  at the mode of each layer, so scoring switches that alone (`training_graph`) and back: whatever else a model does while it
-  trains (jitter in a router, a demand for token types) stays out.
-- Scoring slices hidden states before the LM head and attends by prompt and completion; what a model does to its logits behind
-  the head, a scale or a soft-cap, is done to those (`logits`). `exact.py` compares all that with the model's own way.
+- Dropout is 0 and the model stays in eval mode, so that sampling and scoring see one function. Gradient checkpointing
+  looks at the mode of each layer, so scoring switches that alone (`training_graph`) and back: whatever else a model
+  does while it trains (jitter in a router, a demand for token types) stays out.
+- Scoring slices hidden states before the LM head and attends by prompt and completion; what a model does to its logits
+  behind the head, a scale or a soft-cap, is done to those (`logits`). `exact.py` compares all that with the model's own
+  way.
 """
 
 import warnings
@@ -60,12 +61,12 @@ class Policy:
         return self.causal_lm.get_output_embeddings()
 
     def behind_head(self, logits: torch.Tensor) -> torch.Tensor:
-        """What the model makes of its head's logits [..., V]."""
+        """Return what the model makes of its head's logits [..., V]."""
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Hidden states [..., H] -> logits [..., V], fp32."""
+        """Compute the logits [..., V] of hidden states [..., H], in fp32."""
         return self.behind_head(self.head(states).float())
 
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -111,7 +112,9 @@ class Policy:
     @contextmanager
     def training_graph(self) -> Iterator[None]:
         """Inside, gradient checkpointing (if configured) is on, and the attention of packed rows, which it needs in the backward pass."""
-        layers = [m for m in self.causal_lm.modules() if isinstance(m, GradientCheckpointingLayer)] if self.checkpointing else []
+        layers = []
+        if self.checkpointing:
+            layers = [m for m in self.causal_lm.modules() if isinstance(m, GradientCheckpointingLayer)]
         for layer in layers:
             layer.training = True
         try:
@@ -159,7 +162,7 @@ def _plain_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.nn.L
 
 
 def load_prompter(model: settings.Model) -> Prompter:
-    """What makes the prompts of a model, without its weights. Raises UserError."""
+    """Return what makes the prompts of a model, without its weights. Raises UserError."""
     tokenizer, template = pretrained.load_tokenizer(model), chats.read(model.chat_template)
     try:
         return Prompter(tokenizer, model.max_prompt, template)
@@ -197,17 +200,19 @@ def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path
     pretrained.without_dropout(causal_lm)  # of a loaded adapter too
     text = causal_lm.config.get_text_config()
     scale = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1.0)
-    policy = Policy(loaded, prompter.tokenizer, prompter, device, stop_ids(causal_lm, prompter, model.name), attention, model.gradient_checkpointing,
-                    scale, getattr(text, "final_logit_softcapping", None))
-    pretrained.tell_of_mixture(causal_lm, {name.split(".lora_")[0].split(".")[-1] for name in policy.adapter_parameters()}, model)
+    policy = Policy(loaded, prompter.tokenizer, prompter, device, stop_ids(causal_lm, prompter, model.name), attention,
+                    model.gradient_checkpointing, scale, getattr(text, "final_logit_softcapping", None))
+    adapted = {name.split(".lora_")[0].split(".")[-1] for name in policy.adapter_parameters()}
+    pretrained.tell_of_mixture(causal_lm, adapted, model)
     check(policy, model.name, model.max_prompt + max_new_tokens)
     return policy
 
 
 def stop_ids(causal_lm: torch.nn.Module, prompter: Prompter, name: str) -> frozenset[int]:
-    """Every token that ends a completion: those of the generation config, of the tokenizer, and of the chat template."""
+    """Return every token that ends a completion: of the generation config, the tokenizer, and the chat template."""
     ends = causal_lm.generation_config.eos_token_id if causal_lm.generation_config else None
-    ends = {prompter.tokenizer.eos_token_id, *(ends if isinstance(ends, (list, tuple)) else [ends]), *prompter.chat.ends} - {None}
+    ends = set(ends) if isinstance(ends, (list, tuple)) else {ends}
+    ends = (ends | {prompter.tokenizer.eos_token_id} | prompter.chat.ends) - {None}
     if not ends:
         raise UserError(f"model '{name}' has no end-of-sequence token")
     return frozenset(ends)

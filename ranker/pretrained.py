@@ -1,11 +1,11 @@
-"""A pretrained causal LM and its tokenizer, loaded as they are meant, or refused in one line that says why and what would work.
+"""A pretrained causal LM and its tokenizer, loaded as they are meant, or refused with the reason and what would work.
 
 Decisions a reader could doubt:
-- A checkpoint that is quantised already keeps its own 4-bit weights (bitsandbytes) or is dequantised (FP8); any other is
-  refused. Its configuration is never dropped: without their scales such weights load as numbers that mean nothing.
+- A checkpoint that is quantised already keeps its own 4-bit weights (bitsandbytes) or is dequantised (FP8); any other
+  is refused. Its configuration is never dropped: without their scales such weights load as numbers that mean nothing.
 - No tensor is left as it was initialised: a key that is missing would be another base at every load.
-- Whatever limits a model's reading (context, window, the length up to which longrope is one function) stands in its text
-  configuration, also where images or sound are read besides.
+- Whatever limits a model's reading (context, window, the length up to which longrope is one function) stands in its
+  text configuration, also where images or sound are read besides.
 - Router gates of a mixture of experts are not adapted, and no dropout is left.
 """
 
@@ -25,9 +25,11 @@ from ranker.attention import PREFILLING
 from ranker.errors import UserError, nearest
 
 TINY = Path(__file__).parent / "tiny" / "model"
-ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError)  # of a model's files
+# What reading a model's files can raise.
+ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError)
 WORKS = "Llama, Qwen2.5, Qwen3, Mistral, Gemma 2 and 3, Phi-3, SmolLM2, OLMo 2 and Granite 3 do; the README names all"
-SCALES = re.compile(r"(scales?|scale_inv|qweight|qzeros|g_idx|absmax|SCB|quant_map|quant_state\.\w+)$")  # of quantised weights
+# Names of what belongs to quantised weights.
+SCALES = re.compile(r"(scales?|scale_inv|qweight|qzeros|g_idx|absmax|SCB|quant_map|quant_state\.\w+)$")
 ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers
 ROUTER = re.compile(r"(^|\.)(gate|router|\w*expert_gate)(\.|$)")  # modules that decide which expert a token goes to
 BATCH_LENGTH = ("longrope", "dynamic")  # kinds of RoPE whose angles follow the longest position of a batch
@@ -44,8 +46,8 @@ def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> str
     """Return the attention function of prompts while sampling. Raise UserError for one that cannot be had."""
     usable = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda" and dtype == torch.bfloat16
     if wanted == "flash_attention_2" and not usable:
-        raise UserError("model.attention is 'flash_attention_2', but that needs flash-attn installed, a CUDA device and bfloat16;"
-                        " use 'auto' or 'sdpa'")
+        raise UserError("model.attention is 'flash_attention_2', but that needs flash-attn installed, a CUDA device"
+                        " and bfloat16; use 'auto' or 'sdpa'")
     return "flash_attention_2" if wanted != "sdpa" and usable else PREFILLING
 
 
@@ -59,7 +61,8 @@ def load_tokenizer(model: settings.Model):
     files = {"tokenizer.json", *filter(None, getattr(tokenizer, "vocab_files_names", {}).values())}
     missing = isinstance(where, Path) and not any((where / file).is_file() for file in files)
     if missing or len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):
-        raise UserError(f"model '{model.name}' holds no tokenizer ({', '.join(sorted(files))}); copy the files of its tokenizer into the folder")
+        raise UserError(f"model '{model.name}' holds no tokenizer ({', '.join(sorted(files))});"
+                        " copy the files of its tokenizer into the folder")
     return tokenizer
 
 
@@ -76,18 +79,22 @@ def load(model: settings.Model, tokenizer, device: torch.device, dtype: torch.dt
     refuse_family(config, model.name)
     quantisation = own_quantisation(config, model, dtype)
     try:
+        # Mismatched sizes are ignored here and refused below.
         causal_lm, info = AutoModelForCausalLM.from_pretrained(
-            where, config=config, dtype=dtype, attn_implementation="eager", device_map={"": device}, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True, **quantisation)  # which are refused below
+            where, config=config, dtype=dtype, attn_implementation="eager", device_map={"": device},
+            use_safetensors=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
+            **quantisation)
     except ERRORS as error:
         raise cannot_load(model, error) from None
     absent = [*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])]
     if absent:
-        raise UserError(f"model '{model.name}' lacks {min(absent)} and {len(absent) - 1} more of its tensors, or has them in another shape,"
-                        " and they would be random; take a whole checkpoint of this architecture")
+        raise UserError(f"model '{model.name}' lacks {min(absent)} and {len(absent) - 1} more of its tensors, or has"
+                        " them in another shape, and they would be random; take a whole checkpoint of this"
+                        " architecture")
     if scales := [key for key in info["unexpected_keys"] if SCALES.search(key)]:
-        raise UserError(f"model '{model.name}' has {min(scales)}, a scale of quantised weights, but its config.json does not say how it is"
-                        " quantised; without the scales its weights mean nothing. Take a checkpoint in 16 bits")
+        raise UserError(f"model '{model.name}' has {min(scales)}, a scale of quantised weights, but its config.json"
+                        " does not say how it is quantised; without the scales its weights mean nothing."
+                        " Take a checkpoint in 16 bits")
     check_embeddings(tokenizer, causal_lm, model)
     for module in causal_lm.modules():
         # On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights for a bf16 kernel that has no gradient.
@@ -98,7 +105,7 @@ def load(model: settings.Model, tokenizer, device: torch.device, dtype: torch.dt
 
 
 def source(model: settings.Model) -> Path | str:
-    """The folder of the base model, or its name on a hub."""
+    """Return the folder of the base model, or its name on a hub."""
     where = TINY if model.name == "tiny" else Path(os.path.expanduser(model.name))
     if where.is_dir():
         if not (where / "config.json").is_file():
@@ -115,7 +122,7 @@ def _near_folder(path: Path) -> str:
 
 
 def read_config(model: settings.Model):
-    """The configuration of the base model. Raises UserError."""
+    """Return the configuration of the base model. Raise UserError where it cannot be read."""
     try:
         return AutoConfig.from_pretrained(source(model), trust_remote_code=False)
     except ERRORS as error:
@@ -124,7 +131,8 @@ def read_config(model: settings.Model):
 
 def cannot_load(model: settings.Model, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-    hint = ("" if isinstance(source(model), Path) else "; without access to a model hub, point model.name at a local folder:"
+    hint = ("" if isinstance(source(model), Path) else
+            "; without access to a model hub, point model.name at a local folder:"
             f" --model.name=/path/to/{model.name.split('/')[-1]}")
     return UserError(f"cannot load model '{model.name}': {reason}{hint}")
 
@@ -137,26 +145,32 @@ def check_limits(config, model: settings.Model, tokens: int) -> None:
     if context and tokens > context:
         raise UserError(f"{longest} {model.name} reads at most {context} tokens")
     ropes = getattr(text, "rope_parameters", None) or {}
-    for rope in (ropes, *(rope for rope in ropes.values() if isinstance(rope, dict))):  # of all layers, or by their kind
-        original = rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None) or context
+    for rope in (ropes, *(rope for rope in ropes.values() if isinstance(rope, dict))):  # of all layers, or by kind
+        original = (rope.get("original_max_position_embeddings")
+                    or getattr(text, "original_max_position_embeddings", None) or context)
         if rope.get("rope_type") in BATCH_LENGTH and original and tokens > original:
-            raise UserError(f"{longest} beyond {original} tokens the positions of {model.name} ({rope['rope_type']}) depend on the longest row"
-                            f" of a batch, so that no score would be one number; lower them to {original} in all")
+            raise UserError(f"{longest} beyond {original} tokens the positions of {model.name} ({rope['rope_type']})"
+                            " depend on the longest row of a batch, so that no score would be one number;"
+                            f" lower them to {original} in all")
     chunk = getattr(text, "attention_chunk_size", None)
     if chunk and tokens > chunk and "chunked_attention" in (getattr(text, "layer_types", None) or ()):
-        raise UserError(f"{longest} {model.name} attends in chunks of {chunk} tokens, which is not computed here; lower them to {chunk} in all")
+        raise UserError(f"{longest} {model.name} attends in chunks of {chunk} tokens, which is not computed here;"
+                        f" lower them to {chunk} in all")
 
 
 def refuse_family(config, name: str) -> None:
     """Raise UserError for a family that cannot be sampled and scored by shared prompts, naming the reason."""
     text = config.get_text_config()
     has = lambda key: bool(getattr(text, key, None))  # noqa: E731
-    others = sorted(set(getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()) - ATTENDING - {"attention"})
-    why = ("keeps a state that runs through all tokens (a state space)" if has("state_size") or text.model_type == "rwkv" else
+    layers = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None) or ()
+    others = sorted(set(layers) - ATTENDING - {"attention"})
+    state_space = has("state_size") or text.model_type == "rwkv"
+    why = ("keeps a state that runs through all tokens (a state space)" if state_space else
            f"has layers whose state runs through all tokens ({others[0]})" if others else
            "caches a latent of its keys and values (latent attention)" if has("kv_lora_rank") else
            "has layers that use the keys and values of other layers (shared layers)" if has("num_kv_shared_layers") else
-           "adds a bias by distance to its attention scores (alibi)" if has("alibi") or text.model_type in ("bloom", "mpt") else
+           "adds a bias by distance to its attention scores (alibi)"
+           if has("alibi") or text.model_type in ("bloom", "mpt") else
            "takes one attention from another (differential attention)" if text.model_type == "diffllama" else
            "gives its attention sinks beside the keys" if text.model_type == "gpt_oss" else "")
     if why:
@@ -168,28 +182,35 @@ def refusal(name: str, why: str) -> UserError:
 
 
 def own_quantisation(config, model: settings.Model, dtype: torch.dtype) -> dict:
-    """Return the arguments of from_pretrained that quantise, by the config's wish or as the checkpoint is quantised already.
+    """Return the arguments of from_pretrained that quantise, as the config wishes or as the checkpoint already is.
 
     Changes `config` so that what is stored is computed with in `dtype`. Raises UserError for what cannot carry a LoRA.
     """
     own = getattr(config, "quantization_config", None)
+    if own is None and model.quantize != "nf4":
+        return {}
     if own is None:
         return {"quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)} if model.quantize == "nf4" else {}
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype)}
     own = dict(own if isinstance(own, dict) else own.to_dict())
-    method = own.get("quant_method") or ("bitsandbytes" if own.get("load_in_4bit") or own.get("load_in_8bit") else "a way it does not name")
+    in_bits = own.get("load_in_4bit") or own.get("load_in_8bit")
+    method = own.get("quant_method") or ("bitsandbytes" if in_bits else "a way it does not name")
     method = str(getattr(method, "value", method))
     if method == "bitsandbytes" and own.get("load_in_4bit"):
         config.quantization_config = own | {"bnb_4bit_compute_dtype": str(dtype).removeprefix("torch.")}
     elif method == "fp8" and model.quantize == "none":
         config.quantization_config = own | {"dequantize": True}
     elif method == "fp8":
-        raise UserError(f"model '{model.name}' is stored in fp8 and would have to be quantised twice; --model.quantize=none computes with its"
-                        " weights in 16 bits, or take its checkpoint in 16 bits for nf4")
+        raise UserError(f"model '{model.name}' is stored in fp8 and would have to be quantised twice;"
+                        " --model.quantize=none computes with its weights in 16 bits, or take its checkpoint in"
+                        " 16 bits for nf4")
     else:
-        what = "bitsandbytes in 8 bits, whose products depend on the other rows of a batch" if method == "bitsandbytes" else method
-        raise UserError(f"model '{model.name}' is quantised with {what}; no LoRA is trained on that here. Take its checkpoint in 16 bits:"
-                        " --model.quantize=nf4 quantises it")
+        what = method
+        if method == "bitsandbytes":
+            what = "bitsandbytes in 8 bits, whose products depend on the other rows of a batch"
+        raise UserError(f"model '{model.name}' is quantised with {what}; no LoRA is trained on that here."
+                        " Take its checkpoint in 16 bits: --model.quantize=nf4 quantises it")
     return {}
 
 
@@ -201,8 +222,8 @@ def check_embeddings(tokenizer, causal_lm: torch.nn.Module, model: settings.Mode
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows and token not in places}
     if beyond:
         token = min(beyond, key=beyond.get)
-        raise UserError(f"model '{model.name}' has embeddings for {rows} tokens and {len(beyond)} tokens beyond them, the first '{token}'"
-                        f" ({beyond[token]}); take the tokenizer that belongs to it")
+        raise UserError(f"model '{model.name}' has embeddings for {rows} tokens and {len(beyond)} tokens beyond them,"
+                        f" the first '{token}' ({beyond[token]}); take the tokenizer that belongs to it")
 
 
 def without_dropout(causal_lm: torch.nn.Module) -> None:
@@ -216,19 +237,22 @@ def without_dropout(causal_lm: torch.nn.Module) -> None:
 
 
 def is_mixture(config) -> bool:
-    """Whether a model routes its tokens among experts."""
+    """Tell whether a model routes its tokens among experts."""
     text = config.get_text_config()
-    return any((getattr(text, key, None) or 0) > 1 for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"))
+    counts = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any((getattr(text, key, None) or 0) > 1 for key in counts)
 
 
 def tell_of_mixture(causal_lm: torch.nn.Module, adapted: set[str], model: settings.Model) -> None:
     """Log what of a mixture of experts is quantised and what is adapted."""
     if not is_mixture(causal_lm.config):
         return
-    weights = [p for name, p in causal_lm.named_parameters() if p.dim() > 1 and ".lora_" not in name and "embed" not in name]
+    weights = [p for name, p in causal_lm.named_parameters()
+               if p.dim() > 1 and ".lora_" not in name and "embed" not in name]
     packed = sum(2 * p.numel() for p in weights if type(p).__name__ == "Params4bit")  # two in a byte
     whole = sum(p.numel() for p in weights if type(p).__name__ != "Params4bit")
-    quantised = (f"nf4 leaves {whole / (packed + whole):.0%} of its weights in {str(causal_lm.dtype).removeprefix('torch.')}, the experts where they"
-                 " are one tensor; ") if packed else ""
+    quantised = (f"nf4 leaves {whole / (packed + whole):.0%} of its weights in"
+                 f" {str(causal_lm.dtype).removeprefix('torch.')}, the experts where they are one tensor; "
+                 ) if packed else ""
     logging.warning(f"model '{model.name}' is a mixture of experts: {quantised}"
                     + (f"LoRA adapts {', '.join(sorted(adapted))}; " if adapted else "") + "its routers are left alone")

@@ -34,7 +34,8 @@ FIELDS = ("context", "count", "half", "drop", "pool", *WORDING)  # of a template
 
 _BRACKETS = str.maketrans("［］【】〔〕", "[][][]")
 _IDENTIFIER = re.compile(r"\[\s*([^\[\]]{1,12}?)\s*\]")
-_EXACT = re.compile(r"\s*<think>((?:(?!</?(?:think|answer)>).)*)</think>\s*<answer>((?:(?!</?(?:think|answer)>).)*)</answer>\s*", re.DOTALL)
+_EXACT = re.compile(r"\s*<think>((?:(?!</?(?:think|answer)>).)*)</think>"
+                    r"\s*<answer>((?:(?!</?(?:think|answer)>).)*)</answer>\s*", re.DOTALL)
 _SELECTOR = re.compile("[\ufe00-\ufe0f]")  # variation selectors: they change how a character looks, not what it is
 _TAG = re.compile(r"[<＜](?=\s*[/／]?\s*(?:think|answer)\b)", re.IGNORECASE)
 # Such as <s>, <|im_end|>, <<SYS>>, [/INST], [gMASK].
@@ -102,14 +103,21 @@ CHAT = "chat template"  # among the versions of prompts
 
 
 def prompt_versions(chat: str = "") -> dict[str, str]:
-    """A short hash of every template and of every task's wording, as it stands in checkpoints and results; `chat` is that of a chat template."""
+    """Return a short hash of every template and of every task's wording, as it stands in checkpoints and results.
+
+    `chat` is the hash of a chat template, which is one more of them.
+    """
     texts = {name: text for name, text in files().items() if name != "tasks.yaml"}
     texts |= {f"tasks.yaml {task}": repr(sorted(fields.items())).encode() for task, fields in wordings().items()}
-    return {name: hashlib.sha256(text).hexdigest()[:12] for name, text in texts.items()} | ({CHAT: chat} if chat else {})
+    versions = {name: hashlib.sha256(text).hexdigest()[:12] for name, text in texts.items()}
+    return versions | ({CHAT: chat} if chat else {})
 
 
 def changed_prompts(recorded: dict[str, str], chat: str = "") -> list[str]:
-    """What was recorded and reads otherwise now. New templates and tasks are no change; without `chat` nor is its template."""
+    """Return what was recorded and reads otherwise now.
+
+    New templates and tasks are no change, nor is the chat template where `chat` is not given.
+    """
     now = prompt_versions(chat)
     return [name for name, version in recorded.items() if now.get(name) != version and (chat or name != CHAT)]
 
@@ -150,9 +158,9 @@ def messages(ask: Ask, shown: Callable[[str], str] = harmless, told: Callable[[s
              multi_turn: bool = False, name: Callable[[int], str] = str) -> list[dict[str, str]]:
     """Chat messages for an ask: untrusted texts as `shown` gives them, a history cut to its newest `history` items.
 
-    Worked examples are earlier turns of the same chat, their completions as `told` gives them. The k-th candidate is called
-    `[name(k)]`. With `multi_turn` each candidate has a turn of its own, which the assistant acknowledges, between the question and the question again,
-    as RankGPT (arXiv 2304.09542) asks.
+    Worked examples are earlier turns of the same chat, their completions as `told` gives them. The k-th candidate is
+    called `[name(k)]`. With `multi_turn` each candidate has a turn of its own, which the assistant acknowledges,
+    between the question and the question again, as RankGPT (arXiv 2304.09542) asks.
     """
     turn = lambda role, content: {"role": role, "content": content}  # noqa: E731
 
@@ -223,7 +231,7 @@ class Prompter:
     chat_template: str | None = None  # Jinja; None: the tokenizer's own
     chat: ChatTemplate = field(init=False)
     control_strings: tuple[str, ...] = field(init=False)  # added tokens, and marks of turns that are none
-    identifiers: list[int] = field(init=False, default_factory=list)  # the tokens of those in an answer, as far as they were asked for
+    identifiers: list[int] = field(init=False, default_factory=list)  # their tokens in an answer, as far as asked for
 
     def __post_init__(self):
         self.chat = ChatTemplate(self.tokenizer, self.chat_template, lambda: template("example"))
@@ -231,7 +239,7 @@ class Prompter:
 
     @property
     def prefill(self) -> str:
-        """What the chat template has already written of the completion."""
+        """Return what the chat template has already written of the completion."""
         return self.chat.prefill
 
     @cached_property
@@ -239,11 +247,15 @@ class Prompter:
         """What is written for a model whose logits are the answer, up to where identifiers differ."""
         opening = "\n</think>\n<answer>" if self.prefill else "<answer>"
         first = self.identifier(1)
-        return opening + ("[" if len(self._tokens(f"{opening}[{first}]")) > len(self._tokens(opening)) + 1 else "")  # else `[1]` is one token
+        one_more = len(self._tokens(opening)) + 1
+        return opening + ("[" if len(self._tokens(f"{opening}[{first}]")) > one_more else "")  # else `[1]` is one token
 
     @cached_property
     def letters(self) -> bool:
-        """Whether identifiers of asks that logits answer are A to T, as FIRST has them, since numbers up to 20 are not one token each."""
+        """Tell whether identifiers of asks that logits answer are A to T, as FIRST has them.
+
+        They are where numbers up to 20 are not one token each.
+        """
         single = lambda text: len(self.behind("<answer>[", text)) == 1  # noqa: E731
         return not all(single(str(k)) or single(f"{k}]") for k in range(1, len(LETTERS) + 1))
 
@@ -259,10 +271,12 @@ class Prompter:
         return harmless(text, self.control_strings)
 
     def told(self, completion: str) -> str:
-        """The completion of a worked example: its own tags stay, control strings in it do not."""
+        """Return the completion of a worked example: its own tags stay, control strings in it do not."""
         broken = lambda text: broken_control(text, self.control_strings)  # noqa: E731
         found = _EXACT.fullmatch(completion)
-        return f"<think>{broken(found[1])}</think>\n<answer>{broken(found[2])}</answer>" if found else broken(completion)
+        if not found:
+            return broken(completion)
+        return f"<think>{broken(found[1])}</think>\n<answer>{broken(found[2])}</answer>"
 
     def render(self, messages: list[dict[str, str]]) -> str:
         return self.chat.render(messages)
@@ -300,7 +314,10 @@ class Prompter:
         return low
 
     def written_answer(self, places: Sequence[int]) -> tuple[str, list[int]]:
-        """The answer that names candidates by their places in the pool, and its tokens behind what the prompt has begun of it."""
+        """Return the answer that names candidates by their places in the pool, and the tokens that are left of it.
+
+        Those stand behind what the prompt has begun of the answer.
+        """
         text = f"{self.to_answer.removesuffix('[')}{' > '.join(f'[{self.identifier(k)}]' for k in places)}</answer>"
         return text[text.rindex("<answer>"):], self.behind(self.to_answer, text[len(self.to_answer):])
 
@@ -311,9 +328,11 @@ class Prompter:
             name = self.identifier(k)
             whole = self._tokens(f"{begun}[{name}]</answer>")
             named = f"{begun}[{name}]" if begun == self.to_answer else f"{begun}[{name}"
-            if whole[:len(before)] != before or self._tokens(named) != [*before, whole[len(before)]] or whole[len(before)] in self.identifiers:
-                raise UserError(f"the identifier [{name}] is not one token of this tokenizer, so its logit says nothing; ask about"
-                                f" at most {k - 1} candidates at a time (ranker.final, or ranker.window)")
+            if (whole[:len(before)] != before or self._tokens(named) != [*before, whole[len(before)]]
+                    or whole[len(before)] in self.identifiers):
+                raise UserError(f"the identifier [{name}] is not one token of this tokenizer, so its logit says"
+                                f" nothing; ask about at most {k - 1} candidates at a time (ranker.final, or"
+                                " ranker.window)")
             self.identifiers.append(whole[len(before)])
         return self.identifiers[:count]
 
@@ -322,7 +341,7 @@ class Prompter:
         self.identifier_tokens(max((len(ask.pool) for ask in asks if ask.by_logits), default=0))
 
     def behind(self, before: str, text: str) -> list[int]:
-        """Tokens of `text` where it follows `before`: some tokenizers put a space before a text that stands alone."""
+        """Return the tokens of `text` behind `before`: some tokenizers put a space before a text that stands alone."""
         begun, whole = self._tokens(before), self._tokens(before + text)
         return whole[len(begun):] if whole[:len(begun)] == begun else self._tokens(text)
 

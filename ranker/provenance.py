@@ -16,12 +16,16 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
 
 
 def provenance(config: settings.Config, device: torch.device, data: Sequence[str], chat: str = "") -> dict:
-    """Stands in a run's provenance.json and in results.json. `data`: files, or `world`; `chat`: the version of a chat template."""
+    """Return what stands in a run's provenance.json and in results.json.
+
+    `data`: files, or `world`; `chat`: the version of a chat template.
+    """
     return {
         "command": " ".join(sys.argv), "git": git_commit(), "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
-        "prompts": prompt_versions(chat), "data": {name: sources.checksum(name) for name in data}, "config": settings.as_dict(config)}
+        "prompts": prompt_versions(chat), "data": {name: sources.checksum(name) for name in data},
+        "config": settings.as_dict(config)}
 
 
 def git_commit() -> str | None:

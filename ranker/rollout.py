@@ -120,13 +120,17 @@ class Sampler:
             rows = [[0] * int(s) + prompts[i] + [0] * (wide - int(s) - len(prompts[i])) for s, i in zip(start, piece)]
             if self.policy.attention == PREFILLING:
                 # A padding row sees itself: a row without any key would be NaN.
-                visible = ((column <= at) & (column >= start[:, :, None]) | (column == at))[:, None] if wide > new else None  # [b, 1, new, wide]
+                visible = None  # [b, 1, new, wide]
+                if wide > new:
+                    visible = ((column <= at) & (column >= start[:, :, None]) | (column == at))[:, None]
                 seen = {"prefill": Prefill(visible, at, column)}
             else:  # flash attention takes lengths, not masks
                 seen = {"attention_mask": (column >= start) & (column < start + lengths[piece, None])}
             with self.policy.attend(self.policy.attention):
-                last = self._forward(torch.tensor(rows, device=device)[:, wide - new:], place=start[:, 0] + lengths[piece] - 1 - (wide - new),
-                                     position_ids=(at.T - start).clamp(min=0), past_key_values=cache, **seen)
+                last = self._forward(
+                    torch.tensor(rows, device=device)[:, wide - new:],
+                    place=start[:, 0] + lengths[piece] - 1 - (wide - new),
+                    position_ids=(at.T - start).clamp(min=0), past_key_values=cache, **seen)
             begins[piece] = start[:, 0]
             if len(piece) == len(prompts):  # nothing to put together
                 caches, logits = [(layer.keys, layer.values) for layer in cache.layers], last
@@ -209,9 +213,11 @@ class Sampler:
                     break
 
     def _forward(self, ids: torch.Tensor, place: torch.Tensor | None = None, **arguments) -> torch.Tensor:
-        """Logits [rows, V] at a place of each row [rows], or at the last one, fp32."""
+        """Compute the logits [rows, V] at a place of each row [rows], or at the last one, in fp32."""
         hidden = self.policy.trunk(input_ids=ids, use_cache=True, **arguments).last_hidden_state  # [rows, tokens, H]
-        return self.policy.logits(hidden[:, -1] if place is None else hidden[torch.arange(len(ids), device=ids.device), place])
+        if place is None:
+            return self.policy.logits(hidden[:, -1])
+        return self.policy.logits(hidden[torch.arange(len(ids), device=ids.device), place])
 
     def _ends(self, tokens: list[int]) -> bool:
         """Whether the last token ends the completion: an end token, or the close of an answer outside the thought."""
@@ -225,10 +231,11 @@ class Sampler:
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None] | None:
-    """Return what launches all kernels of `step` at once, on the tensors that it works on now; None where that fails, which is logged.
+    """Return what launches all kernels of `step` at once, on the tensors that it works on now.
 
-    The step has run before, so that no kernel is launched for the first time. At most one graph may be alive: with a graph
-    goes the workspace of the stream that all of them are captured on. Other threads (of a process group) may call CUDA meanwhile.
+    None where that fails, which is logged. The step has run before, so that no kernel is launched for the first time.
+    At most one graph may be alive: with a graph goes the workspace of the stream that all of them are captured on.
+    Other threads (of a process group) may call CUDA meanwhile.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
@@ -239,8 +246,8 @@ def captured(step: Callable[[], None]) -> Callable[[], None] | None:
         first = error.__context__ or error  # to end a capture that failed raises once more
         if "out of memory" in str(first):
             raise first from None
-        logging.warning(f"decoding cannot be captured as a CUDA graph ({str(first).splitlines()[0][:120]}); it goes on kernel by kernel,"
-                        " which is slower. --rollout.graph=false spares the attempt")
+        logging.warning(f"decoding cannot be captured as a CUDA graph ({str(first).splitlines()[0][:120]});"
+                        " it goes on kernel by kernel, which is slower. --rollout.graph=false spares the attempt")
         return None
     return graph.replay
 

@@ -73,7 +73,7 @@ def batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
 
 
 def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[int], list[int]]:
-    """The hidden states that predict the completions' tokens [tokens, H], those tokens, and how many each completion has."""
+    """Return the hidden states [tokens, H] that predict the completions' tokens, these, and how many each has."""
     ids, positions, prompts, completions, owner = [], [], [], [], []
     places, targets, sizes = [], [], []  # place in the packed row of the state that predicts each target
     for r, row in enumerate(rows):
@@ -92,20 +92,23 @@ def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[
             sizes.append(len(completion))
     tensor = lambda numbers: torch.tensor(numbers, device=policy.device)  # noqa: E731
     with policy.attend(PACKED):
+        packed = layout(prompts, completions, owner, policy.device)
         hidden = policy.trunk(input_ids=tensor([ids]), position_ids=tensor([positions]), use_cache=False,
-                              layout=layout(prompts, completions, owner, policy.device)).last_hidden_state[0]  # [total, H]
+                              layout=packed).last_hidden_state[0]  # [total, H]
     return hidden.index_select(0, tensor(places)), targets, sizes  # see `packed` for why not by indexing
 
 
-def score(policy: Policy, rows: Sequence[Row], temperature: float) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """fp32 log-probabilities at `temperature`, the critic's values (None without one) and their mask, all [N, T].
+def score(policy: Policy, rows: Sequence[Row],
+          temperature: float) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+    """Compute fp32 log-probabilities at `temperature`, the critic's values (None without one) and a mask, all [N, T].
 
     N counts the completions of the rows in order. A value stands where its token is predicted: it knows what comes
     before the token, not the token. The critic's gradient stops at the hidden states.
     """
     states, targets, sizes = predicting(policy, rows)  # [tokens, H]
-    flat = head_logprobs(policy.head, states, torch.tensor(targets, device=policy.device), temperature, policy.behind_head)  # [tokens]
-    token_mask = torch.arange(max(sizes), device=policy.device) < torch.tensor(sizes, device=policy.device)[:, None]  # [N, T]
+    targets, counts = (torch.tensor(numbers, device=policy.device) for numbers in (targets, sizes))
+    flat = head_logprobs(policy.head, states, targets, temperature, policy.behind_head)  # [tokens]
+    token_mask = torch.arange(max(sizes), device=policy.device) < counts[:, None]  # [N, T]
     spread = lambda flat: flat.new_zeros(token_mask.shape).masked_scatter(token_mask, flat)  # noqa: E731
     values = spread(policy.critic(states.detach().float())[:, 0]) if policy.critic is not None else None
     return spread(flat), values, token_mask

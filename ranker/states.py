@@ -91,8 +91,9 @@ def identifiers(sampler: Sampler, ranker: SimpleNamespace, queries: Sequence[Que
             raise UserError(f"rollout.states=identifiers needs a ranker that asks for an order, such as first, not {ranker.name}")
         [(_, right)] = llms.scripted(llms.right_answer)([ask])
         text, written = prompter.written_answer([ask.pool.index(c) + 1 for c in right.answer.value])
-        completions = [Completion([token], [math.nan], f"[{prompter.identifier(k)}]", True, Answer("ok", (ask.pool[k - 1],), 1))
-                       for k, token in enumerate(prompter.identifier_tokens(len(ask.pool)), 1)]
+        completions = [
+            Completion([token], [math.nan], f"[{prompter.identifier(k)}]", True, Answer("ok", (ask.pool[k - 1],), 1))
+            for k, token in enumerate(prompter.identifier_tokens(len(ask.pool)), 1)]
         completions.append(Completion(written, [math.nan] * len(written), text, True, right.answer))
         groups.append(Group(ask, prompter.encode(ask), completions))
     return by_group(groups)

@@ -82,7 +82,8 @@ def test_a_single_process_is_alone():
     assert distributed.first() and distributed.gather(3) == [3] and distributed.share(5) == range(5) and distributed.summed({"a": 1.0}) == {"a": 1.0}
 
 
-@pytest.mark.parametrize("device, cuda, backend", [("auto", False, "gloo"), ("cpu", True, "gloo"), ("auto", True, "nccl"), ("cuda", True, "nccl")])
+@pytest.mark.parametrize("device, cuda, backend", [
+    ("auto", False, "gloo"), ("cpu", True, "gloo"), ("auto", True, "nccl"), ("cuda", True, "nccl")])
 def test_processes_talk_by_what_their_tensors_are_on(monkeypatch, device, cuda, backend):
     started, placed = [], []
     monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_RANK", "1")

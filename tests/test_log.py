@@ -48,13 +48,13 @@ WORDS = {"every completion was cut off": "truncated", "no answer could be read":
 
 
 def watched(*changes, bound=1e-3):
-    """The signs after each of the steps, which are normal but for these changes."""
+    """Return the signs after each of the steps, which are normal but for these changes."""
     look = log.watch(log.collapse(0.3, 99), bound)
     return [look({"step": step, **NORMAL, **change}) for step, change in enumerate(changes, 1)]
 
 
 def spoken(*changes, bound=1e-3):
-    """(step, sign) of what is announced, in order."""
+    """Return (step, sign) of what is announced, in order."""
     return [(step, name) for step, signs in enumerate(watched(*changes, bound=bound), 1)
             for text in signs.new for words, name in WORDS.items() if words in text]
 

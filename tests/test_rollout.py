@@ -151,7 +151,8 @@ def test_a_prompt_that_was_cut_says_so_in_traces_logs_and_counts(make_policy, as
 def test_a_completion_ends_at_its_answer_whatever_closed_in_the_thought_just_before(make_policy, thought):
     policy = make_policy()
     sampler = sampler_of(policy, 5)
-    ids = policy.tokenizer(f"<think> {thought}</think> <answer>[1]</answer> and on", add_special_tokens=False)["input_ids"]
+    text = f"<think> {thought}</think> <answer>[1]</answer> and on"
+    ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
     first = min(k for k in range(1, len(ids) + 1) if ids[k - 1] in sampler.closing and sampler._ends(ids[:k]))
     assert policy.tokenizer.decode(ids[:first]).endswith("</think> <answer>[1]</answer>")
 
@@ -223,19 +224,26 @@ def test_attention_over_a_shared_prompt_is_that_over_a_copy_of_it_a_row(heads):
 
 
 def test_scores_of_decoding_are_fp32_whatever_a_model_computes_in(monkeypatch):
-    """With the large key biases of Qwen2.5, bf16 scores of hundreds are off by whole units; on CUDA the product itself gives fp32."""
+    """With Qwen2.5's large key biases, bf16 scores of hundreds are off by whole units; on CUDA products give fp32."""
     torch.manual_seed(0)
     keys, query = torch.randn(6, 2, 5, 8).bfloat16() + 30, torch.randn(6, 2, 3, 8).bfloat16() * 9
     exact = query.double() @ keys.double().transpose(-1, -2)
     found = attention.product(query, keys.transpose(-1, -2))
-    assert found.dtype == torch.float32 and (found - exact).abs().max() < 1e-2 < (query @ keys.transpose(-1, -2) - exact).abs().max()
+    assert found.dtype == torch.float32
+    assert (found - exact).abs().max() < 1e-2 < (query @ keys.transpose(-1, -2) - exact).abs().max()
     seen = []
-    monkeypatch.setattr(torch, "bmm", lambda a, b, out_dtype: seen.append((a.shape, b.shape, out_dtype)) or torch.einsum("bmd,bdn->bmn", a.float(), b.float()))
+
+    def bmm(a, b, out_dtype):
+        seen.append((a.shape, b.shape, out_dtype))
+        return torch.einsum("bmd,bdn->bmn", a.float(), b.float())
+
+    monkeypatch.setattr(torch, "bmm", bmm)
     on_cuda = SimpleNamespace(type="cuda")
 
     class Cuda(torch.Tensor):
         device = on_cuda
-    torch.testing.assert_close(attention.product(query.as_subclass(Cuda), keys.transpose(-1, -2)).as_subclass(torch.Tensor), found)
+    on_card = attention.product(query.as_subclass(Cuda), keys.transpose(-1, -2))
+    torch.testing.assert_close(on_card.as_subclass(torch.Tensor), found)
     assert seen == [((12, 3, 8), (12, 8, 5), torch.float32)]
 
 
@@ -303,7 +311,7 @@ def test_steps_that_are_replayed_draw_what_steps_that_are_computed_draw(make_pol
 
 @pytest.fixture
 def no_capture(monkeypatch):
-    """CUDA's names on a machine without it; a capture ends as `ends` says. Gives the stream that was set last."""
+    """Give a machine without CUDA its names; a capture ends as `ends` says. Returns the streams that were set."""
     streams = []
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "before")
@@ -320,13 +328,16 @@ def test_a_model_that_cannot_be_captured_is_decoded_kernel_by_kernel(no_capture,
     def refused(error):
         raise error
     streams = no_capture(ends)
-    assert rollout.captured(lambda: refused(RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ..."))) is None
-    assert "not permitted when stream is capturing); it goes on kernel by kernel" in caplog.text and streams == ["before"]
+    error = RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
+    assert rollout.captured(lambda: refused(error)) is None
+    assert "not permitted when stream is capturing); it goes on kernel by kernel" in caplog.text
+    assert streams == ["before"]
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):  # the plan says what to lower
         rollout.captured(lambda: refused(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")))
 
 
-def test_after_a_failed_capture_the_same_tokens_are_drawn_and_none_is_tried_again(make_policy, asks, no_capture, caplog):
+def test_after_a_failed_capture_the_same_tokens_are_drawn_and_none_is_tried_again(make_policy, asks, no_capture,
+                                                                                  caplog):
     """The kernels of a step that is captured are not launched, so that nothing of it is done twice."""
     policy = make_policy()
     prompts, sampler = prompts_of(policy, asks, 3), sampler_of(policy, 20)
@@ -410,7 +421,8 @@ def test_logits_rank_the_last_ones_in_one_call_each(make_policy):
             assert policy.tokenizer.decode(prompt).endswith("<answer>[")
             with torch.no_grad():
                 expected = policy.causal_lm(input_ids=torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
-            tokens = [policy.tokenizer(policy.prompter.identifier(k), add_special_tokens=False)["input_ids"][-1] for k in range(1, 7)]
+            named = [policy.prompter.identifier(k) for k in range(1, 7)]
+            tokens = [policy.tokenizer(name, add_special_tokens=False)["input_ids"][-1] for name in named]
             order = sorted(range(6), key=lambda k: -expected[tokens[k]])
             ranking = next(r for r in rankings if r.query is ask.query)
             assert ranking.order[:6] == [ask.pool[k] for k in order[::-1]]

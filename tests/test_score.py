@@ -85,7 +85,8 @@ def test_equal_groups_share_their_prompt_by_expanding_it_as_on_cuda(make_policy,
     policy, found = make_policy(), []
     prompts, groups = [policy.prompter.encode(ask) for ask in asks[:3]], completions_of(policy)
     for group in (0, 4):
-        monkeypatch.setattr("ranker.score.layout", lambda *arguments, group=group: replace(layout(*arguments), group=group))
+        monkeypatch.setattr("ranker.score.layout",
+                            lambda *arguments, group=group: replace(layout(*arguments), group=group))
         policy.model.zero_grad()
         with policy.training_graph():
             logprobs, _, mask = score(policy, pack(prompts, groups, BUDGET), 1.0)
@@ -96,8 +97,9 @@ def test_equal_groups_share_their_prompt_by_expanding_it_as_on_cuda(make_policy,
 
 
 def test_only_equal_groups_on_cuda_are_expanded():
-    groups = [equal_groups(owner, 2, device) for owner, device in (([0, 0, 1, 1], "cuda"), ([0, 1, 1], "cuda"), ([0, 1, 0, 1], "cuda"), ([0, 0, 1, 1], "cpu"))]
-    assert groups == [2, 0, 0, 0]
+    owners = [0, 0, 1, 1], [0, 1, 1], [0, 1, 0, 1]
+    assert [equal_groups(owner, 2, "cuda") for owner in owners] == [2, 0, 0]
+    assert equal_groups([0, 0, 1, 1], 2, "cpu") == 0
 
 
 def gradient_of_step(policy, prompts, groups, advantages, budget):

@@ -383,7 +383,8 @@ def test_a_run_that_learns_nothing_says_so_while_it_runs_at_its_end_and_in_evalu
     words, remedy = "nothing is learned: every completion was cut off", "Remedy: more rollout.max_new_tokens, an"
     assert status == 0 and out.count(f"{words} in 5 steps in a row. {remedy}") == 1
     assert out.count(f"\nWARNING {words} in 6 of 6 steps. {remedy}") == out.count("WARNING nothing") == 1
-    assert all(r["dead"] == 1 and r["entropy"] > 0 for r in records("runs/iranker/metrics.jsonl")[1:])  # logged all the same
+    steps = records("runs/iranker/metrics.jsonl")[1:]
+    assert all(r["dead"] == 1 and r["entropy"] > 0 for r in steps)  # logged all the same
     status, out, err = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", "1")
     warning = f"WARNING runs/iranker/last, in training: {words} in 6 of 6 steps. {remedy}"
     assert status == 0 and warning in out
@@ -434,11 +435,13 @@ def test_another_chat_template_is_another_prompt_and_a_resumed_run_and_an_evalua
     recorded = json.loads(Path("runs/iranker/last/checkpoint.json").read_text())["prompts"]["chat template"]
     assert json.loads(Path("runs/iranker/provenance.json").read_text())["prompts"]["chat template"] == recorded
     Path("mine.jinja").write_text((ROOT / "prompts/chats/plain.jinja").read_text())
-    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", 1, "--rollout.max_new_tokens=8", "--model.chat_template=mine.jinja")
+    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", 1,
+                          "--rollout.max_new_tokens=8", "--model.chat_template=mine.jinja")
     assert status == 0 and "was trained with other prompts: chat template changed since" in out
-    assert train_short(call, "--run.dir=own", "--model.chat_template=mine.jinja", "--train.steps=1", "--train.warmup=0", "--eval.every=1")[0] == 0
+    options = ["--run.dir=own", "--model.chat_template=mine.jinja", "--train.warmup=0", "--eval.every=1"]
+    assert train_short(call, *options, "--train.steps=1")[0] == 0
     Path("mine.jinja").write_text("{{ bos_token or '' }}" + Path("mine.jinja").read_text().replace("User:", "Human:"))
-    status, _, err = train_short(call, "--run.dir=own", "--model.chat_template=mine.jinja", "--train.steps=2", "--train.warmup=0", "--eval.every=1")
+    status, _, err = train_short(call, *options, "--train.steps=2")
     assert status == 2 and "chat template changed since the last checkpoint" in err
 
 
@@ -448,10 +451,13 @@ def test_identifiers_without_a_token_are_refused_before_the_model_is_loaded(call
     monkeypatch.setattr(train, "load_policy", refuse), monkeypatch.setattr(evaluate, "load_policy", refuse)
     letters = "ranker.prompting.Prompter.letters"
     monkeypatch.setattr(letters, True)
-    lots = {"id": "q", "task": "rank", "context": "c", "candidates": [{"id": str(k), "text": f"t{k}"} for k in range(30)], "relevance": [1] + [0] * 29}
+    lots = {"id": "q", "task": "rank", "context": "c", "relevance": [1] + [0] * 29,
+            "candidates": [{"id": str(k), "text": f"t{k}"} for k in range(30)]}
     Path("lots.jsonl").write_text("".join(json.dumps(lots | {"id": f"q{i}"}) + "\n" for i in range(40)))
-    for module, arguments in ((train, [ROOT / "configs/first.yaml"]), (evaluate, ["--config", ROOT / "configs/iranker.yaml", "--data", "lots.jsonl", "--ranker", "first"])):
-        status, _, err = call(module, *arguments, *(["--data.train=lots.jsonl"] if module is train else []), "--ranker.window=30", "--ranker.step=10")
+    trained = (ROOT / "configs/first.yaml", "--data.train=lots.jsonl")
+    evaluated = ("--config", ROOT / "configs/iranker.yaml", "--data", "lots.jsonl", "--ranker", "first")
+    for module, arguments in ((train, trained), (evaluate, evaluated)):
+        status, _, err = call(module, *arguments, "--ranker.window=30", "--ranker.step=10")
         assert status == 2 and "ask about at most 20 candidates at a time (ranker.final, or ranker.window)" in err
 
 

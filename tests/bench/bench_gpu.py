@@ -1,22 +1,26 @@
-"""All that only a GPU can tell, in one command of at most ten minutes: `python tests/bench/bench_gpu.py [--out FILE] [--quick]`.
+"""All that only a GPU can tell, in a command of at most ten minutes: `python tests/bench/bench_gpu.py [--out FILE]`.
 
-What each part answers, in this order; after each, all results so far are written to FILE (default: runs/bench_gpu.json):
+What each part answers, in order; after each, all results so far are written to FILE (default: runs/bench_gpu.json):
 
 1. versions: which card, driver and packages; how fast the memory is, by copying a tensor.
 2. steps: two training steps of the built-in policy with captured decoding write what steps without it write.
-3. graphs: captured decoding against plain launches, fp32 and bf16, nf4 and dense, groups of unlike sizes: tokens and log-probabilities.
-4. margins: how far sampling and scoring are from the model's own code at the shape of Qwen2.5-3B (`ranker/exact.py`), and the limit.
-5. decoding: tokens a second at that shape, nf4 and dense, captured and not, and the share of what the memory allows: a step of
-   decoding reads every weight, the prompts and the completions so far.
-6. update: one update of two prompts of 1400 tokens with 8 completions of 256 each: seconds and peak by precision of fp32 products
-   (TF32 or not) and gradient checkpointing, beside the planned peak; then the same step of TRL, sampling included, where trl is
-   installed (bench_step.py says how the sides are made alike; TRL makes its adapter bf16 when the base is quantised, ours stays fp32).
+3. graphs: captured decoding against plain launches, fp32 and bf16, nf4 and dense, groups of unlike sizes: tokens and
+   log-probabilities.
+4. margins: how far sampling and scoring are from the model's own code at the shape of Qwen2.5-3B (`ranker/exact.py`),
+   and the limit.
+5. decoding: tokens a second at that shape, nf4 and dense, captured and not, and the share of what the memory allows: a
+   step of decoding reads every weight, the prompts and the completions so far.
+6. update: one update of two prompts of 1400 tokens with 8 completions of 256 each: seconds and peak by precision of
+   fp32 products (TF32 or not) and gradient checkpointing, beside the planned peak; then the same step of TRL, sampling
+   included, where trl is installed (bench_step.py says how the sides are made alike; TRL makes its adapter bf16 when
+   the base is quantised, ours stays fp32).
 7. twice: whether the same update from the same state ends with the same bits.
-8. survival: a run killed in its second step and resumed against one that was not; what a run says that is out of memory.
+8. survival: a run killed in its second step and resumed against one that was not; what a run says that is out of
+   memory.
 
-Weights are random, in NF4, with LoRA of rank 32. Parts run in processes of their own, so that an error of CUDA spoils no other part; a
-part that fails is reported and the next begins. `--quick` runs the whole flow on a small shape, on a CPU too: does it run?
-Skips without CUDA otherwise. Ends with one line of JSON.
+Weights are random, in NF4, with LoRA of rank 32. Parts run in processes of their own, so that an error of CUDA spoils
+no other part; a part that fails is reported and the next begins. `--quick` runs the whole flow on a small shape, on a
+CPU too: does it run? Skips without CUDA otherwise. Ends with one line of JSON.
 """
 
 import json
@@ -46,19 +50,23 @@ from ranker.files import write_text  # noqa: E402
 from ranker.rollout import Sampler  # noqa: E402
 from ranker.score import pack, score_all  # noqa: E402
 
-SHAPE = {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
-         "num_key_value_heads": 2}
-NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
-GPU = bench_step.Setup(str(ROOT / "tests/bench/bench_gpu.py"), "cuda", SHAPE, 32, 32, {"quantize": "nf4", "gradient_checkpointing": True}, {
-    "model_init_kwargs": {"dtype": "bfloat16", "quantization_config": NF4 | {"bnb_4bit_compute_dtype": "bfloat16"}}, "bf16": True,
-    "gradient_checkpointing": True})
+SHAPE = {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
+         "num_attention_heads": 16, "num_key_value_heads": 2}
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4",
+       "bnb_4bit_use_double_quant": True}
+GPU = bench_step.Setup(
+    str(ROOT / "tests/bench/bench_gpu.py"), "cuda", SHAPE, 32, 32, {"quantize": "nf4", "gradient_checkpointing": True},
+    {"model_init_kwargs": {"dtype": "bfloat16", "quantization_config": NF4 | {"bnb_4bit_compute_dtype": "bfloat16"}},
+     "bf16": True, "gradient_checkpointing": True})
 QUICK = replace(GPU, base=bench_step.SMALL)
 QUICK_CPU = replace(QUICK, device="cpu", trl=bench_step.CPU.trl | {
-    "model_init_kwargs": {"dtype": "float32", "quantization_config": NF4 | {"bnb_4bit_compute_dtype": "float32"}}, "gradient_checkpointing": True})
-PROCESSES = {"versions": 60, "steps": 120, "graphs": 90, "shape": 240, "trl": 120, "survival": 90}  # each with its limit in seconds
+    "model_init_kwargs": {"dtype": "float32", "quantization_config": NF4 | {"bnb_4bit_compute_dtype": "float32"}},
+    "gradient_checkpointing": True})
+PROCESSES = {"versions": 60, "steps": 120, "graphs": 90, "shape": 240, "trl": 120, "survival": 90}  # seconds of each
 TOTAL = 590  # seconds for all; with --quick there is no limit
-SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4", "--rollout.max_new_tokens=48",
-         "--data.tasks=passage-5", "--eval.every=2", "--eval.queries=1", "--run.save_every=1"]
+SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4",
+         "--rollout.max_new_tokens=48", "--data.tasks=passage-5", "--eval.every=2", "--eval.queries=1",
+         "--run.save_every=1"]
 
 
 def main() -> None:
@@ -84,7 +92,8 @@ def main() -> None:
         bench_step.save_base(setup, Path(folder))
         for process, limit in PROCESSES.items():
             left = 3600 if args.quick else min(limit, TOTAL - int(time.perf_counter() - started))
-            for found in lines_of(args, process, left, folder) if left > 0 else [{"part": f"{process}, failed", "error": "no time was left"}]:
+            skipped = [{"part": f"{process}, failed", "error": "no time was left"}]
+            for found in lines_of(args, process, left, folder) if left > 0 else skipped:
                 found["at_second"] = round(time.perf_counter() - started, 1)
                 results[found.pop("part")] = found
                 write_text(args.out, json.dumps(results, indent=1) + "\n")
@@ -98,9 +107,11 @@ def setup_of(quick: bool) -> bench_step.Setup:
 
 
 def lines_of(args, process: str, limit: int, folder: str) -> Iterator[dict]:
-    """What a process of its own measured, part by part; at last what went wrong."""
+    """Yield what a process of its own measured, part by part; at last what went wrong."""
     command = [sys.executable, __file__, "--process", process, "--folder", folder, *["--quick"] * args.quick]
-    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True) as running:
+    with (tempfile.TemporaryFile("w+") as errors,
+          subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True,
+                           start_new_session=True) as running):
         timer = time.monotonic() + limit
         signal.signal(signal.SIGALRM, lambda *_: os.killpg(running.pid, signal.SIGKILL))
         signal.alarm(limit)
@@ -116,7 +127,7 @@ def lines_of(args, process: str, limit: int, folder: str) -> Iterator[dict]:
 
 
 def took(call, device: torch.device) -> float:
-    """Seconds."""
+    """Return the seconds of a call."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     started = time.perf_counter()
@@ -133,14 +144,17 @@ def versions(setup, shape, folder):
     from importlib.metadata import version
 
     card = torch.cuda.get_device_properties(0) if setup.device == "cuda" else None
-    yield "versions", {"device": card.name if card else bench_step.cpu(), "gb": round(card.total_memory / 1e9, 1) if card else None, "cuda": torch.version.cuda,
-                       "python": platform.python_version(), "gb_per_second": round(speed / 1e9), "bitsandbytes": version("bitsandbytes"),
-                       **{name: version(name) for name in ("torch", "transformers", "peft")}}
+    yield "versions", {
+        "device": card.name if card else bench_step.cpu(),
+        "gb": round(card.total_memory / 1e9, 1) if card else None, "cuda": torch.version.cuda,
+        "python": platform.python_version(), "gb_per_second": round(speed / 1e9),
+        "bitsandbytes": version("bitsandbytes"),
+        **{name: version(name) for name in ("torch", "transformers", "peft")}}
 
 
 def trained(folder: Path, *options: str, **process) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, ROOT / "train.py", ROOT / "configs/iranker.yaml", *SHORT, f"--run.dir={folder}", *options],
-                          capture_output=True, text=True, cwd=ROOT, **process)
+    command = [sys.executable, ROOT / "train.py", ROOT / "configs/iranker.yaml", *SHORT, f"--run.dir={folder}"]
+    return subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT, **process)
 
 
 def records(folder: Path, name: str) -> list[dict]:
@@ -154,8 +168,10 @@ def steps(setup, shape, folder):
         if done.returncode:
             raise RuntimeError(done.stderr[-600:])
     texts = [[record["text"] for record in records(run, "completions.jsonl")] for run in runs.values()]
-    gaps = [max(record["sampler_gap_max"] for record in records(run, "metrics.jsonl") if "sampler_gap_max" in record) for run in runs.values()]
-    yield "steps", {"completions": len(texts[0]), "equal": sum(a == b for a, b in zip(*texts)), "sampler_gap_max": max(gaps)}
+    logged = [records(run, "metrics.jsonl") for run in runs.values()]
+    gaps = [max(step["sampler_gap_max"] for step in log if "sampler_gap_max" in step) for log in logged]
+    equal = sum(a == b for a, b in zip(*texts))
+    yield "steps", {"completions": len(texts[0]), "equal": equal, "sampler_gap_max": max(gaps)}
 
 
 def loaded(setup, folder: str, length: int, new: int, **model):
@@ -170,23 +186,27 @@ def loaded(setup, folder: str, length: int, new: int, **model):
 
 
 def graphs(setup, shape, folder):
-    """On a small shape, since what is compared is a way of launching kernels."""
+    """Compare captured decoding with plain launches, on a small shape: they differ in how kernels are launched."""
     prompts, counts = bench_step.made_prompts(bench_step.SMALL["vocab_size"], 60)[:3], [4, 1, 3]
     prompts[1] = prompts[1][:41]
     bench_step.save_base(replace(setup, base=bench_step.SMALL), Path(folder) / "small")
     for dtype in ("float32", "bfloat16") if setup.device == "cuda" else ("float32",):
         policy = loaded(setup, str(Path(folder) / "small"), 60, 40, dtype=dtype)
         for weights in ("nf4", "dense"):
-            drawn = [Sampler(policy, settings.Rollout(max_new_tokens=40, weights=weights, graph=graph))(prompts, counts, 1.0, range(3)) for graph in (False, True)]
+            rollouts = [settings.Rollout(max_new_tokens=40, weights=weights, graph=graph) for graph in (False, True)]
+            drawn = [Sampler(policy, rollout)(prompts, counts, 1.0, range(3)) for rollout in rollouts]
             plain, captured = ([sample for group in groups for sample in group] for groups in drawn)
-            scored, _ = score_all(policy, pack(prompts, [[ids for ids, _, _ in group] for group in drawn[1]], 10**6), 1.0, 10**6)
-            gaps = torch.cat([(scored[k].cpu() - torch.tensor(values)).abs() for k, (_, values, _) in enumerate(captured)])
-            yield f"graphs, {dtype}, {weights}", {"rows": len(plain), "equal": sum(a[0] == b[0] for a, b in zip(plain, captured)),
-                                                 "gap_to_scoring": gaps.mean().item(), "gap_to_scoring_max": gaps.max().item()}
+            rows = pack(prompts, [[ids for ids, _, _ in group] for group in drawn[1]], 10**6)
+            scored, _ = score_all(policy, rows, 1.0, 10**6)
+            gaps = torch.cat([(scored[k].cpu() - torch.tensor(values)).abs()
+                              for k, (_, values, _) in enumerate(captured)])
+            yield f"graphs, {dtype}, {weights}", {
+                "rows": len(plain), "equal": sum(a[0] == b[0] for a, b in zip(plain, captured)),
+                "gap_to_scoring": gaps.mean().item(), "gap_to_scoring_max": gaps.max().item()}
 
 
 def shape(setup, shape, folder):
-    """Margins, decoding, updates and their repetition at the paper's shape: one model for all."""
+    """Measure margins, decoding, updates and their repetition at the paper's shape: one model for all."""
     length, new, count = shape
     policy = loaded(setup, folder, length, new)
     dtype = policy.head.weight.dtype
@@ -197,12 +217,16 @@ def shape(setup, shape, folder):
 
 def decoding(setup, shape, policy):
     length, new, count = shape
-    prompts, rows = bench_step.made_prompts(setup.base["vocab_size"], length)[:bench_step.PROMPTS], bench_step.PROMPTS * count
+    prompts = bench_step.made_prompts(setup.base["vocab_size"], length)[:bench_step.PROMPTS]
+    rows = bench_step.PROMPTS * count
     size = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)  # noqa: E731
     config, unit = policy.causal_lm.config, policy.head.weight.element_size()
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * (config.hidden_size // config.num_attention_heads) * unit
-    linear = [m for name, m in policy.causal_lm.named_modules() if isinstance(m, torch.nn.Linear) and ".lora_" not in name]
-    scales = [scale for m in linear if hasattr(m.weight, "quant_state") for scale in (m.weight.quant_state.absmax, m.weight.quant_state.state2.absmax)]
+    width = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
+    cache = 2 * config.num_hidden_layers * width * unit
+    linear = [m for name, m in policy.causal_lm.named_modules()
+              if isinstance(m, torch.nn.Linear) and ".lora_" not in name]
+    states = [m.weight.quant_state for m in linear if hasattr(m.weight, "quant_state")]
+    scales = [scale for state in states for scale in (state.absmax, state.state2.absmax)]
     dense = sum(m.in_features * m.out_features for m in linear) * unit
     read = {"nf4": size(policy.model.parameters()) + size(scales),
             "dense": dense + (size(policy.adapter_parameters().values()) if unit == 2 else 0)}  # in fp32 it is added
@@ -210,13 +234,15 @@ def decoding(setup, shape, policy):
     for weights, weight_bytes in read.items():
         for graph in (False, True) if setup.device == "cuda" else (False,):
             sampler = Sampler(policy, settings.Rollout(max_new_tokens=new, weights=weights, graph=graph))
-            write, prefill = lambda: sampler(prompts, [count] * len(prompts), 1.0, range(len(prompts))), lambda: sampler.next_logits(prompts)  # noqa: E731, B023
+            write = lambda: sampler(prompts, [count] * len(prompts), 1.0, range(len(prompts)))  # noqa: E731, B023
+            prefill = lambda: sampler.next_logits(prompts)  # noqa: E731, B023
             write()
             seconds = statistics.median(took(write, policy.device) - took(prefill, policy.device) for _ in range(2))
             step = weight_bytes + cache * (len(prompts) * length + rows * new // 2)  # bytes
             limit = rows * found["gb_per_second"] * 1e9 / step
             speed = rows * (new - 1) / max(seconds, 1e-9)
-            yield f"decoding, {weights}{', captured' if graph else ''}", {"tokens_per_second": round(speed), "memory_allows": round(limit), "share": round(speed / limit, 3)}
+            yield f"decoding, {weights}{', captured' if graph else ''}", {
+                "tokens_per_second": round(speed), "memory_allows": round(limit), "share": round(speed / limit, 3)}
 
 
 def updates(setup, shape, policy):
@@ -226,29 +252,39 @@ def updates(setup, shape, policy):
     from ranker.states import by_group
 
     length, new, count = shape
-    config = settings.Config(model=settings.Model(device=setup.device, max_prompt=length, **setup.model),
-                             rollout=settings.Rollout(prompts_per_step=bench_step.PROMPTS, completions_per_prompt=count, max_new_tokens=new),
-                             train=settings.Train(lr=bench_step.LR, beta=bench_step.BETA, kl="k3", tokens_per_batch=length + count * new))
-    sampler, query = Sampler(policy, config.rollout), Query("q", "rank", "", (Candidate("a", "one"), Candidate("b", "other")), (0.0, 1.0))
+    config = settings.Config(
+        model=settings.Model(device=setup.device, max_prompt=length, **setup.model),
+        rollout=settings.Rollout(prompts_per_step=bench_step.PROMPTS, completions_per_prompt=count, max_new_tokens=new),
+        train=settings.Train(lr=bench_step.LR, beta=bench_step.BETA, kl="k3", tokens_per_batch=length + count * new))
+    sampler = Sampler(policy, config.rollout)
+    query = Query("q", "rank", "", (Candidate("a", "one"), Candidate("b", "other")), (0.0, 1.0))
     prompts = bench_step.made_prompts(setup.base["vocab_size"], length)[:bench_step.PROMPTS]
     drawn = sampler(prompts, [count] * len(prompts), 1.0, range(len(prompts)))
-    groups = [Group(Ask(query, query.ids, "eliminate"), prompt, [Completion(ids, values, "", True, Answer("ok", ("a",))) for ids, values, _ in group])
+    read = Answer("ok", ("a",))
+    groups = [Group(Ask(query, query.ids, "eliminate"), prompt,
+                    [Completion(ids, values, "", True, read) for ids, values, _ in group])
               for prompt, group in zip(prompts, drawn)]
     experience = by_group(groups)
-    credit, alive = torch.linspace(-1, 1, len(experience.cohorts)), torch.ones(len(experience.cohorts), dtype=torch.bool)
+    credit = torch.linspace(-1, 1, len(experience.cohorts))
+    alive = torch.ones(len(experience.cohorts), dtype=torch.bool)
     adapter = policy.adapter_parameters()
     before = {name: p.detach().clone() for name, p in adapter.items()}
 
     def update() -> tuple[dict, float]:
-        """From the same adapter and a fresh optimizer."""
+        """Learn from the same adapter and a fresh optimizer."""
         for name, p in adapter.items():
             p.data.copy_(before[name])
         optimizer = torch.optim.AdamW(adapter.values(), lr=bench_step.LR, weight_decay=0.0)
         learned = {}
-        seconds = took(lambda: learned.update(train.update(config, policy, optimizer, grpo, experience, credit, alive, 1)[0]), policy.device)
+
+        def step():
+            learned.update(train.update(config, policy, optimizer, grpo, experience, credit, alive, 1)[0])
+
+        seconds = took(step, policy.device)
         return learned, seconds
 
-    plan = memory.Plan(memory.measure(policy, sampler, torch.optim.AdamW(adapter.values()), length), config, policy.device, length, 1, 1, 1)
+    costs = memory.measure(policy, sampler, torch.optim.AdamW(adapter.values()), length)
+    plan = memory.Plan(costs, config, policy.device, length, 1, 1, 1)
     for checkpointing in (True, False):
         policy.checkpointing = checkpointing
         config.model.gradient_checkpointing = checkpointing
@@ -257,38 +293,43 @@ def updates(setup, shape, policy):
             update()
             memory.forget_peak(policy.device)
             learned, seconds = update()
-            yield f"update, {'TF32' if precision == 'high' else 'fp32'} products, checkpointing {'on' if checkpointing else 'off'}", {
+            products, state = "TF32" if precision == "high" else "fp32", "on" if checkpointing else "off"
+            yield f"update, {products} products, checkpointing {state}", {
                 "seconds": round(seconds, 3), "peak_gb": round(memory.peak(policy.device) / 1e9, 2),
-                "planned_gb": round(plan.peaks(config)["learning"] / 1e9, 2) if checkpointing else None, "sampler_gap": learned["sampler_gap"]}
+                "planned_gb": round(plan.peaks(config)["learning"] / 1e9, 2) if checkpointing else None,
+                "sampler_gap": learned["sampler_gap"]}
     torch.set_float32_matmul_precision("high")
     policy.checkpointing, ends = True, []
     for _ in range(2):
         update()
         ends.append({name: p.detach().clone() for name, p in adapter.items()})
-    off = max(((ends[0][name] - ends[1][name]).norm() / (ends[0][name] - before[name]).norm().clamp(min=1e-12)).item() for name in before)
+    moved = {name: (ends[0][name] - before[name]).norm().clamp(min=1e-12) for name in before}
+    off = max(((ends[0][name] - ends[1][name]).norm() / moved[name]).item() for name in before)
     yield "twice", {"same_bits": off == 0.0, "relative_difference_of_the_step": off}
 
 
 def trl(setup, shape, folder):
-    """The same step of both sides, sampling included, each in a process of its own."""
+    """Time the same step of both sides, sampling included, each in a process of its own."""
     import importlib.util
 
     if importlib.util.find_spec("trl") is None:
         yield "against TRL", {"skipped": "trl is not installed: tests/bench/requirements.txt"}
         return
-    args = SimpleNamespace(threads=2, tokens_per_batch=0, trl_options="{}", trl_compact_head=False, quick=setup.base == bench_step.SMALL)
+    args = SimpleNamespace(threads=2, tokens_per_batch=0, trl_options="{}", trl_compact_head=False,
+                           quick=setup.base == bench_step.SMALL)
     runs = {side: bench_step.in_process(setup, args, shape, side, folder) for side in bench_step.SIDES}
     row = {f"{side}_{key}": round(run[name] / unit, 3) if run else None for side, run in runs.items()
            for key, name, unit in (("seconds", "seconds", 1), ("gb", "peak_bytes", 1e9))}
-    yield "against TRL", row | {"times_faster": round(row["TRL_seconds"] / row["ours_seconds"], 2) if all(runs.values()) else None}
+    faster = round(row["TRL_seconds"] / row["ours_seconds"], 2) if all(runs.values()) else None
+    yield "against TRL", row | {"times_faster": faster}
 
 
 def survival(setup, shape, folder):
     device = f"--model.device={setup.device}"
     whole, killed = Path(folder) / "whole", Path(folder) / "killed"
     trained(whole, device)
-    running = subprocess.Popen([sys.executable, ROOT / "train.py", ROOT / "configs/iranker.yaml", *SHORT, f"--run.dir={killed}", device],
-                               cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, ROOT / "train.py", ROOT / "configs/iranker.yaml", *SHORT, f"--run.dir={killed}", device]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while running.poll() is None and not (killed / "last").exists():
         time.sleep(0.05)
     running.kill()
@@ -298,19 +339,24 @@ def survival(setup, shape, folder):
 
     a, b = (load_file(run / "last/adapter_model.safetensors") for run in (whole, killed))
     off = max(((a[key] - b[key]).norm() / a[key].norm().clamp(min=1e-12)).item() for key in a)
-    yield "kill and resume", {"resumed_after": "resuming" in resumed.stdout, "same_bits": off == 0.0, "relative_difference": off}
+    yield "kill and resume", {
+        "resumed_after": "resuming" in resumed.stdout, "same_bits": off == 0.0, "relative_difference": off}
     if setup.device == "cuda":  # a CPU's limit is the machine's
         code = ("import sys, torch; torch.cuda.set_per_process_memory_fraction(0.004); sys.argv[0] = 'train.py'\n"
                 "import train\nfrom ranker.errors import exit_status\nsys.exit(exit_status(train.main))")
-        done = subprocess.run([sys.executable, "-c", code, str(ROOT / "configs/iranker.yaml"), f"--run.dir={folder}/full", device], cwd=ROOT,
-                              capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        yield "out of memory", {"status": done.returncode, "says": done.stderr.strip().splitlines()[-1][:300] if done.stderr.strip() else ""}
+        command = [sys.executable, "-c", code, str(ROOT / "configs/iranker.yaml"), f"--run.dir={folder}/full", device]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                              env=os.environ | {"PYTHONPATH": str(ROOT)})
+        said = done.stderr.strip()
+        yield "out of memory", {"status": done.returncode, "says": said.splitlines()[-1][:300] if said else ""}
 
 
 def tables(results: dict[str, dict]) -> str:
-    """One line a part."""
-    return report.markdown(["part", "result"], [[name, "; ".join(f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
-                                                                  for key, value in found.items())] for name, found in results.items()])
+    """Write a table with one line a part."""
+    shown = lambda value: f"{value:.3g}" if isinstance(value, float) else f"{value}"  # noqa: E731
+    rows = [[name, "; ".join(f"{key} {shown(value)}" for key, value in found.items())]
+            for name, found in results.items()]
+    return report.markdown(["part", "result"], rows)
 
 
 if __name__ == "__main__":
