@@ -24,7 +24,7 @@ TEXT = ("Rank these hats from the best to the worst: a wool hat, a rain hat with
         " a felt hat, and a cap that keeps the sun out of the eyes of anybody who reads outside on a bright day.")
 NEW = 6  # tokens decoded
 LIMIT = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # relative
-NOISES = 5  # so many times as far as rounding moves it may a model be off
+NOISES = 5  # a model may be off by this many times what rounding moves it
 
 
 @torch.no_grad()
