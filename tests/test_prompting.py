@@ -449,7 +449,7 @@ def says_no_more_than(prompter, hostile, plain) -> None:
     assert theirs[:20] == ours[:20] and all(text.endswith(end) for text in shown)
 
 
-FEW = ("eliminate", "out", "logits")  # of KINDS: what most tokenizers are tried with
+FEW = ("eliminate", "logits")  # of KINDS: what most tokenizers are tried with
 
 
 @pytest.mark.parametrize("name", INJECTIONS)
