@@ -210,7 +210,8 @@ def shape(setup, shape, folder):
     length, new, count = shape
     policy = loaded(setup, folder, length, new)
     dtype = policy.head.weight.dtype
-    yield "margins", exact.differences(policy) | {"limit": exact.LIMIT[dtype], "dtype": str(dtype)}
+    yield "margins", exact.differences(policy) | {
+        "rounding": exact.rounding_noise(policy), "limit": exact.LIMIT[dtype], "dtype": str(dtype)}
     yield from decoding(setup, shape, policy)
     yield from updates(setup, shape, policy)
 
