@@ -24,7 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ranker import answers, api, baselines, checkpoint, config as settings, foreign, llms, metrics, report, sources, thoughts, trec
-from ranker.data import Ask, Query
+from ranker.data import Query
 from ranker.drive import Model, load_ranker, run as rank
 from ranker.errors import Parser, UserError, exit_status, one_line
 from ranker.files import sha256
@@ -81,7 +81,8 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     settings.check(config, "command line")
     if config.llm.api and args.ckpt:
         raise UserError("a server's model takes no checkpoint: name one of --ckpt and --llm.api, or evaluate them one after the other")
-    chat = load_prompter(config.model).chat.version if (args.ckpt or args.config) and not config.llm.api else ""
+    prompter = load_prompter(config.model) if (args.ckpt or args.config) and not config.llm.api else None
+    chat = prompter.chat.version if prompter else ""
     changed = {folder: changed_prompts(record["prompts"], chat) for folder, record in zip(folders, records)}
     warnings = [f"{folder} was trained with other prompts: {', '.join(prompts)} changed since" for folder, prompts in changed.items() if prompts]
     warnings += [one_line(f"{folder}, in training: {note}")
@@ -108,7 +109,8 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
         models += [(name, folder, None, r["config"]["data"]["tasks"]) for name, folder, r in zip(args.ckpt, folders, records)]
         check_adapters(config.model, folders)
     out = args.out or default_out(folders, args.config, args.data or ([] if args.ckpt or args.config else [config.data.train]))
-    asks = llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids))) if models else []
+    if prompter:
+        prompter.check(llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids))))
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
     record = provenance(config, pick_device(config.model.device), files, chat)
     record |= {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders}
@@ -119,7 +121,7 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
         for name, folder, examples, trained in models:
             bar.set_description(name)
             model = None  # let go of the one before, before the next is loaded
-            model = load_model(config, folder, asks, out, bar.update)
+            model = load_model(config, folder, out, bar.update)
             model = thoughts.with_thoughts(model, examples) if examples else model
             rows.append(table.model_row(name, ranker, orders, model, traces, trained, bar.update))
             rows[-1].prices = config.llm.price_in, config.llm.price_out
@@ -163,9 +165,10 @@ def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
             rank(ranker, queries, llms.replay(args.replay, read))  # costs nothing, and what the recording lacks shows before anything is written
             rows.append(table.model_row(row, ranker, [queries], llms.replay(args.replay, read), traces))
     if name:
-        asks = llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids)))
+        if not config.llm.api:
+            load_prompter(config.model).check(llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids))))
         with tqdm(total=sum(ranker.calls(len(q.ids)) for q in queries), unit="ask", dynamic_ncols=True, desc=name) as bar:
-            model = load_model(config, None, asks, out, bar.update)
+            model = load_model(config, None, out, bar.update)
             rows.append(table.model_row(name, ranker, [queries], model, traces, (), bar.update))
             rows[-1].prices = config.llm.price_in, config.llm.price_out
     by = " and ".join(filter(None, (args.replay and f"{args.replay} replayed", name and f"ranked by {name}")))
@@ -194,17 +197,12 @@ class Table:
         return report.model_row(name, ranked, self.level, trained, self.names, self.judged)
 
 
-def load_model(config: settings.Config, folder: Path | None, asks: Sequence[Ask], out: Path,
-               progress: Callable[[int], None]) -> Model:
-    """Return what stands behind the driver: the server's model, or the policy with an adapter.
-
-    `asks` are such as it will be asked.
-    """
+def load_model(config: settings.Config, folder: Path | None, out: Path, progress: Callable[[int], None]) -> Model:
+    """Return what stands behind the driver: the server's model, or the policy with an adapter."""
     if config.llm.api:
         path = Path(config.llm.cache).expanduser() if config.llm.cache else out / "answers.jsonl"
         return api.server_model(config.llm, Chat(config.llm.words, config.llm.multi_turn), config.rollout.max_new_tokens, path, progress)
     policy = load_policy(config.model, adapter=folder, max_new_tokens=config.rollout.max_new_tokens)
-    policy.prompter.check(asks)
     return greedy_model(Sampler(policy, config.rollout), progress)
 
 

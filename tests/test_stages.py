@@ -159,6 +159,7 @@ def staged_config(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_staged_run_stopped_in_its_second_stage_ends_as_one_never_stopped(call, tmp_path, monkeypatch):  # noqa: F811
     config = staged_config(tmp_path)
     whole = call(train, config, *SHORT, *STAGED, "--run.dir=whole")

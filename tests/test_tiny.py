@@ -68,6 +68,7 @@ def test_its_greedy_decisions_are_the_teachers_error_more_often_than_right_ones(
     assert half > 2 * fit
 
 
+@pytest.mark.slow
 def test_greedy_ranking_leaves_much_to_learn(sampler):
     queries = [q for task in ("rec-music", "passage-9") for q in world.queries(task, "test", 8)]
     row = report.model_row("base", [run(elimination, queries, greedy_model(sampler))], 0.0)

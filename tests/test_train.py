@@ -80,7 +80,9 @@ def test_a_run_leaves_config_metrics_completions_checkpoints_and_curves(call):
     assert any(tensor.abs().max() > 0 for name, tensor in adapter.items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("config, options", [("iranker", []), ("iranker_ppo", ["--train.value_warmup=1", "--train.warmup=1"])])
+@pytest.mark.parametrize("config, options", [
+    ("iranker", []),
+    pytest.param("iranker_ppo", ["--train.value_warmup=1", "--train.warmup=1"], marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_to_exactly_where_it_would_have_ended(call, monkeypatch, config, options):
     assert train_short(call, "--run.dir=whole", *options, config=config)[0] == 0
     show = train.show
@@ -148,6 +150,7 @@ def test_a_dry_run_shows_a_prompt_both_rewards_and_estimates_and_leaves_nothing(
         assert text in out
 
 
+@pytest.mark.slow
 def test_out_of_memory_says_what_to_lower_and_the_run_goes_on_with_it(call, monkeypatch):
     update = train.update
 
@@ -166,6 +169,7 @@ def test_out_of_memory_says_what_to_lower_and_the_run_goes_on_with_it(call, monk
     assert [r["step"] for r in records("runs/iranker/metrics.jsonl")] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_several_updates_per_rollout_clip_and_still_end_well(call):
     status, _, _ = train_short(call, "--train.updates_per_rollout=3", "--train.lr=3e-2", "--train.steps=2", "--train.kl=k3", "--train.warmup=0")
     assert status == 0
@@ -193,6 +197,7 @@ def test_ppo_logs_what_it_is_judged_by_and_moves_no_adapter_in_the_warm_up(call)
     assert critic["weight"].abs().max() > 0
 
 
+@pytest.mark.slow
 def test_a_drift_beyond_target_kl_ends_the_passes(call):
     options = ["--data.tasks=router-cost", "--train.updates_per_rollout=4", "--train.steps=1", "--train.warmup=0", "--eval.every=1", "--train.lr=3e-2"]
     for name, target in (("free", "0"), ("held", "1e-9")):
@@ -348,6 +353,7 @@ def test_sampling_that_differs_from_scoring_stops_a_run_until_it_does_not(call, 
     assert status == 0 and f"\nWARNING {words} in 4 of 6 steps. Likely causes: " in out, err
 
 
+@pytest.mark.slow
 def test_where_nobody_knows_what_was_sampled_there_is_no_gap(call, finished_run):
     """Traces have no log-probabilities, and hinted completions are learned for another prompt than the sampled one."""
     sft = ["--train.objective=sft", "--train.steps=1", "--train.warmup=0", "--train.keep_above=-1", "--eval.every=1"]
@@ -372,6 +378,7 @@ def test_best_is_chosen_by_the_strict_mean_by_a_resumed_run_too(call, monkeypatc
     assert status == 0 and Path("runs/iranker/best").resolve().name == "step_3" and "| best, step 3 " in out
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_nothing_says_so_while_it_runs_at_its_end_and_in_evaluations(call, monkeypatch):
     options, show = ["--train.steps=6", *TINY, "--rollout.max_new_tokens=8", "--eval.every=3"], train.show
     stop_after(monkeypatch, 3)
@@ -431,6 +438,7 @@ def test_other_prompts_than_in_training_are_noticed(call, finished_run):
     assert status == 2 and "eliminate.txt changed" in err
 
 
+@pytest.mark.slow
 def test_another_chat_template_is_another_prompt_and_a_resumed_run_and_an_evaluation_say_so(call, finished_run):
     recorded = json.loads(Path("runs/iranker/last/checkpoint.json").read_text())["prompts"]["chat template"]
     assert json.loads(Path("runs/iranker/provenance.json").read_text())["prompts"]["chat template"] == recorded
@@ -438,10 +446,10 @@ def test_another_chat_template_is_another_prompt_and_a_resumed_run_and_an_evalua
     status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", 1,
                           "--rollout.max_new_tokens=8", "--model.chat_template=mine.jinja")
     assert status == 0 and "was trained with other prompts: chat template changed since" in out
-    options = ["--run.dir=own", "--model.chat_template=mine.jinja", "--train.warmup=0", "--eval.every=1"]
-    assert train_short(call, *options, "--train.steps=1")[0] == 0
+    options = ["--run.dir=own", "--model.chat_template=mine.jinja", "--train.warmup=0", "--eval.every=1", "--train.steps=1"]
+    assert train_short(call, *options)[0] == 0
     Path("mine.jinja").write_text("{{ bos_token or '' }}" + Path("mine.jinja").read_text().replace("User:", "Human:"))
-    status, _, err = train_short(call, *options, "--train.steps=2")
+    status, _, err = train_short(call, *options)
     assert status == 2 and "chat template changed since the last checkpoint" in err
 
 
@@ -449,8 +457,7 @@ def test_identifiers_without_a_token_are_refused_before_the_model_is_loaded(call
     def refuse(*arguments, **options):
         raise AssertionError("the weights were read first")
     monkeypatch.setattr(train, "load_policy", refuse), monkeypatch.setattr(evaluate, "load_policy", refuse)
-    letters = "ranker.prompting.Prompter.letters"
-    monkeypatch.setattr(letters, True)
+    monkeypatch.setattr("ranker.prompting.Prompter.letters", True)
     lots = {"id": "q", "task": "rank", "context": "c", "relevance": [1] + [0] * 29,
             "candidates": [{"id": str(k), "text": f"t{k}"} for k in range(30)]}
     Path("lots.jsonl").write_text("".join(json.dumps(lots | {"id": f"q{i}"}) + "\n" for i in range(40)))
