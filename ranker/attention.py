@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 PREFILLING, PACKED, DECODING = "prompts", "packed_groups", "shared_prompt"  # their names in transformers
 IGNORED = {"dropout", "position_ids", "use_cache", "cache_position", "is_causal", "output_attentions",
            "past_key_values", "token_type_ids"}
+PASSES_NOTHING = "its layers pass nothing on to their attention"
 
 
 def refuse_unknown(arguments: dict) -> None:
@@ -75,10 +76,12 @@ class Prefill:
         return self.masks[window]
 
 
-def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: Prefill, sliding_window=None,
+def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: Prefill | None = None, sliding_window=None,
                softcap=None, **others):
     """Attend: query [B, heads, new, d], key and value [B, kv, width, d] -> [B, new, heads, d]."""
     refuse_unknown(others)
+    if prefill is None:
+        raise ValueError(PASSES_NOTHING)
     return attention(module, query, key, value, prefill.mask(sliding_window), scaling, softcap), None
 
 
@@ -153,7 +156,7 @@ def packed(module, query, key, value, attention_mask, scaling, *, layout: Layout
     """
     refuse_unknown(others)
     if layout is None:
-        raise ValueError("its layers pass nothing on to their attention")
+        raise ValueError(PASSES_NOTHING)
     flat = [states[0].transpose(0, 1) for states in (query, key, value)]  # [total, heads or kv, d]
     take = lambda states, index: states.index_select(0, index.flatten()).view(*index.shape, *states.shape[1:]).transpose(1, 2)  # noqa: E731
     prompts = [take(states, layout.prompts) for states in flat]  # [B, heads or kv, P, d]
