@@ -184,7 +184,7 @@ def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path
         model.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
     attention = pick_attention(model.attention, device, dtype)
     # The fp32 products of LoRA beside a bf16 base may be TF32: they cost a third of a forward pass otherwise.
-    torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 else "highest")
+    torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 and device.type == "cuda" else "highest")
     prompter = load_prompter(model)
     causal_lm = pretrained.load(model, prompter.tokenizer, device, dtype, model.max_prompt + max_new_tokens)
     if adapter is not None:
