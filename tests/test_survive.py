@@ -167,6 +167,7 @@ def quick(call, monkeypatch):  # noqa: F811
     return lambda *options: call(train, *SHORT, "--rollout.max_new_tokens=16", "--rollout.prompts_per_step=2", *options)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_disturbed_again_and_again_ends_where_one_ends_that_never_was(whole, tmp_path):
     run, expected = tmp_path / "run", left_behind(whole)
     assert all(record["grad_norm"] > 0 for record in expected["metrics"][1:])  # it learns in both steps

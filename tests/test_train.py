@@ -335,6 +335,7 @@ def stop_after(monkeypatch, step):
 TINY = ["--rollout.prompts_per_step=2", "--rollout.max_new_tokens=64", "--eval.queries=1", "--data.tasks=passage-5"]
 
 
+@pytest.mark.slow
 def test_sampling_that_differs_from_scoring_stops_a_run_until_it_does_not(call, monkeypatch, every_group_teaches):
     score, options = train.score, ["--train.steps=6", *TINY, "--eval.every=6", "--run.save_every=6"]
     monkeypatch.setattr(train, "score", lambda *arguments: (score(*arguments)[0] + 0.01, *score(*arguments)[1:]))
@@ -365,6 +366,7 @@ def test_where_nobody_knows_what_was_sampled_there_is_no_gap(call, finished_run)
         assert ("entropy" in record) == (states == "hinted")
 
 
+@pytest.mark.slow
 def test_best_is_chosen_by_the_strict_mean_by_a_resumed_run_too(call, monkeypatch, every_group_teaches):
     """A policy that says nothing keeps the order it was given, which may be a good one."""
     scores = {0: (0.5, 0.5), 1: (0.9, 0.0), 2: (0.4, 0.4), 3: (0.6, 0.4), 4: (0.95, 0.3)}
