@@ -88,7 +88,7 @@ def evaluate_queries(args, overrides: list[str], names: list[str] | None) -> Non
     warnings += [one_line(f"{folder}, in training: {note}")
                  for folder, record in zip(folders, records) for note in record["notes"]]
     files = args.data or [config.data.test or config.data.train]
-    if (args.ckpt or args.config) and not config.llm.api:
+    if prompter:
         warnings += report.strange_texts(config.model.name, files)
     for warning in warnings:
         logging.warning(warning)
@@ -157,16 +157,18 @@ def evaluate_run(args, overrides: list[str], names: list[str] | None) -> None:
     rows = report.baseline_rows([queries], table.level, table.names, {args.run.name: baselines.input_order}, judged)
     out = args.out or Path("runs") / f"eval-{args.run.stem}" / (args.replay.stem if args.replay else name.replace("/", "_") or "run")
     files = [str(path) for path in (args.run, args.qrels, args.corpus, args.topics, args.replay) if path]
-    record = provenance(config, pick_device(config.model.device if name else "cpu"), files) | {"queries": len(queries)}
-    warnings = report.strange_texts(config.model.name, [str(args.corpus)]) if args.config and not config.llm.api else []
+    prompter = load_prompter(config.model) if args.config and not config.llm.api else None
+    if prompter:
+        prompter.check(llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids))))
+    record = provenance(config, pick_device(config.model.device if name else "cpu"), files,
+                        prompter.chat.version if prompter else "") | {"queries": len(queries)}
+    warnings = report.strange_texts(config.model.name, [str(args.corpus)]) if prompter else []
     traces = Traces(out, evaluation_of(record) | {"ties": args.ties}, anew=True)  # what a server answered stands in a file of its own
     for row, read in ((("replay", answers.parse_recorded),) if args.parse == "answer" else ()) + (("replay, digits", answers.digits),):
         if args.replay:
             rank(ranker, queries, llms.replay(args.replay, read))  # costs nothing, and what the recording lacks shows before anything is written
             rows.append(table.model_row(row, ranker, [queries], llms.replay(args.replay, read), traces))
     if name:
-        if not config.llm.api:
-            load_prompter(config.model).check(llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids))))
         with tqdm(total=sum(ranker.calls(len(q.ids)) for q in queries), unit="ask", dynamic_ncols=True, desc=name) as bar:
             model = load_model(config, None, out, bar.update)
             rows.append(table.model_row(name, ranker, [queries], model, traces, (), bar.update))

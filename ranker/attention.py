@@ -35,17 +35,16 @@ def refuse_unknown(arguments: dict) -> None:
             raise ValueError(f"its attention wants '{name}', which is not computed here")
 
 
-def within(mask: torch.Tensor, at: torch.Tensor, keys: torch.Tensor, window: int | None) -> torch.Tensor:
+def within(mask: torch.Tensor, at: torch.Tensor, keys: torch.Tensor, window: int) -> torch.Tensor:
     """Return `mask` without the keys that a window of so many tokens, the query's own included, has left behind."""
-    return mask if window is None else mask & (keys > at - window)
+    return mask & (keys > at - window)
 
 
 def attention(module, query, key, value, mask, scaling, softcap: float | None) -> torch.Tensor:
     """Attend: query [B, heads, Q, d], key and value [B, kv, K, d], mask [B or 1, 1, Q, K] -> [B, Q, heads, d].
 
-    Without a mask a query sees the keys up to its own.
-
-    No fused kernel caps scores, so with `softcap` they are written out.
+    Without a mask a query sees the keys up to its own. No fused kernel caps scores: with `softcap` they are written
+    out.
     """
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=mask is None)[0]
@@ -60,7 +59,7 @@ def attention(module, query, key, value, mask, scaling, softcap: float | None) -
 
 @dataclass
 class Prefill:
-    """What the new tokens of prompts see: `visible` [B, 1, new, width], None where a row is causal from its start."""
+    """Hold what the new tokens of prompts see: `visible` [B, 1, new, width], or None where rows are simply causal."""
 
     visible: torch.Tensor | None
     at: torch.Tensor  # [new, 1], columns of the new tokens
@@ -76,8 +75,8 @@ class Prefill:
         return self.masks[window]
 
 
-def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: Prefill | None = None, sliding_window=None,
-               softcap=None, **others):
+def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: Prefill | None = None,
+               sliding_window=None, softcap=None, **others):
     """Attend: query [B, heads, new, d], key and value [B, kv, width, d] -> [B, new, heads, d]."""
     refuse_unknown(others)
     if prefill is None:

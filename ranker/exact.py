@@ -14,7 +14,6 @@ import torch
 
 from ranker import config as settings
 from ranker.attention import PACKED, layout
-from ranker.errors import UserError
 from ranker.policy import Policy
 from ranker.pretrained import refusal
 from ranker.rollout import Sampler

@@ -197,7 +197,7 @@ def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path
     if model.gradient_checkpointing:
         causal_lm.activation_checkpointing_enable({"use_reentrant": False})
     loaded.eval()
-    pretrained.without_dropout(causal_lm)  # of a loaded adapter too
+    pretrained.without_dropout(causal_lm)  # the adapter has come in by now
     text = causal_lm.config.get_text_config()
     scale = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1.0)
     policy = Policy(loaded, prompter.tokenizer, prompter, device, stop_ids(causal_lm, prompter, model.name), attention,

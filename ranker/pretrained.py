@@ -6,7 +6,7 @@ Decisions a reader could doubt:
 - No tensor is left as it was initialised: a key that is missing would be another base at every load.
 - Whatever limits a model's reading (context, window, the length up to which longrope is one function) stands in its
   text configuration, also where images or sound are read besides.
-- Router gates of a mixture of experts are not adapted, and no dropout is left.
+- Router gates of a mixture of experts are not adapted, and no dropout is left (`without_dropout`).
 """
 
 import importlib.util
@@ -67,7 +67,7 @@ def load_tokenizer(model: settings.Model):
 
 
 def load(model: settings.Model, tokenizer, device: torch.device, dtype: torch.dtype, tokens: int) -> torch.nn.Module:
-    """Return the causal LM of `model.name`, without dropout, for rows of at most so many tokens.
+    """Return the causal LM of `model.name`, for rows of at most so many tokens.
 
     Raise UserError for what cannot be loaded as it is meant.
     """
@@ -100,7 +100,6 @@ def load(model: settings.Model, tokenizer, device: torch.device, dtype: torch.dt
         # On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights for a bf16 kernel that has no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    without_dropout(causal_lm)
     return causal_lm.requires_grad_(False)
 
 

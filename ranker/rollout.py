@@ -21,7 +21,6 @@ from ranker.answers import parse, place
 from ranker.attention import DECODING, PREFILLING, Filled, Prefill, PromptCache
 from ranker.data import Answer, Ask, Completion, Cut, Group
 from ranker.drive import Model
-from ranker.errors import UserError
 from ranker.policy import Policy
 from ranker.score import pack, score_all
 

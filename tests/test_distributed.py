@@ -30,7 +30,8 @@ def trained(folder, processes, *arguments):
 @pytest.mark.parametrize("config, options", [
     ("iranker", []),
     # In the first of three steps the adapter has no gradient.
-    pytest.param("iranker_ppo", ["--train.minibatches=1", "--train.value_warmup=1", "--train.steps=3"], marks=pytest.mark.slow)])
+    pytest.param("iranker_ppo", ["--train.minibatches=1", "--train.value_warmup=1", "--train.steps=3"],
+                 marks=pytest.mark.slow)])
 def test_two_processes_take_the_steps_of_one(tmp_path, config, options):
     runs = {}
     for processes in (1, 2):

@@ -8,7 +8,6 @@ the windows. A refusal is one line.
 
 import json
 import logging
-import random
 
 import peft
 import pytest
@@ -302,7 +301,8 @@ def test_a_fault_in_bf16_is_found_all_the_same(tokenizer, tmp_path, monkeypatch)
     """Rounding moves a model of this depth by about 0.03; completions that see their own future move it by far more."""
     folder = save(tmp_path / "base", tokenizer, "Qwen2", GQA | {"num_hidden_layers": 12})
     model = settings.Model(name=str(folder), quantize="none", device="cpu", dtype="bfloat16", max_prompt=180)
-    monkeypatch.setattr("ranker.attention.Layout.visible_in", lambda layout, window: (None, layout.visible[..., -1:, :].expand_as(layout.visible)))
+    last = lambda layout: layout.visible[..., -1:, :].expand_as(layout.visible)  # noqa: E731  what the last token sees
+    monkeypatch.setattr("ranker.attention.Layout.visible_in", lambda layout, window: (None, last(layout)))
     with pytest.raises(UserError, match="gives other logits scored in packed rows than its own code does"):
         policies.load(model)
 

@@ -361,7 +361,8 @@ def test_a_collapse_is_announced_once_and_best_is_what_remains(quick, monkeypatc
     monkeypatch.setattr(train, "validate", lambda *arguments: dict.fromkeys(("passages", "mean", "mean_strict"), next(scores)))
     status, out, _ = quick("--train.steps=10", "--train.collapse_steps=3", "--run.keep=1")
     message = "collapse: reward was 0.90 and has been below 0.60 for 3 steps. Likely causes: a learning rate too high"
-    assert status == 0 and out.count(message) == 2 and out.count(f"\nWARNING {message}") == 1  # and once more at the end
+    assert status == 0
+    assert out.count(message) == 2 and out.count(f"\nWARNING {message}") == 1  # and once more at the end
     assert checkpoint.describe(Path("runs/iranker/last"))["notes"][0].startswith(message)
     assert "| best, step 4 " in out and {path.name for path in Path("runs/iranker/checkpoints").iterdir()} == {"step_4", "step_10"}
     assert checkpoint.describe(checkpoint.find("runs/iranker"))["scores"]["mean"] == 0.9

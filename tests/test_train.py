@@ -448,7 +448,8 @@ def test_another_chat_template_is_another_prompt_and_a_resumed_run_and_an_evalua
     status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", 1,
                           "--rollout.max_new_tokens=8", "--model.chat_template=mine.jinja")
     assert status == 0 and "was trained with other prompts: chat template changed since" in out
-    options = ["--run.dir=own", "--model.chat_template=mine.jinja", "--train.warmup=0", "--eval.every=1", "--train.steps=1"]
+    options = ["--run.dir=own", "--model.chat_template=mine.jinja", "--train.warmup=0", "--eval.every=1",
+               "--train.steps=1"]
     assert train_short(call, *options)[0] == 0
     Path("mine.jinja").write_text("{{ bos_token or '' }}" + Path("mine.jinja").read_text().replace("User:", "Human:"))
     status, _, err = train_short(call, *options)

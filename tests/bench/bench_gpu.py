@@ -1,4 +1,6 @@
-"""All that only a GPU can tell, in a command of at most ten minutes: `python tests/bench/bench_gpu.py [--out FILE]`.
+"""Measure all that only a GPU can tell, in one command of at most ten minutes.
+
+    python tests/bench/bench_gpu.py [--out FILE]
 
 What each part answers, in order; after each, all results so far are written to FILE (default: runs/bench_gpu.json):
 
@@ -23,6 +25,7 @@ no other part; a part that fails is reported and the next begins. `--quick` runs
 CPU too: does it run? Skips without CUDA otherwise. Ends with one line of JSON.
 """
 
+import importlib.util
 import json
 import os
 import platform
@@ -34,6 +37,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,6 +47,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import bench_step  # noqa: E402
 import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 from ranker import config as settings, exact, memory, policy as policies, report  # noqa: E402
 from ranker.errors import Parser, exit_status  # noqa: E402
@@ -62,7 +67,7 @@ QUICK = replace(GPU, base=bench_step.SMALL)
 QUICK_CPU = replace(QUICK, device="cpu", trl=bench_step.CPU.trl | {
     "model_init_kwargs": {"dtype": "float32", "quantization_config": NF4 | {"bnb_4bit_compute_dtype": "float32"}},
     "gradient_checkpointing": True})
-PROCESSES = {"versions": 60, "steps": 120, "graphs": 90, "shape": 240, "trl": 120, "survival": 90}  # seconds of each
+PROCESSES = {"versions": 60, "steps": 120, "graphs": 90, "paper_scale": 240, "trl": 120, "survival": 90}  # seconds of each
 TOTAL = 590  # seconds for all; with --quick there is no limit
 SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4",
          "--rollout.max_new_tokens=48", "--data.tasks=passage-5", "--eval.every=2", "--eval.queries=1",
@@ -136,25 +141,29 @@ def took(call, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def versions(setup, shape, folder):
-    device = torch.device(setup.device)
-    source = torch.zeros(2**28 if setup.device == "cuda" else 2**24, device=device)
+def memory_speed(device: torch.device) -> float:
+    """Return the bytes a second, read and written, of a copy."""
+    source = torch.zeros(2**28 if device.type == "cuda" else 2**24, device=device)
     target = torch.empty_like(source)
-    speed = max(2 * source.nbytes / took(lambda: target.copy_(source), device) for _ in range(5))
-    from importlib.metadata import version
+    return max(2 * source.nbytes / took(lambda: target.copy_(source), device) for _ in range(5))
 
+
+def versions(setup, shape, folder):
     card = torch.cuda.get_device_properties(0) if setup.device == "cuda" else None
     yield "versions", {
         "device": card.name if card else bench_step.cpu(),
         "gb": round(card.total_memory / 1e9, 1) if card else None, "cuda": torch.version.cuda,
-        "python": platform.python_version(), "gb_per_second": round(speed / 1e9),
-        "bitsandbytes": version("bitsandbytes"),
-        **{name: version(name) for name in ("torch", "transformers", "peft")}}
+        "python": platform.python_version(), "gb_per_second": round(memory_speed(torch.device(setup.device)) / 1e9),
+        **{name: version(name) for name in ("bitsandbytes", "torch", "transformers", "peft")}}
 
 
-def trained(folder: Path, *options: str, **process) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "train.py", ROOT / "configs/iranker.yaml", *SHORT, f"--run.dir={folder}"]
-    return subprocess.run([*command, *options], capture_output=True, text=True, cwd=ROOT, **process)
+def training(folder: Path, *options: str) -> list:
+    """Return the command of a short run."""
+    return [sys.executable, ROOT / "train.py", ROOT / "configs/iranker.yaml", *SHORT, f"--run.dir={folder}", *options]
+
+
+def trained(folder: Path, *options: str) -> subprocess.CompletedProcess:
+    return subprocess.run(training(folder, *options), capture_output=True, text=True, cwd=ROOT)
 
 
 def records(folder: Path, name: str) -> list[dict]:
@@ -205,7 +214,7 @@ def graphs(setup, shape, folder):
                 "gap_to_scoring": gaps.mean().item(), "gap_to_scoring_max": gaps.max().item()}
 
 
-def shape(setup, shape, folder):
+def paper_scale(setup, shape, folder):
     """Measure margins, decoding, updates and their repetition at the paper's shape: one model for all."""
     length, new, count = shape
     policy = loaded(setup, folder, length, new)
@@ -231,7 +240,7 @@ def decoding(setup, shape, policy):
     dense = sum(m.in_features * m.out_features for m in linear) * unit
     read = {"nf4": size(policy.model.parameters()) + size(scales),
             "dense": dense + (size(policy.adapter_parameters().values()) if unit == 2 else 0)}  # in fp32 it is added
-    [(_, found)] = versions(setup, shape, "")
+    bandwidth = memory_speed(policy.device)
     for weights, weight_bytes in read.items():
         for graph in (False, True) if setup.device == "cuda" else (False,):
             sampler = Sampler(policy, settings.Rollout(max_new_tokens=new, weights=weights, graph=graph))
@@ -240,7 +249,7 @@ def decoding(setup, shape, policy):
             write()
             seconds = statistics.median(took(write, policy.device) - took(prefill, policy.device) for _ in range(2))
             step = weight_bytes + cache * (len(prompts) * length + rows * new // 2)  # bytes
-            limit = rows * found["gb_per_second"] * 1e9 / step
+            limit = rows * bandwidth / step
             speed = rows * (new - 1) / max(seconds, 1e-9)
             yield f"decoding, {weights}{', captured' if graph else ''}", {
                 "tokens_per_second": round(speed), "memory_allows": round(limit), "share": round(speed / limit, 3)}
@@ -311,8 +320,6 @@ def updates(setup, shape, policy):
 
 def trl(setup, shape, folder):
     """Time the same step of both sides, sampling included, each in a process of its own."""
-    import importlib.util
-
     if importlib.util.find_spec("trl") is None:
         yield "against TRL", {"skipped": "trl is not installed: tests/bench/requirements.txt"}
         return
@@ -329,15 +336,12 @@ def survival(setup, shape, folder):
     device = f"--model.device={setup.device}"
     whole, killed = Path(folder) / "whole", Path(folder) / "killed"
     trained(whole, device)
-    command = [sys.executable, ROOT / "train.py", ROOT / "configs/iranker.yaml", *SHORT, f"--run.dir={killed}", device]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(training(killed, device), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while running.poll() is None and not (killed / "last").exists():
         time.sleep(0.05)
     running.kill()
     running.wait()
     resumed = trained(killed, device)
-    from safetensors.torch import load_file
-
     a, b = (load_file(run / "last/adapter_model.safetensors") for run in (whole, killed))
     off = max(((a[key] - b[key]).norm() / a[key].norm().clamp(min=1e-12)).item() for key in a)
     yield "kill and resume", {

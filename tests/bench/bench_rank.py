@@ -66,7 +66,8 @@ def generate_model(policy: policies.Policy, new: int, together: bool):
             ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])
             real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
             with policy.attend("sdpa"):  # its fastest here
-                written = policy.causal_lm.generate(ids, attention_mask=real, do_sample=False, min_new_tokens=new, max_new_tokens=new, pad_token_id=pad)
+                written = policy.causal_lm.generate(ids, attention_mask=real, do_sample=False, min_new_tokens=new,
+                                                    max_new_tokens=new, pad_token_id=pad)
             found += [(len(p), complete(policy, ask, row, [0.0] * new, False)) for p, ask, row in zip(prompts, batch, written[:, width:].tolist())]
         return found
     return model
