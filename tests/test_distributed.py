@@ -27,11 +27,11 @@ def trained(folder, processes, *arguments):
                           capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config, options", [
     ("iranker", []),
     # In the first of three steps the adapter has no gradient.
-    pytest.param("iranker_ppo", ["--train.minibatches=1", "--train.value_warmup=1", "--train.steps=3"],
-                 marks=pytest.mark.slow)])
+    ("iranker_ppo", ["--train.minibatches=1", "--train.value_warmup=1", "--train.steps=3"])])
 def test_two_processes_take_the_steps_of_one(tmp_path, config, options):
     runs = {}
     for processes in (1, 2):

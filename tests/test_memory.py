@@ -85,7 +85,8 @@ def deep_policy(base_folder, tmp_path):
 
 
 @pytest.mark.parametrize("quantize, checkpointing, weights", [
-    ("none", False, "nf4"), ("none", True, "dense"), ("nf4", False, "dense"), ("nf4", True, "nf4")])
+    ("none", False, "nf4"), ("nf4", True, "nf4"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (("none", True, "dense"), ("nf4", False, "dense")))])
 def test_three_layers_tell_what_six_take(deep_policy, monkeypatch, quantize, checkpointing, weights):
     policy, ran = deep_policy(quantize=quantize, gradient_checkpointing=checkpointing)
     layers, config = list(policy.trunk.layers), settings.Config(rollout=settings.Rollout(weights=weights))

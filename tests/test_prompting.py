@@ -404,7 +404,10 @@ def chat_tokenizer(kind):
                                    chat_template=chat)
 
 
-@pytest.fixture(scope="module", params=["built-in", *CHATS])
+OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in CHATS if kind != "qwen2"]
+
+
+@pytest.fixture(scope="module", params=["built-in", "qwen2", *OTHERS])
 def any_prompter(request):
     if request.param in CHATS:
         return Prompter(chat_tokenizer(request.param), 10**9)
