@@ -97,6 +97,7 @@ def main() -> int | None:
             best = max(best, log.standing(record))
 
     stopped_by, broken = catch_signals(), 0
+    position = checkpoint.describe(run_dir / "last")["position"] if done else {}
     if not done:
         with plan.phase("validation"):
             before = validate(config, sampler, ranker, validation, 0)
@@ -112,7 +113,7 @@ def main() -> int | None:
             policy.freeze()
             optimizer.state.clear()
         with plan.phase("sampling"):
-            experience, rewards = roll_out(stage, sampler, ranker, step)
+            experience, rewards = roll_out(stage, sampler, ranker, position)
         groups = experience.groups  # of all processes
         record = {"step": step, **log.reward_means(rewards), **log.rollout_means(groups)}
         # Return, of the task part and of all; an ask of its own has one reward, a step of an episode those after it too.
@@ -120,7 +121,9 @@ def main() -> int | None:
                        for part in ("task", "total"))  # [completions] each
         credit, alive = objective.credit(now.train, total, task, torch.tensor(experience.cohorts))  # [completions] each
         record["dead"] = 1 - alive.float().mean().item()
-        record["lr"] = optimizer.param_groups[0]["lr"] = now.train.lr * learning_rate_share(now.train, step - stage.first + 1)
+        for group, rate, wait in zip(optimizer.param_groups, (now.train.lr, now.train.value_lr), (now.train.value_warmup, 0)):
+            group["lr"] = rate * learning_rate_share(now.train, step - stage.first + 1, wait)
+        record["lr"] = optimizer.param_groups[0]["lr"]
         with plan.phase("learning"):
             learned, advantages = update(now, policy, optimizer, objective, experience, credit, alive, step - stage.first + 1)
         record |= learned
@@ -151,7 +154,7 @@ def main() -> int | None:
             if "validation" in record:
                 log.curves(run_dir)
             if improved or last or stop or gone_bad or signs.stop or step % config.run.save_every == 0:
-                checkpoint.save(config, policy, optimizer, step, record.get("validation", {}), improved, signs.notes)
+                checkpoint.save(config, policy, optimizer, step, record.get("validation", {}), improved, signs.notes, position)
         if step % config.run.save_every == 0:
             memory.give_back()  # what the C library keeps of freed blocks would grow with the run
         if gone_bad:
@@ -170,16 +173,20 @@ def main() -> int | None:
     distributed.wait()
 
 
-def roll_out(stage: Stage, sampler: Sampler, ranker, step: int) -> tuple[Experience, list[list[dict[str, float]]]]:
+def roll_out(stage: Stage, sampler: Sampler, ranker, position: dict[str, int]) -> tuple[Experience, list[list[dict[str, float]]]]:
     """What one step learns from: queries -> asks -> groups of completions -> answers, of all processes, and [groups][G] of named reward parts.
 
-    With `rollout.refills` more is drawn until as many groups as wanted have unlike rewards.
+    With `rollout.refills` more is drawn until as many groups as wanted have unlike rewards. `position` says how much of
+    each source was drawn so far, and how often (`draws`), by all stages; it goes on here.
     """
     rollout, mine = stage.config.rollout, distributed.share(stage.config.rollout.prompts_per_step)
     experience, rewards = Experience(), []
-    for draw in range((step - 1) * (1 + rollout.refills), step * (1 + rollout.refills)):
-        queries = [stage.source(draw * rollout.prompts_per_step + i) for i in mine]
-        seed = random.Random(f"{stage.config.run.seed}/sample/{draw + 1}").getrandbits(60)
+    for _ in range(1 + rollout.refills):
+        source = rollout.traces or "queries"
+        start = position.get(source, 0)
+        queries = [stage.source(start + i) for i in mine]
+        position[source], position["draws"] = start + rollout.prompts_per_step, position.get("draws", 0) + 1
+        seed = random.Random(f"{stage.config.run.seed}/sample/{position['draws']}").getrandbits(60)
         drawn = getattr(states, rollout.states)(sampler, ranker, queries, rollout.completions_per_prompt, rollout.temperature, seed, mine.start)
         experience = states.joined([experience, *distributed.gather(drawn)])
         rewards = rewarding.score(stage.reward_parts, experience.groups)
@@ -288,12 +295,12 @@ def validate(config: settings.Config, sampler: Sampler, ranker, queries, step: i
     return {s: row.by_scenario("MRR", s) for s in row.scenarios()} | {"mean": row.mean("MRR"), "mean_strict": row.mean("MRR", strict=True)}
 
 
-def learning_rate_share(train: settings.Train, step: int) -> float:
-    """Share of train.lr in step `step` (from 1): linear warm-up, then constant or a cosine down to a tenth.
+def learning_rate_share(train: settings.Train, step: int, wait: int = 0) -> float:
+    """Share of a rate in step `step` (from 1): linear warm-up, then constant or a cosine down to a tenth.
 
-    The steps in which only the values learn come before all that.
+    `wait` steps come before all that, such as those in which only the values learn.
     """
-    step, steps = step - train.value_warmup, train.steps - train.value_warmup
+    step, steps = step - wait, train.steps - wait
     if step <= train.warmup:
         return max(step, 0) / (train.warmup + 1)
     if train.schedule == "constant":
@@ -356,7 +363,7 @@ def dry_run(config, stage: Stage, policy: Policy, plan: memory.Plan, sampler: Sa
     print(f"\n{plan.outlook()}\n\nmeasuring one step (nothing is trained) ...", flush=True)
     started = time.perf_counter()
     with plan.phase("sampling"):
-        experience, _ = roll_out(stage, sampler, ranker, 1)
+        experience, _ = roll_out(stage, sampler, ranker, {})
     sampled = time.perf_counter()
     groups, count = experience.groups, len(experience.cohorts)
     with plan.phase("learning"):

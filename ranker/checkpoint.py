@@ -25,7 +25,7 @@ from ranker.prompting import changed_prompts, prompt_versions
 from ranker.provenance import interpreter
 
 RECORD = {"step": int, "base_model": str, "prompts": dict, "scores": dict, "data": dict, "config": dict,
-          "notes": list}  # of checkpoint.json
+          "notes": list, "position": dict}  # of checkpoint.json
 TEMPORARY = ".*.tmp"  # what one that was killed had not finished
 SAME_RUN = {"run.dir", "run.save_every", "run.keep", "model.device",  # may change between start and resume, as may what is computed at once
             "rollout.tokens_per_batch", "rollout.tokens_per_prefill", "rollout.tokens_kept", "rollout.graph", "train.tokens_per_batch", "model.gradient_checkpointing"}
@@ -87,7 +87,7 @@ def start_run(config: settings.Config, fresh: bool, record: dict) -> BinaryIO:
 
 
 def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: dict, best: bool,
-         notes: Sequence[str] = ()) -> Path:
+         notes: Sequence[str] = (), position: dict[str, int] | None = None) -> Path:
     """Write `checkpoints/step_N`, then point `last` (and `best`) at it, then delete older ones beyond `run.keep`."""
     run = Path(config.run.dir)
     target = run / "checkpoints" / f"step_{step}"
@@ -108,7 +108,7 @@ def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: 
                 "step": step, "base_model": config.model.name,
                 "prompts": prompt_versions(policy.prompter.chat.version), "scores": scores,
                 "data": {name: sources.checksum(name) for name in sources.names(config)},
-                "config": settings.as_dict(config), "notes": list(notes)}, indent=1) + "\n")
+                "config": settings.as_dict(config), "notes": list(notes), "position": position or {}}, indent=1) + "\n")
             for path in temporary.iterdir():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
@@ -180,7 +180,7 @@ def describe(folder: Path) -> dict:
         raise UserError(f"{path}: {error.strerror}; without it nobody knows the base model of this adapter") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: not JSON ({error})") from None
-    record = {"notes": []} | record if isinstance(record, dict) else record  # a checkpoint from before there were any
+    record = {"notes": [], "position": {}} | record if isinstance(record, dict) else record  # a checkpoint from before there were any
     for name, kind in RECORD.items():
         if not isinstance(record, dict) or type(record.get(name)) is not kind:
             raise UserError(f"{path} is damaged: '{name}' is missing or no {kind.__name__}")

@@ -172,7 +172,7 @@ def test_the_plan_meets_what_the_phases_of_a_step_take(make_policy, new, prefill
     plan = memory.plan(config, policy, sampler, optimizer, ask, len(validation), ranker.calls(5))
     found = {"validation": tensors_of(lambda: train.validate(config, sampler, ranker, validation, 0))}
     with memory.Meter() as meter:
-        experience, _ = train.roll_out(Stage(1, config, rewarding.load(config.reward), grpo, training.__getitem__), sampler, ranker, 1)
+        experience, _ = train.roll_out(Stage(1, config, rewarding.load(config.reward), grpo, training.__getitem__), sampler, ranker, {})
     found["sampling"] = meter.peak
     found["learning"] = tensors_of(lambda: train.update(config, policy, None, grpo, experience, torch.ones(36), torch.ones(36) > 0, 1))
     for phase, items in plan.items(config).items():

@@ -145,7 +145,7 @@ def test_refills_go_on_until_enough_groups_have_unlike_rewards_or_the_draws_are_
     stage = Stage(1, config, [], None, lambda i: i)
     for alike, expected in ((1, [[0, 1]]), (2, [[0, 1], [2, 3]]), (10**6, [[0, 1], [2, 3], [4, 5]])):
         drawn.clear()
-        experience, rewards = train.roll_out(stage, None, None, 1)
+        experience, rewards = train.roll_out(stage, None, None, {})
         assert drawn == expected and len(rewards) == len(experience.groups) == 2 * len(expected)
         assert experience.cohorts == sorted(experience.cohorts) and len(set(experience.cohorts)) == len(experience.groups)
 
