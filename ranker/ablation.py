@@ -18,18 +18,20 @@ from tqdm import tqdm
 
 from ranker.errors import Parser, UserError, exit_status, nearest
 from ranker.files import write_text, writing
-from ranker.report import BASE, markdown
+from ranker.evaluation.report import BASE, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 UNTRAINED = {"base, direct": "dranker", "base, iterative": "iranker"}  # row -> the config whose untrained base it is
-TRAINED = {"DRanker (GRPO)": "dranker", "IRanker (GRPO)": "iranker", "IRanker (PPO)": "iranker_ppo", "IRanker on-policy": "iranker_on_policy"}
+TRAINED = {"DRanker (GRPO)": "dranker", "IRanker (GRPO)": "iranker", "IRanker (PPO)": "iranker_ppo",
+           "IRanker on-policy": "iranker_on_policy"}
 
 
 def main() -> None:
     parser = Parser(prog="python -m ranker.ablation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of every config")
     parser.add_argument("--dir", type=Path, default=Path("runs/ablation"), help="where the runs and the table go")
-    parser.add_argument("--jobs", type=int, default=1, help="scripts at a time, which share the CPU cores; 1 for a single GPU")
+    parser.add_argument("--jobs", type=int, default=1,
+                        help="scripts at a time, which share the CPU cores; 1 for a single GPU")
     parser.add_argument("--limit", type=int, help="at most this many test queries per task")
     parser.add_argument("--configs", help="names of configs/, joined by commas, to compare instead")
     args, settings = parser.parse_known_args()
@@ -42,16 +44,19 @@ def main() -> None:
             raise UserError(f"--configs: there is no configs/{config}.yaml{nearest(config, known)}")
     runs = {config: [args.dir / f"{config}-{seed}" for seed in range(args.seeds)] for config in configs}
     outs = {config: args.dir / f"eval-{config}-{args.seeds}-{args.limit or 'all'}" for config in configs}
-    training = [(run.with_suffix(".log"), "train.py", ROOT / "configs" / f"{config}.yaml", f"--run.seed={seed}", f"--run.dir={run}", *settings)
-                for config in configs for seed, run in enumerate(runs[config])]
-    evaluations = [(out.with_suffix(".log"), "evaluate.py", *(word for run in runs[config] for word in ("--ckpt", run / "best")), "--out", out,
-                    *(["--limit", args.limit] if args.limit else [])) for config, out in outs.items() if not (out / "results.json").is_file()]
+    training = [(run.with_suffix(".log"), "train.py", ROOT / "configs" / f"{config}.yaml", f"--run.seed={seed}",
+                 f"--run.dir={run}", *settings) for config in configs for seed, run in enumerate(runs[config])]
+    evaluations = [(out.with_suffix(".log"), "evaluate.py",
+                    *(word for run in runs[config] for word in ("--ckpt", run / "best")), "--out", out,
+                    *(["--limit", args.limit] if args.limit else [])) for config, out in outs.items()
+                   if not (out / "results.json").is_file()]
     for name, calls in (("train", training), ("evaluate", evaluations)):
         run_scripts(name, calls, args.jobs)
     results = {config: json.loads((out / "results.json").read_text(encoding="utf-8")) for config, out in outs.items()}
     table = methods_table(results) if args.configs else ablation_table(results)
     write_text(args.dir / "table.md", table + "\n")
-    print(f"On the test queries, mean ± standard deviation over {args.seeds} seed(s):\n\n{table}\n\nwritten to {args.dir}/table.md")
+    print(f"On the test queries, mean ± standard deviation over {args.seeds} seed(s):\n\n{table}\n\n"
+          f"written to {args.dir}/table.md")
 
 
 def run_scripts(name: str, calls: list[tuple], jobs: int) -> None:
@@ -65,7 +70,8 @@ def run_scripts(name: str, calls: list[tuple], jobs: int) -> None:
                 log.parent.mkdir(parents=True, exist_ok=True)
                 file = log.open("w", encoding="utf-8")
             with file:
-                status = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], stdout=file, stderr=subprocess.STDOUT,
+                status = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], stdout=file,
+                                        stderr=subprocess.STDOUT,
                                         env=os.environ | {"OMP_NUM_THREADS": threads}).returncode
             if status:
                 last = (log.read_text(encoding="utf-8").split("\n")[-2:] or [""])[0]
@@ -80,7 +86,8 @@ def run_scripts(name: str, calls: list[tuple], jobs: int) -> None:
 
 
 def ablation_table(results: dict[str, dict]) -> str:
-    """Markdown: a row per method, a column per scenario. `results`: config -> what evaluate.py wrote about its seeds."""
+    """Markdown: a row per method, a column per scenario. `results`: config -> what evaluate.py wrote about its
+    seeds."""
     rows = {name: [results[config]["rows"][BASE]] for name, config in UNTRAINED.items()}
     rows |= {name: trained_rows(results[config]) for name, config in TRAINED.items()}
     scenarios = list(next(iter(rows.values()))[0]["repaired"]["scenarios"])
@@ -93,16 +100,20 @@ def ablation_table(results: dict[str, dict]) -> str:
 
 
 def methods_table(results: dict[str, dict]) -> str:
-    """Markdown: a row per config. Cost is that of a trained run on the first scenario (of the world's: 20 candidates); quality is the mean over the tasks."""
+    """Markdown: a row per config. Cost is that of a trained run on the first scenario (of the world's: 20 candidates);
+    quality is the mean over the tasks."""
     lines = []
     for config, result in results.items():
         base, trained = result["rows"][BASE], trained_rows(result)
         cost = [next(iter(row["cost"].values())) for row in trained]
-        numbers = [f"{statistics.mean(c[name] for c in cost):.{digits}f}" for name, digits in (("calls", 1), ("prompt_tokens", 0), ("completion_tokens", 0))]
+        numbers = [f"{statistics.mean(c[name] for c in cost):.{digits}f}"
+                   for name, digits in (("calls", 1), ("prompt_tokens", 0), ("completion_tokens", 0))]
         for metric in ("MRR", "nDCG@10"):
-            numbers += [f"{base['repaired']['mean'][metric]:.3f}", mean_and_deviation([row["repaired"]["mean"][metric] for row in trained])]
+            numbers += [f"{base['repaired']['mean'][metric]:.3f}",
+                        mean_and_deviation([row["repaired"]["mean"][metric] for row in trained])]
         lines.append([config, *numbers, mean_and_deviation([row["strict"]["mean"]["MRR"] for row in trained])])
-    return markdown(["config", "calls", "tokens in", "tokens out", "MRR before", "after", "nDCG@10 before", "after", "MRR after, strict"], lines)
+    return markdown(["config", "calls", "tokens in", "tokens out", "MRR before", "after", "nDCG@10 before", "after",
+                     "MRR after, strict"], lines)
 
 
 def trained_rows(result: dict) -> list[dict]:

@@ -10,8 +10,11 @@ candidate's text, and a close spelling. Numbers and roman numerals must agree (y
 import difflib
 import re
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
+from ranker import plugins
 from ranker.data import Answer, Ask
 from ranker.prompting import harmless
 
@@ -22,7 +25,6 @@ _BRACKETS = str.maketrans("【】〔〕", "[][]")
 _IDENTIFIER = re.compile(r"\[\s*(\d{1,9})\s*\]")
 _LONE_NUMBER = re.compile(r"[^\w+-]*(\d{1,9})\W*")
 _NAMED_NUMBER = re.compile(r"\W*(?:candidate|passage|item|option|number|no\.?)\s*(?:#\s*)?(\d{1,9})\W*", re.IGNORECASE)
-_SCORE = re.compile(r"(\d{1,9})(?:\s*/\s*10)?")
 _MARKER = re.compile(r"\s*(?:[-*•>]|(\d{1,3})[.)]\s)\s*")
 _YEAR = re.compile(r"\b(?:18|19|20)\d\d\b")
 _NUMERAL = re.compile(r"\d+|\b(?:[ivx]{2,}|[vx])\b")
@@ -47,26 +49,56 @@ def place(text: str) -> slice | None:
 
 
 def parse(text: str, ask: Ask, finished: bool = True) -> Answer:
-    """The Answer that `text` gives to `ask`. `finished` is False when the token limit cut the completion."""
-    inside = span(text)
-    if inside is None:
-        return MISSING if finished else Answer("truncated")
-    inside = unicodedata.normalize("NFKC", inside).translate(_BRACKETS).strip()
+    """Return the Answer that `text` gives to `ask`. `finished` is False where the token limit cut the completion."""
+    found = place(text)
+    if found is None:
+        return Answer("truncated" if not finished else "missing_answer", text=text)
+    whole = unicodedata.normalize("NFKC", text[found]).translate(_BRACKETS)
+    inside = whole.strip()
     if not re.search(r"\w", inside):
-        return MISSING
-    if ask.decision == "score":
-        return _score(inside)
-    named = _named(inside, ask)
+        return replace(MISSING, text=text)
+    answer = plugins.module("decision", ask.decision).parse(inside, ask)
+    numbers = list(_IDENTIFIER.finditer(whole)) if len(whole) == found.stop - found.start else []
+    places = tuple((found.start + n.start(), found.start + n.end()) for n in numbers)
+    return replace(answer, text=text, places=places if len(places) == answer.named == len(answer.value) else ())
+
+
+def some(named: Sequence[str | None], ask: Ask, most: int) -> Answer:
+    """Return the Answer that names at most `most` candidates; the only one asked for may be named twice."""
     if None in named:
-        return Answer("not_a_candidate", tuple(dict.fromkeys(c for c in named if c is not None)), len(named))
+        return _foreign(named)
     distinct = tuple(dict.fromkeys(named))
-    if ask.decision in ("eliminate", "pick"):  # the only one asked for may be named twice
-        once = len(distinct) == len(named) or ask.drop == 1
-        return Answer("ok" if once and len(distinct) <= ask.drop else "repetition", distinct, len(named))
-    wanted = len(ask.left) if ask.decision == "order" else (len(ask.left) + 1) // 2
+    once = len(distinct) == len(named) or most == 1
+    return Answer("ok" if once and len(distinct) <= most else "repetition", distinct, len(named))
+
+
+def exactly(named: Sequence[str | None], ask: Ask, wanted: int) -> Answer:
+    """Return the Answer that names `wanted` candidates, each once."""
+    if None in named:
+        return _foreign(named)
+    distinct = tuple(dict.fromkeys(named))
     if len(distinct) < len(named) or len(distinct) > wanted:
         return Answer("repetition", distinct, len(named))
     return Answer("ok" if len(distinct) == wanted else "missing_ids", distinct, len(named))
+
+
+def _foreign(named: Sequence[str | None]) -> Answer:
+    return Answer("not_a_candidate", tuple(dict.fromkeys(c for c in named if c is not None)), len(named))
+
+
+def by_relevance(ask: Ask, sign: float = 1.0) -> list[str]:
+    """Return the candidates in question as somebody orders them who knows the relevance, or (sign -1) its opposite."""
+    return sorted(ask.left, key=lambda c: -sign * ask.query.rel[c])
+
+
+def written(ask: Ask, ids: Sequence[str]) -> str:
+    """Return what stands inside the answer tags of an answer that names these candidates."""
+    return " > ".join(f"[{ask.pool.index(c) + 1}]" for c in ids)
+
+
+def alternatives(ask: Ask) -> tuple[str, ...]:
+    """Return the answers whose probabilities the policy gives beside the one it wrote."""
+    return getattr(plugins.module("decision", ask.decision), "ALTERNATIVES", ())
 
 
 def parse_recorded(text: str, ask: Ask) -> Answer:
@@ -84,33 +116,25 @@ def digits(text: str, ask: Ask) -> Answer:
     return Answer("ok", tuple(dict.fromkeys([*named, *ask.pool])), len(named))
 
 
-def _score(inside: str) -> Answer:
-    number = _SCORE.fullmatch(inside)
-    if not number:
-        return MISSING
-    value = int(number[1])
-    return Answer("ok", (value,)) if value <= 10 else FOREIGN
-
-
-def _named(inside: str, ask: Ask) -> list[str | None]:
-    """Candidate ids in the order named, None for what is no candidate. Never empty."""
+def named(inside: str, ask: Ask, one: bool) -> list[str | None]:
+    """Return candidate ids in the order named, None for what is no candidate; never empty. `one`: one name is
+    wanted."""
     pool, left = ask.pool, set(ask.left)
     pick = lambda k: pool[k - 1] if 1 <= k <= len(pool) and pool[k - 1] in left else None  # noqa: E731
     numbers = [int(k) for k in _IDENTIFIER.findall(inside)]
     if numbers:
         return [pick(k) for k in numbers]
     titles = {c: _shown(ask.query.texts[c]) for c in ask.left}
-    one = ask.decision in ("eliminate", "pick") and ask.drop == 1
     parts = [inside] if one else [part for part in re.split(r"[\n>,]", inside) if re.search(r"\w", part)]
     lone = [_LONE_NUMBER.fullmatch(part) or _NAMED_NUMBER.fullmatch(part) for part in parts]
     if all(lone) and not any(normal(part) in titles.values() for part in parts):
         return [pick(int(number[1])) for number in lone]
     parts = parts if one else [part for part in re.split(r"\n|\s>\s", inside) if part.strip()]
-    named = [match(part, titles) for part in parts]
+    found = [match(part, titles) for part in parts]
     marker = _MARKER.match(inside)
-    if one and marker and marker[1] and pick(int(marker[1])) != named[0]:
+    if one and marker and marker[1] and pick(int(marker[1])) != found[0]:
         return [None]  # "3. Heat" where [3] is another one
-    return named
+    return found
 
 
 def normal(text: str) -> str:
@@ -122,7 +146,8 @@ def normal(text: str) -> str:
 
 @lru_cache(4096)
 def _shown(text: str) -> str:
-    """A candidate's text as the prompt showed it, `normal`. Every completion of a group and every ask of a query needs it again."""
+    """A candidate's text as the prompt showed it, `normal`. Every completion of a group and every ask of a query needs
+    it again."""
     return normal(harmless(text))
 
 
@@ -166,7 +191,8 @@ def _close(name: str, titles: dict[str, str], like: dict[str, str]) -> str | Non
     for candidate, title in titles.items():
         bound.set_seq1(title)
         if len(title) <= LONGEST_TITLE and bound.real_quick_ratio() >= 0.77 and bound.quick_ratio() >= 0.77:
-            scores.append((difflib.SequenceMatcher(None, name, title, autojunk=False).ratio(), candidate))  # not the same the other way round
+            # not the same the other way round
+            scores.append((difflib.SequenceMatcher(None, name, title, autojunk=False).ratio(), candidate))
     scores.sort(reverse=True)
     if not scores or scores[0][0] < 0.85 or (len(scores) > 1 and scores[0][0] - scores[1][0] < 0.08):
         return None

@@ -10,7 +10,8 @@ import json
 import sys
 from pathlib import Path
 
-from ranker import metrics, report, stats
+from ranker import metrics
+from ranker.evaluation import report, stats
 from ranker.errors import Parser, UserError, exit_status, nearest
 
 
@@ -24,20 +25,25 @@ def main() -> None:
         raise UserError("--row names one row for both evaluations, or one for each")
     folders = [path.parent if path.is_file() else path for path in args.results]
     one, two = (load(folder) for folder in folders)
-    for what, known in {"data": data_of, "queries": lambda r: r.get("queries"), "candidate orders": lambda r: (r.get("orders"), r["config"]["run"]["seed"]),
+    for what, known in {"data": data_of, "queries": lambda r: r.get("queries"),
+                        "candidate orders": lambda r: (r.get("orders"), r["config"]["run"]["seed"]),
                         "relevance level": lambda r: r["config"]["eval"]["relevance_level"]}.items():
         if known(one) != known(two):
-            raise UserError(f"{folders[0]} and {folders[1]} differ in their {what} ({shown(known(one))} and {shown(known(two))}); evaluate both alike")
+            raise UserError(f"{folders[0]} and {folders[1]} differ in their {what} ({shown(known(one))} and "
+                            f"{shown(known(two))}); evaluate both alike")
     metric = metrics.canonical(args.metric) if args.metric else one["metrics"][0]
     names = [args.row[i % len(args.row)] if args.row else list(r["rows"])[-1] for i, r in enumerate((one, two))]
     values = [per_query(folder, results, name, metric) for folder, results, name in zip(folders, (one, two), names)]
     if values[0].keys() != values[1].keys():
-        raise UserError(f"{folders[0]} and {folders[1]} ranked different queries, such as '{min(values[0].keys() ^ values[1].keys())}'")
+        raise UserError(f"{folders[0]} and {folders[1]} ranked different queries, "
+                        f"such as '{min(values[0].keys() ^ values[1].keys())}'")
     found = stats.compare([values[1][q] - values[0][q] for q in values[0]])
     means = [sum(v.values()) / len(v) for v in values]
     print(f"{metric}, {found['queries']} queries\n")
-    print(report.markdown(["", metric], [[f"{folder}: {name}", f"{mean:.4f}"] for folder, name, mean in zip(folders, names, means)]))
-    print(f"\ngain {found['gain']:+.4f}, 95% interval {found['low']:+.4f} to {found['high']:+.4f}, p = {found['p']:.4f} (paired randomization);"
+    print(report.markdown(["", metric],
+                          [[f"{folder}: {name}", f"{mean:.4f}"] for folder, name, mean in zip(folders, names, means)]))
+    print(f"\ngain {found['gain']:+.4f}, 95% interval {found['low']:+.4f} to {found['high']:+.4f}, "
+          f"p = {found['p']:.4f} (paired randomization);"
           f" better {found['wins']}, same {found['ties']}, worse {found['losses']}")
 
 
@@ -70,7 +76,8 @@ def per_query(folder: Path, results: dict, name: str, metric: str) -> dict[str, 
         raise UserError(f"{folder} has no metric '{metric}'{nearest(metric, results['metrics'])}")
     try:
         with (folder / "per_query.csv").open(encoding="utf-8", newline="") as file:
-            return {row["qid"]: float(row["value"]) for row in csv.DictReader(file) if row["name"] == name and row["measure"] == metric}
+            return {row["qid"]: float(row["value"]) for row in csv.DictReader(file)
+                    if row["name"] == name and row["measure"] == metric}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/per_query.csv cannot be read ({error})") from None
 

@@ -22,7 +22,8 @@ from pathlib import Path
 from ranker.errors import UserError, nearest
 from ranker.files import open_whole
 
-Cut = dict[str, int] | None  # `tokens` (or `words`) that each text was cut to, items of the `history` that are left; None: all is whole
+# `tokens` (or `words`) that each text was cut to, items of the `history` that are left; None: all is whole
+Cut = dict[str, int] | None
 
 FIELDS = ("id", "task", "context", "candidates", "relevance")
 OPTIONAL = ("group",)
@@ -78,31 +79,37 @@ class Query:
 class Ask:
     """One call of the language model: a decision about the pool of candidate ids, in the order shown.
 
-    The identifier `[k]` in the prompt and in the answer is the candidate `pool[k - 1]`. `examples` are other asks with
-    the completion they were given, shown before this one. `out` are candidates of the pool that are no longer in
-    question, in the order they left; the prompt states them at its end (None: it does not). An elimination may name up
-    to `drop` candidates. `by_logits`: nothing is written, the logits of the identifiers are the answer. `hint`: the right
-    answer, given away in the prompt so that the policy writes a way to it.
+    The identifier `[k]` in the prompt and in the answer is the candidate `pool[k - 1]`.
     """
 
     query: Query
     pool: tuple[str, ...]
     decision: str
-    examples: tuple[tuple["Ask", str], ...] = ()
-    out: tuple[str, ...] | None = None
-    drop: int = 1
-    by_logits: bool = False
-    hint: str = ""
+    examples: tuple[tuple["Ask", str], ...] = ()  # other asks with their completions, shown before this one
+    out: tuple[str, ...] | None = None  # of the pool, no longer in question, in the order they left; None: not stated
+    drop: int = 1  # candidates that an elimination may name at most
+    by_logits: bool = False  # nothing is written: the logits of the identifiers are the answer
+    hint: str = ""  # the right answer, given away in the prompt so that the policy writes a way to it
+    told: tuple[tuple[str, str], ...] = ()  # (name, text): further texts, fields of the decision's template
+    role: str = "policy"  # who answers
+    samples: int = 1  # different completions that are wanted; with several the answer is a list of answers
+    temperature: float = 0.0  # of sampling; 0: the likeliest
+    sample: int = 0  # which of the samples it is, given by the driver
 
     @cached_property
     def left(self) -> tuple[str, ...]:
-        """The candidates in question."""
+        """Return the candidates in question."""
         return tuple(c for c in self.pool if c not in self.out) if self.out else self.pool
 
     def described(self) -> dict:
-        """What traces and logs say of it, JSON as it is."""
-        return {"decision": self.decision, "pool": list(self.pool)} | ({"out": list(self.out)} if self.out is not None else {}) | (
-            {"drop": self.drop} if self.drop > 1 else {})
+        """Return what traces and logs say of the ask, JSON as it is."""
+        more = {"out": list(self.out)} if self.out is not None else {}
+        more |= {"drop": self.drop} if self.drop > 1 else {}
+        more |= {"told": [list(pair) for pair in self.told]} if self.told else {}
+        more |= {"role": self.role} if self.role != "policy" else {}
+        more |= {"temperature": self.temperature} if self.temperature else {}
+        more |= {"sample": self.sample} if self.sample else {}
+        return {"decision": self.decision, "pool": list(self.pool)} | more
 
 
 STATUSES = ("ok", "missing_answer", "not_a_candidate", "repetition", "missing_ids", "truncated")
@@ -112,15 +119,16 @@ STATUSES = ("ok", "missing_answer", "not_a_candidate", "repetition", "missing_id
 class Answer:
     """What a completion decided. `value` holds candidate ids (for `score`, one whole number), best first.
 
-    Only an `ok` answer may be acted on; in a failed one `value` is what could be read, each candidate once. `named` is
-    how many identifiers or texts the answer named, repeated and foreign ones included. `scores`, of a `score` ask alone,
-    are the policy's probabilities of the whole numbers 0 to 10 where it wrote its own; empty where nobody computed them.
+    Only an `ok` answer may be acted on; in a failed one `value` is what could be read, each candidate once.
     """
 
     status: str
     value: tuple = ()
-    named: int = field(default=0, compare=False)
+    named: int = field(default=0, compare=False)  # identifiers or texts named, repeated and foreign ones included
+    # of the decision's ALTERNATIVES, where somebody knows them
     scores: tuple[float, ...] = field(default=(), compare=False)
+    text: str = field(default="", compare=False, repr=False)  # the whole completion
+    places: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)  # of `value`'s identifiers in it
 
     @property
     def ok(self) -> bool:
@@ -129,9 +137,10 @@ class Answer:
 
 @dataclass
 class Completion:
-    """One sampled completion. `ids` end with the stop token where there is one; `logprobs` are the sampler's.
+    """One completion and its facts. `ids` end with the stop token where there is one; `logprobs` are the sampler's.
 
-    Where only the text is known (of a server's, of a recorded one) there are no ids, and `counted` says how many there were.
+    Where only the text is known (of a server's, of a recorded one) there are no ids, and `counted` says how many there
+    were. Where nobody sampled, log-probabilities are NaN.
     """
 
     ids: list[int]
@@ -142,6 +151,14 @@ class Completion:
     seconds: float = 0.0  # its share of the batch it was sampled in
     cut: Cut = None  # what its prompt lost
     counted: int = 0
+    # What training adds:
+    cohort: object = field(default=0, compare=False, repr=False)  # completions of one cohort are compared
+    next: "Completion | None" = field(default=None, compare=False, repr=False)  # what follows it in its episode
+    rewards: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # by name; `task`, `total`: sums
+    returns: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # `task`, `total`, to the end
+    alive: bool = field(default=False, compare=False, repr=False)  # whether it is learned from
+    advantage: float = field(default=0.0, compare=False, repr=False)  # mean over its tokens
+    signals: dict = field(default_factory=dict, compare=False, repr=False)  # name -> tensor [its tokens]
 
     @property
     def tokens(self) -> int:
@@ -201,7 +218,8 @@ def _parse_candidates(raw: object, where: str) -> tuple[Candidate, ...]:
                 raise UserError(f"{where}: candidate {i + 1} has an unknown field '{name}'{nearest(name, MEASURED)}")
             if type(item[name]) not in (int, float) or not abs(item[name]) <= 1e9:  # NaN fails this too
                 raise UserError(f"{where}: '{name}' of candidate {i + 1} must be a number, got {item[name]!r}")
-    if any(name in item for name in MEASURED for item in raw) and not all(name in item for name in MEASURED for item in raw):
+    if (any(name in item for name in MEASURED for item in raw)
+        and not all(name in item for name in MEASURED for item in raw)):
         raise UserError(f"{where}: where one candidate has performance and cost, all need both")
     return tuple(Candidate(item["id"], item["text"], item.get("performance"), item.get("cost")) for item in raw)
 
@@ -263,9 +281,11 @@ def write_queries(path: str | Path, queries: Iterable[Query]) -> None:
             line = json.dumps({
                 "id": q.id, "task": q.task, **({"group": q.group} if q.group else {}),
                 "context": q.context if isinstance(q.context, str) else list(q.context),
-                "candidates": [{k: v for k, v in vars(c).items() if v is not None} for c in q.candidates], "relevance": list(q.relevance),
+                "candidates": [{k: v for k, v in vars(c).items() if v is not None} for c in q.candidates],
+                "relevance": list(q.relevance),
             }, ensure_ascii=False)
             try:
                 file.write(line + "\n")
             except UnicodeEncodeError:
-                raise UserError(f"query '{q.id}': a text holds half of a surrogate pair (\\ud800 to \\udfff), which is no text") from None
+                raise UserError(f"query '{q.id}': a text holds half of a surrogate pair (\\ud800 to "
+                                "\\udfff), which is no text") from None

@@ -32,10 +32,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_line(text: str) -> str:
-    """`text` as an error line shows it: what a file says may be as long as the file, and may hold codes that a terminal obeys."""
+    """`text` as an error line shows it: what a file says may be as long as the file, and may hold codes that a terminal
+    obeys."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
     room = LONGEST - len("error:  ... ")
-    return text if len(text) <= room + 5 else f"{text[:room - room // 3]} ... {text[-(room // 3):]}"  # what, where, and what to do
+    # what, where, and what to do
+    return text if len(text) <= room + 5 else f"{text[:room - room // 3]} ... {text[-(room // 3):]}"
 
 
 def exit_status(main: Callable[[], int | None]) -> int:
@@ -51,11 +53,13 @@ def exit_status(main: Callable[[], int | None]) -> int:
         if error.filename or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EPIPE):
             raise
         # What else writes says which file it was.
-        return _ended(f"error: cannot write to the standard output or error: {error.strerror}; what was saved before is whole")
+        return _ended(f"error: cannot write to the standard output or error: {error.strerror}; "
+                      "what was saved before is whole")
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; this file does without torch
             raise
-        return _ended("error: the GPU is out of memory; lower, in this order: rollout.tokens_per_batch and rollout.tokens_per_prefill,"
+        return _ended("error: the GPU is out of memory; lower, in this order: "
+                      "rollout.tokens_per_batch and rollout.tokens_per_prefill,"
                       " train.tokens_per_batch, rollout.max_new_tokens; or set model.gradient_checkpointing=true")
     except KeyboardInterrupt:
         return _ended("interrupted", 130)

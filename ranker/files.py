@@ -20,12 +20,14 @@ LOCK = "lock"  # in a folder that one process at a time may write to
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Where the disk or the folder refuses (full, read-only, gone), a UserError that says so. All that writes a user's files stands in it."""
+    """Where the disk or the folder refuses (full, read-only, gone), a UserError that says so. All that writes a user's
+    files stands in it."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {path}: {reason}; what was saved before is whole: make room there, or make it writable, then"
+        raise UserError(f"cannot write {path}: {reason}; what was saved before is whole: make room there, "
+                        "or make it writable, then"
                         " type the same command again") from None
 
 
@@ -39,7 +41,8 @@ def refuse_read_only(folder: Path) -> None:
 
 @contextlib.contextmanager
 def open_whole(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """A file to write step by step, UTF-8 or (mode `wb`) bytes; it gets its name only when all went well. Raises UserError."""
+    """A file to write step by step, UTF-8 or (mode `wb`) bytes; it gets its name only when all went well. Raises
+    UserError."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -71,7 +74,8 @@ def _alive(process: str) -> bool:
 
 
 def lock(folder: Path, sign: bool = True) -> BinaryIO:
-    """Hold a folder for this process, whose number goes into the file with `sign`. The system lets go of it when the process ends, however that happens."""
+    """Hold a folder for this process, whose number goes into the file with `sign`. The system lets go of it when the
+    process ends, however that happens."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+b", buffering=0)

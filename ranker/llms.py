@@ -1,4 +1,5 @@
-"""Models behind the driver that are not the policy: scripted ones for tests and dry runs, and a replay of recorded completions.
+"""Models behind the driver that are not the policy: scripted ones for tests and dry runs, and a replay of recorded
+completions.
 
 They give texts, and the real parser reads them.
 """
@@ -8,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ranker.answers import parse, parse_recorded
+from ranker import plugins
+from ranker.answers import alternatives, parse, parse_recorded
 from ranker.data import Answer, Ask, Completion, Query
 from ranker.drive import Model, run
 from ranker.errors import UserError
-from ranker.tables import json_lines, words
+from ranker.reading import json_lines, words
 
 
 def scripted(write: Callable[[Ask], str]) -> Callable[[Sequence[Ask]], list[tuple[int, Completion]]]:
@@ -21,25 +23,16 @@ def scripted(write: Callable[[Ask], str]) -> Callable[[Sequence[Ask]], list[tupl
 
 
 def right_answer(ask: Ask) -> str:
-    """The completion of somebody who knows the relevance."""
-    return _answer(ask, 1.0)
+    """Write the completion of somebody who knows the relevance."""
+    return _completion(ask, plugins.module("decision", ask.decision).right(ask))
 
 
 def wrong_answer(ask: Ask) -> str:
-    """A well-formed completion that decides exactly the other way round."""
-    return _answer(ask, -1.0)
+    """Write a well-formed completion that decides exactly the other way round."""
+    return _completion(ask, plugins.module("decision", ask.decision).wrong(ask))
 
 
-def _answer(ask: Ask, sign: float) -> str:
-    value = {c: sign * ask.query.rel[c] for c in ask.left}
-    order = sorted(ask.left, key=lambda c: -value[c])
-    number = {c: k for k, c in enumerate(ask.pool, 1)}
-    if ask.decision == "score":
-        share = ask.query.rel[order[0]] / max(ask.query.relevance)
-        span = str(round(10 * (share if sign > 0 else 1 - share)))
-    else:
-        named = {"eliminate": order[:-1 - ask.drop:-1], "pick": order[:1], "order": order, "narrow": order[:(len(order) + 1) // 2]}
-        span = " > ".join(f"[{number[c]}]" for c in named[ask.decision])
+def _completion(ask: Ask, span: str) -> str:
     return f"<think>{ask.query.task}: {len(ask.pool)} shown</think>\n<answer>{span}</answer>"
 
 
@@ -53,8 +46,8 @@ def rehearsal(ranker, query: Query) -> list[Ask]:
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
         answered = answer(asks)
         for ask, (_, completion) in zip(asks, answered):
-            if ask.decision == "score":  # as the policy would give them
-                completion.answer = replace(completion.answer, scores=(1 / 11,) * 11)
+            if count := len(alternatives(ask)):  # as the policy would give them
+                completion.answer = replace(completion.answer, scores=(1 / count,) * count)
         return answered
 
     run(ranker, [query], model, on_ask=lambda ask, *_: asked.append(ask))
@@ -69,10 +62,12 @@ def replay(path: Path, read: Callable[[str, Ask], Answer] = parse_recorded) -> M
     """
     recorded: dict[str, list[str]] = {}
     for line, record in json_lines(path):
-        query, text = (next((record[name] for name in names if name in record), None) for names in (("qid", "query"), ("response", "text")))
+        query, text = (next((record[name] for name in names if name in record), None)
+                       for names in (("qid", "query"), ("response", "text")))
         if not isinstance(query, (str, int)) or not isinstance(text, str):
             raise UserError(f"{path}:{line}: a recorded answer needs 'qid' and 'response' (or 'query' and 'text')")
-        recorded.setdefault(str(query), []).append(words(text, f"{path}:{line}", "a recorded answer") if text.strip() else text)
+        recorded.setdefault(str(query), []).append(words(text, f"{path}:{line}", "a recorded answer") if text.strip()
+                                                   else text)
     asked: Counter = Counter()
 
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
@@ -81,7 +76,8 @@ def replay(path: Path, read: Callable[[str, Ask], Answer] = parse_recorded) -> M
             texts = recorded.get(ask.query.id, [])
             asked[ask.query.id] += 1
             if asked[ask.query.id] > len(texts):
-                raise UserError(f"{path}: no recorded answer for ask {asked[ask.query.id]} about query '{ask.query.id}' ({len(texts)} are there);"
+                raise UserError(f"{path}: no recorded answer for ask {asked[ask.query.id]} about query "
+                                f"'{ask.query.id}' ({len(texts)} are there);"
                                 " do --ranker, --window, --step and the depth of the run fit the recording?")
             text = texts[asked[ask.query.id] - 1]
             completions.append((0, Completion([], [], text, True, read(text, ask))))

@@ -41,13 +41,14 @@ def read(path: Path) -> Iterator[dict]:
                     return
 
 
-CAUSES = {"parse_rate": "a learning rate too high, a KL weight (train.beta) too low, or completions cut by rollout.max_new_tokens",
-          "reward": "a learning rate too high, a KL weight (train.beta) too low, or a reward that another part works against"}
+CAUSES = {"parse_rate": "a learning rate too high, a KL weight (train.beta) too low, or completions cut by "
+          "rollout.max_new_tokens", "reward": "a learning rate too high, a KL weight (train.beta) too low, "
+          "or a reward that another part works against"}
 
 
 def collapse(margin: float, steps: int) -> Callable[[dict], str | None]:
-    """A function that sees every step's record and gives what to announce when the parse rate or the reward has been `margin` below the best
-    mean of five steps for `steps` ones; once. Steps in which nothing was scored say nothing.
+    """A function that sees every step's record and gives what to announce when the parse rate or the reward has been
+    `margin` below the best mean of five steps for `steps` ones; once. Steps in which nothing was scored say nothing.
     """
     best, recent = dict.fromkeys(CAUSES, -math.inf), {key: deque(maxlen=max(steps + 1, 5)) for key in CAUSES}
 
@@ -61,7 +62,8 @@ def collapse(margin: float, steps: int) -> Callable[[dict], str | None]:
                 best[key] = max(best[key], sum(list(values)[-5:]) / 5)
             low = [value < best[key] - margin for value in values][-steps - 1:]
             if low[1:] == [True] * steps and not low[0]:
-                return (f"collapse: {key} was {best[key]:.2f} and has been below {best[key] - margin:.2f} for {steps} steps. Likely causes: {causes}."
+                return (f"collapse: {key} was {best[key]:.2f} and has been below {best[key] - margin:.2f} for {steps} "
+                        f"steps. Likely causes: {causes}."
                         " `best` holds the checkpoint of the best validation")
         return None
 
@@ -72,7 +74,7 @@ GAP = 1e-3  # bound of `sampler_gap` where the model computes in fp32: above it 
 GAP_BF16 = 0.1  # the same in bf16, where rounding alone makes 0.003 to 0.024 (random models of 2 to 36 layers)
 GAPS = 3  # steps in a row above the bound, which end a run: what it samples is not what it learns from
 PATIENCE = 5  # steps in a row in which a run learns nothing, before it says so
-COLD_START = "a cold start (a first stage with train.objective=sft)"
+COLD_START = "a cold start (a first stage with objective.name=sft)"
 SIGNS = {  # what is said of the steps that show a sign
     "gap": "sampling and scoring differ (sampler_gap above {bound:g}) {when}. Likely causes: attention or a head of the"
            " model's own, no plain LoRA adapter, rollout.weights=dense in bf16, a kernel (rollout.graph=false and"
@@ -82,7 +84,8 @@ SIGNS = {  # what is said of the steps that show a sign
     "unread": "nothing is learned: no answer could be read {when}. Remedy: an instruct model (model.name,"
               f" model.chat_template), or {COLD_START}",
     "dead": "nothing is learned: all groups were dead {when}. Remedy: an easier pool (fewer candidates, other"
-            f" data.train; a harder one where the reward is high), with sft a lower train.keep_above, or {COLD_START}",
+            " data.train; a harder one where the reward is high), a lower objective.keep_above with "
+    f"sft, or {COLD_START}",
     "shortened": "texts were cut in most prompts {when}. Remedy: shorter texts (data.train), or more model.max_prompt",
 }
 NOTHING = ("truncated", "unread", "dead")  # of these the first that lasts is the most specific one, and speaks alone
@@ -160,7 +163,7 @@ PANELS = (  # title, keys of metrics.jsonl
     ("reward, weighted", ("reward", "reward/task")),
     ("validation MRR", ()),  # one line per scenario, filled in below
     ("share of completions", ("parse_rate", "truncated")),
-    ("share of completions without signal", ("dead",)),
+    ("share of completions that are dead", ("dead",)),
     ("completion tokens", ("length",)),
     ("gradient norm; right: entropy, nats a token", ("grad_norm", "entropy")),
 )
@@ -203,23 +206,24 @@ def curves(folder: Path) -> None:
         if not keys:
             for name in validations[0][1] if validations else ():
                 style = {"color": "black", "linewidth": 2.5} if name == "mean" else {}
-                axis.plot([step for step, _ in validations], [found[name] for _, found in validations], marker="o", markersize=4, label=name, **style)
+                axis.plot([step for step, _ in validations], [found[name] for _, found in validations], marker="o",
+                          markersize=4, label=name, **style)
         if lines := [line for side in dict.fromkeys(sides) for line in side.get_legend_handles_labels()[0]]:
             sides[1].legend(handles=lines, fontsize=8)
     write_figure(folder / "curves.png", figure)
     plt.close(figure)
 
 
-def reward_means(rewards: list[list[dict[str, float]]]) -> dict[str, float]:
-    """Mean of the reward and of each part over the completions that could be scored."""
-    means = {}
-    for name in rewards[0][0]:
-        values = [r[name] for row in rewards for r in row if math.isfinite(r[name])]
+def reward_means(groups: Sequence[Group]) -> dict[str, float]:
+    """Return the mean of the reward and of each part over the completions that could be scored."""
+    rewards, means = [c.rewards for group in groups for c in group.completions], {}
+    for name in rewards[0]:
+        values = [r[name] for r in rewards if math.isfinite(r[name])]
         means["reward" if name == "total" else f"reward/{name}"] = sum(values) / len(values) if values else math.nan
     return means
 
 
-def rollout_means(groups: list[Group]) -> dict[str, float]:
+def rollout_means(groups: Sequence[Group]) -> dict[str, float]:
     """Return what a step's completions were like, whatever they are worth.
 
     `entropy`, in nats a token, is the mean of -log p of the sampled tokens: sampling gives it for nothing, and without
@@ -228,18 +232,21 @@ def rollout_means(groups: list[Group]) -> dict[str, float]:
     completions = [c for g in groups for c in g.completions]
     count = len(completions)
     sampled = [p for c in completions for p in c.logprobs if not math.isnan(p)]
-    copies = [c.answer.value == g.ask.pool for g in groups if g.ask.decision == "order" for c in g.completions]  # a safe answer, where rewards are gains
-    return {"parse_rate": sum(c.answer.ok for c in completions) / count, "truncated": sum(not c.finished for c in completions) / count,
-            "length": sum(len(c.ids) for c in completions) / count, "prompt_length": sum(len(g.prompt) for g in groups) / len(groups),
-            "shortened": sum(g.completions[0].cut is not None for g in groups) / len(groups),
-            **({"entropy": -sum(sampled) / len(sampled)} if sampled else {}),
-            **({"unchanged": sum(copies) / len(copies)} if copies else {})}
+    # An order handed back as it was shown: a safe answer, where rewards are gains.
+    copies = [c.answer.value == g.ask.pool for g in groups if g.ask.decision == "order" for c in g.completions]
+    return {
+        "parse_rate": sum(c.answer.ok for c in completions) / count,
+        "truncated": sum(not c.finished for c in completions) / count,
+        "length": sum(len(c.ids) for c in completions) / count,
+        "prompt_length": sum(len(g.prompt) for g in groups) / len(groups),
+        "shortened": sum(g.completions[0].cut is not None for g in groups) / len(groups),
+        **({"entropy": -sum(sampled) / len(sampled)} if sampled else {}),
+        **({"unchanged": sum(copies) / len(copies)} if copies else {})}
 
 
-def completion_records(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], advantages) -> list[dict]:
-    """One record a sampled completion, in the order of `advantages`: what the loss saw (0 where it took no part)."""
-    advantage = iter(advantages)
+def completion_records(step: int, groups: Sequence[Group]) -> list[dict]:
+    """Return one record a completion: what it was, what it earned, and its advantage (0 where it took no part)."""
     return [{"step": step, "query": group.ask.query.id, **group.ask.described(), "text": c.text,
              "tokens": len(c.ids), "finished": c.finished, "status": c.answer.status, "answer": list(c.answer.value),
-             "reward": rewards[g][i], "advantage": round(next(advantage), 6), **({"cut": c.cut} if c.cut is not None else {})}
-            for g, group in enumerate(groups) for i, c in enumerate(group.completions)]
+             "reward": c.rewards, "advantage": round(c.advantage, 6), **({"cut": c.cut} if c.cut is not None else {})}
+            for group in groups for c in group.completions]

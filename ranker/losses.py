@@ -23,7 +23,8 @@ MAX_LOG_RATIO = 20.0  # one token must not dominate exp()
 
 
 def returns_to_go(rewards: Tensor, following: list[int], discount: float = 1.0) -> Tensor:
-    """[N]: the reward of a completion and, discounted, of those that follow it in its episode; `following[i]` > i, or -1 at the end."""
+    """[N]: the reward of a completion and, discounted, of those that follow it in its episode; `following[i]` > i, or
+    -1 at the end."""
     returns = rewards.nan_to_num(nan=0.0)
     for i in reversed(range(len(following))):
         if following[i] >= 0:
@@ -57,7 +58,8 @@ def cohort_advantages(rewards: Tensor, cohorts: Tensor, kind: str = "mean") -> T
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates and returns, [N, T] (arXiv 1506.02438, eq. 16). After the mask comes nothing."""
-    advantages, following, value_after = torch.zeros_like(values), values.new_zeros(len(values)), values.new_zeros(len(values))
+    advantages, following, value_after = (torch.zeros_like(values), values.new_zeros(len(values)),
+                                          values.new_zeros(len(values)))
     for t in reversed(range(values.shape[1])):
         delta = rewards[:, t] + gamma * value_after - values[:, t]
         following = (delta + gamma * lam * following) * mask[:, t]
@@ -72,7 +74,8 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     return (values - kept.mean()) / (kept.std(unbiased=False) + 1e-6) * mask
 
 
-def value_loss(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, denominator: float, clip: float) -> tuple[Tensor, dict[str, float]]:
+def value_loss(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, denominator: float = 1.0, *,
+               clip: float) -> tuple[Tensor, dict[str, float]]:
     """Half the squared error, the larger of that of `values` and of `values` held within `clip` of `old`."""
     held = old + (values - old).clamp(-clip, clip)
     error, held_error = (values - returns).square(), (held - returns).square()
@@ -82,7 +85,8 @@ def value_loss(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, denom
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 one that knows the mean, below 0 one that misleads."""
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 one that knows the mean, below 0 one that
+    misleads."""
     return 1 - ((returns - values).var() / returns.var().clamp(min=1e-12)).item()
 
 
@@ -94,7 +98,7 @@ def kl_terms(logprobs: Tensor, reference: Tensor, ratio: Tensor, kind: str) -> T
     return ratio * ((-difference).exp() + difference - 1)
 
 
-def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, denominator: float, *,
+def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, denominator: float = 1.0, *,
                 clip_low: float = 0.2, clip_high: float = 0.2, reference: Tensor | None = None, beta: float = 0.0,
                 kl: str = "k2") -> tuple[Tensor, dict[str, float]]:
     """The clipped surrogate with its KL term, summed over the mask and divided by `denominator`.
@@ -118,8 +122,48 @@ def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor,
     return (loss * mask).sum() / denominator, {k: (v.detach() * mask).sum().item() for k, v in sums.items()}
 
 
+def leave_one_out(rewards: Tensor, cohorts: Tensor) -> Tensor:
+    """Return [N]: each reward minus the mean of the others of its cohort (RLOO); NaN rewards are left out and get 0."""
+    scored = ~rewards.isnan()
+    count = torch.zeros(int(cohorts.max()) + 1, dtype=rewards.dtype, device=rewards.device).index_add(
+        0, cohorts, scored.to(rewards.dtype))[cohorts]
+    return cohort_advantages(rewards, cohorts) * count / (count - 1).clamp(min=1)
+
+
+def dpo_loss(margins: Tensor, beta: float) -> Tensor:
+    """Return -log sigmoid(beta * margin) of each pair (arXiv 2305.18290, eq. 7).
+
+    A margin is (lw - ll) - (lw_ref - ll_ref): how much more the policy prefers the better one than the reference does.
+    """
+    return -torch.nn.functional.logsigmoid(beta * margins)
+
+
+def draw_permutations(scores: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw orders [count, n] of n scored items from Plackett-Luce: the order of scores + Gumbel noise."""
+    uniform = torch.rand(count, len(scores), generator=generator, dtype=torch.float64).clamp(1e-300).to(scores.device)
+    return (scores.double() - (-uniform.log()).log()).argsort(-1, descending=True)
+
+
+def plackett_luce(scores: Tensor, orders: Tensor) -> Tensor:
+    """Return the log-probability [M] of orders [M, n] under the Plackett-Luce model of scores [n]."""
+    chosen = scores[orders]  # [M, n]
+    return (chosen - chosen.flip(-1).logcumsumexp(-1).flip(-1)).sum(-1)
+
+
+def ndcg_of(orders: Tensor, relevance: Tensor, k: int) -> Tensor:
+    """Return nDCG@k [M] of orders [M, n] of items of that relevance [n]: linear gain, the ideal over the n."""
+    discounts = 1 / torch.arange(2, len(relevance) + 2, device=relevance.device, dtype=relevance.dtype).log2()
+    discounts[k:] = 0
+    ideal = (relevance.sort(descending=True)[0] * discounts).sum()
+    return (relevance[orders] * discounts).sum(-1) / ideal
+
+
+RANK_LOSSES = ("ranknet", "weighted_ranknet", "lambdarank", "ndcg2", "listnet", "top1", "pointwise")
+
+
 def ranks(values: Tensor, cohorts: Tensor) -> Tensor:
-    """[N]: place of each value in its cohort, 1 for the largest; equal ones share the first of their places. NaN has 0."""
+    """[N]: place of each value in its cohort, 1 for the largest; equal ones share the first of their places. NaN has
+    0."""
     above = (cohorts[:, None] == cohorts) & (values[:, None] < values)  # [N, N]; false for NaN
     return torch.where(values.isnan(), 0.0, 1.0 + above.sum(1))
 
@@ -127,11 +171,11 @@ def ranks(values: Tensor, cohorts: Tensor) -> Tensor:
 def rank_loss(scores: Tensor, ranks: Tensor, kind: str) -> Tensor:
     """The loss of one list: scores [n] against integer ranks [n] (1 is best), fp32; 0 for a list without a pair.
 
-    `ranknet`: softplus(s_j - s_i), mean over the pairs with rank i above j (RankGPT, arXiv 2304.09542, whose text prints
-    the other sign); `weighted_ranknet`: each pair over r_i + r_j, divided by n (n - 1) / 2 (FIRST, arXiv 2406.15657);
-    `lambdarank`, `ndcg2`: pairs in bits, weighted by gains of the labels 1 / rank and the discounts of the predicted
-    places (LambdaLoss); `listnet`: cross-entropy to the softmax of the reversed ranks; `top1`: to the best item;
-    `pointwise`: binary, of exp(score) against 1 / rank (ours: the scores are log-probabilities).
+    `ranknet`: softplus(s_j - s_i), mean over the pairs with rank i above j (RankGPT, arXiv 2304.09542, whose text
+    prints the other sign); `weighted_ranknet`: each pair over r_i + r_j, divided by n (n - 1) / 2 (FIRST, arXiv
+    2406.15657); `lambdarank`, `ndcg2`: pairs in bits, weighted by gains of the labels 1 / rank and the discounts of the
+    predicted places (LambdaLoss); `listnet`: cross-entropy to the softmax of the reversed ranks; `top1`: to the best
+    item; `pointwise`: binary, of exp(score) against 1 / rank (ours: the scores are log-probabilities).
     """
     scores = scores.float()
     above = ranks[:, None] < ranks  # [n, n]: i before j
@@ -151,7 +195,8 @@ def rank_loss(scores: Tensor, ranks: Tensor, kind: str) -> Tensor:
     place = 1.0 + scores.detach().argsort(descending=True, stable=True).argsort()  # predicted, from 1
     discount = lambda places: 1 / (1 + places).log2()  # noqa: E731
     gains = (2 ** (1 / ranks) - 1)
-    gains = gains / (gains.sort(descending=True)[0] * discount(torch.arange(1.0, len(ranks) + 1, device=ranks.device))).sum()
+    gains = gains / (gains.sort(descending=True)[0]
+                     * discount(torch.arange(1.0, len(ranks) + 1, device=ranks.device))).sum()
     if kind == "lambdarank":
         weights = (discount(place[:, None]) - discount(place)).abs()
     else:  # ndcg2

@@ -7,7 +7,8 @@ A ranking is given as the relevance of its candidates, best-ranked first; releva
   query's best grade, so that ties at the top (two models of equal utility) are all relevant.
 - What is judged are the candidates themselves ("within candidates"), unless all judgements of a query are given.
 
-With those, and a level, every value is trec_eval's: `recip_rank`, `ndcg_cut_k`, `map_cut_k`, `success_k`, `recall_k`, `P_k`.
+With those, and a level, every value is trec_eval's: `recip_rank`, `ndcg_cut_k`, `map_cut_k`, `success_k`, `recall_k`,
+`P_k`.
 """
 
 import math
@@ -21,8 +22,9 @@ import numpy as np
 from ranker.errors import UserError, nearest
 
 NAMES = ("MRR", "nDCG@1", "nDCG@5", "nDCG@10", "nDCG@20", "Hit@1", "Hit@5", "Hit@10")  # what tables show by default
-ALIASES = {"mrr": "MRR", "rr": "MRR", "reciprank": "MRR", "ndcg": "nDCG", "ndcgcut": "nDCG", "ap": "AP", "map": "AP", "mapcut": "AP",
-           "hit": "Hit", "hr": "Hit", "hitrate": "Hit", "success": "Hit", "recall": "Recall", "r": "Recall", "p": "P", "precision": "P"}
+ALIASES = {"mrr": "MRR", "rr": "MRR", "reciprank": "MRR", "ndcg": "nDCG", "ndcgcut": "nDCG", "ap": "AP", "map": "AP",
+           "mapcut": "AP", "hit": "Hit", "hr": "Hit", "hitrate": "Hit", "success": "Hit", "recall": "Recall",
+           "r": "Recall", "p": "P", "precision": "P"}
 NEED_K = ("Hit", "Recall", "P")
 
 
@@ -31,7 +33,8 @@ def canonical(name: str) -> str:
     word, k = re.fullmatch(r"(.*?)(?:[@_.]?(\d+))?", name.strip(), re.DOTALL).groups()
     kind = ALIASES.get(re.sub(r"[_\s]", "", word).lower())
     if kind is None or (k is None and kind in NEED_K) or (k is not None and not 1 <= int(k) <= 1_000_000):
-        raise UserError(f"unknown metric '{name}'{nearest(name, [*NAMES, 'nDCG', 'AP', 'AP@10', 'MRR@10', 'Recall@10', 'P@10'])}")
+        raise UserError("unknown metric "
+                        f"'{name}'{nearest(name, [*NAMES, 'nDCG', 'AP', 'AP@10', 'MRR@10', 'Recall@10', 'P@10'])}")
     return f"{kind}@{int(k)}" if k else kind
 
 
@@ -90,11 +93,13 @@ def _padded(lists: Sequence[Sequence[float]]) -> np.ndarray:
     """Lists -> [Q, longest], 0 behind their ends and in place of negative values."""
     lengths = np.fromiter(map(len, lists), int, len(lists))
     matrix = np.zeros((len(lists), lengths.max(initial=0)))
-    matrix[np.arange(matrix.shape[1]) < lengths[:, None]] = np.fromiter(chain.from_iterable(lists), float, lengths.sum())
+    matrix[np.arange(matrix.shape[1]) < lengths[:, None]] = np.fromiter(chain.from_iterable(lists), float,
+                                                                        lengths.sum())
     return np.maximum(matrix, 0.0)
 
 
-def random_order(gains: Sequence[float], level: float = 0.0, names: Sequence[str] = NAMES, judged: Sequence[float] | None = None) -> dict[str, float]:
+def random_order(gains: Sequence[float], level: float = 0.0, names: Sequence[str] = NAMES,
+                 judged: Sequence[float] | None = None) -> dict[str, float]:
     """The exact expectation of every metric over all orders of `gains`."""
     known = gains if judged is None else judged
     threshold = level if level > 0 else max(known, default=0.0)
@@ -114,7 +119,8 @@ def random_order(gains: Sequence[float], level: float = 0.0, names: Sequence[str
 
 @lru_cache(maxsize=None)
 def _random_hits(kind: str, n: int, p: int, relevant: int, k: int) -> float:
-    """Expectation over the first k ranks of a metric that knows relevant and not: p of n candidates, of `relevant` in all."""
+    """Expectation over the first k ranks of a metric that knows relevant and not: p of n candidates, of `relevant` in
+    all."""
     at = min(k, n)
     missed = lambda r: math.comb(n - p, r) / math.comb(n, r)  # noqa: E731  no relevant one in the first r
     if kind == "MRR":

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
+from ranker import plugins
 from ranker.chats import ChatTemplate
 from ranker.config import parse_yaml
 from ranker.data import Ask, Cut
@@ -28,7 +29,6 @@ from ranker.errors import UserError, nearest
 
 FOLDER = Path(__file__).resolve().parent.parent / "prompts"
 LETTERS = "ABCDEFGHIJKLMNOPQRST"
-DECISIONS = ("eliminate", "order", "pick", "score", "narrow")
 WORDING = ("scenario", "heading", "noun", "nouns", "criterion")
 FIELDS = ("context", "count", "half", "drop", "pool", *WORDING)  # of a template
 
@@ -42,10 +42,44 @@ _TAG = re.compile(r"[<＜](?=\s*[/／]?\s*(?:think|answer)\b)", re.IGNORECASE)
 _CONTROL = re.compile(r"<(?!/?(?:think|answer)>)(?=[^<>\s]+>)|<(?=[|｜])|(?<=[|｜])>|\[(?=/?[a-z]?[A-Z_]{2,40}\])")
 
 
+_TAKEN: dict[str, bytes] = {}  # prompts in the place of those in FOLDER
+
+
 @cache
 def files() -> dict[str, bytes]:
-    """What stands in prompts/, read once: who edits a prompt while a run goes on changes neither its asks nor what its checkpoints say of them."""
-    return {path.name: path.read_bytes() for path in (*sorted(FOLDER.glob("[!.]*.txt")), FOLDER / "tasks.yaml") if os.access(path, os.R_OK)}
+    """Return what stands in prompts/, read once.
+
+    Who edits a prompt while a run goes on changes neither its asks nor what its checkpoints say of them.
+    """
+    paths = (*sorted(FOLDER.glob("[!.]*.txt")), FOLDER / "tasks.yaml")
+    return {path.name: path.read_bytes() for path in paths if os.access(path, os.R_OK)} | _TAKEN
+
+
+def use(where: str | None, records: Sequence[dict] = ()) -> None:
+    """Take the prompts of a folder, or (`checkpoint`) those that checkpoints were trained with, over those in prompts/.
+
+    None: prompts/ as it is. Raise UserError where there are none, or checkpoints that differ.
+    """
+    _TAKEN.clear()
+    if where == "checkpoint":
+        texts = [record.get("prompt_texts") for record in records]
+        if not texts or not all(texts):
+            raise UserError("--prompts=checkpoint needs checkpoints that hold their prompts; older ones do not")
+        if any(text != texts[0] for text in texts):
+            raise UserError("the checkpoints were trained with different prompts; evaluate them one by one")
+        _TAKEN.update({name: text.encode() for name, text in texts[0].items()})
+    elif where:
+        found = [path for path in sorted(Path(where).glob("*")) if path.suffix == ".txt" or path.name == "tasks.yaml"]
+        if not found:
+            raise UserError(f"--prompts: {where} is no folder with prompts (NAME.txt, tasks.yaml)")
+        _TAKEN.update({path.name: path.read_bytes() for path in found})
+    for cached in (files, wordings, template):
+        cached.cache_clear()
+
+
+def prompt_texts() -> dict[str, str]:
+    """Return the prompts as they stand in checkpoints: file name -> text."""
+    return {name: text.decode() for name, text in files().items()}
 
 
 @cache
@@ -73,8 +107,12 @@ def wording(task: str) -> dict[str, str]:
 
 
 @cache
-def template(name: str) -> str:
-    """The text of prompts/NAME.txt. Raises UserError for fields that nothing fills, and for a decision that shows no context or no pool."""
+def template(name: str, told: tuple[str, ...] = ()) -> str:
+    """Return the text of prompts/NAME.txt.
+
+    Raise UserError for fields that nothing fills (`told`: further ones that are filled), and for a decision that shows
+    no context or no pool.
+    """
     path = FOLDER / f"{name}.txt"
     text = _text(path).strip()
     if name in ("system", "out", "hint", "example"):
@@ -82,8 +120,9 @@ def template(name: str) -> str:
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
     except ValueError as error:
-        raise UserError(f"{path}: broken field ({error}; known: {', '.join(FIELDS)}); a bracket that is none is written twice") from None
-    wrong = [f"unknown field '{{{field}}}'" for field in fields if field not in FIELDS]
+        raise UserError(f"{path}: broken field ({error}; known: {', '.join(FIELDS)}); "
+                        "a bracket that is none is written twice") from None
+    wrong = [f"unknown field '{{{field}}}'" for field in fields if field not in (*FIELDS, *told)]
     wrong += [f"no field '{{{field}}}'" for field in ("context", "pool") if field not in fields]
     if wrong:
         raise UserError(f"{path}: {wrong[0]} (known: {', '.join(FIELDS)})")
@@ -94,7 +133,8 @@ def _text(path: Path) -> str:
     try:
         return files()[path.name].decode()
     except KeyError:
-        raise UserError(f"{path}: cannot be read ({'no permission' if path.exists() else 'there is no such file'})") from None
+        raise UserError(f"{path}: cannot be read "
+                        f"({'no permission' if path.exists() else 'there is no such file'})") from None
     except ValueError:
         raise UserError(f"{path}: cannot be read (not UTF-8 text)") from None
 
@@ -125,7 +165,8 @@ def changed_prompts(recorded: dict[str, str], chat: str = "") -> list[str]:
 def harmless(text: str, control_strings: tuple[str, ...] = ()) -> str:
     """`text` with nothing left in it that could pass for an identifier, a tag, a control token or a new line."""
     if not text.isprintable():  # else there is nothing to take out, and most texts are
-        text = "".join(" " if c.isspace() else c for c in text if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+        text = "".join(" " if c.isspace() else c for c in text
+                       if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
     text = _SELECTOR.sub("", text).translate(_BRACKETS)
     text = " ".join(text.split())  # first, since a long run of spaces behind a bracket costs the patterns its square
     text = _IDENTIFIER.sub(_disarmed, text)
@@ -144,7 +185,8 @@ def broken_control(text: str, control_strings: tuple[str, ...]) -> str:
 
 
 def without_control(text: str) -> str:
-    """`text` for a model whose control strings are not known: what has the form of one is broken, think and answer tags aside."""
+    """`text` for a model whose control strings are not known: what has the form of one is broken, think and answer tags
+    aside."""
     return _CONTROL.sub(lambda found: ")" if found[0] == ">" else "(", text)
 
 
@@ -154,8 +196,8 @@ def _disarmed(found: re.Match) -> str:
     return f"({inside})" if re.fullmatch(r"\d+|[A-Za-z]", inside) else found[0]
 
 
-def messages(ask: Ask, shown: Callable[[str], str] = harmless, told: Callable[[str], str] = str, history: int | None = None,
-             multi_turn: bool = False, name: Callable[[int], str] = str) -> list[dict[str, str]]:
+def messages(ask: Ask, shown: Callable[[str], str] = harmless, told: Callable[[str], str] = str, history: int
+             | None = None, multi_turn: bool = False, name: Callable[[int], str] = str) -> list[dict[str, str]]:
     """Chat messages for an ask: untrusted texts as `shown` gives them, a history cut to its newest `history` items.
 
     Worked examples are earlier turns of the same chat, their completions as `told` gives them. The k-th candidate is
@@ -169,17 +211,19 @@ def messages(ask: Ask, shown: Callable[[str], str] = harmless, told: Callable[[s
         question = lambda pool: turn("user", _question(ask, pool, shown, history))  # noqa: E731
         if not multi_turn:
             return [question("\n".join(pool))]
-        given = [t for k, line in enumerate(pool, 1) for t in (turn("user", line), turn("assistant", f"Received [{k}]."))]
+        given = [t for k, line in enumerate(pool, 1)
+                 for t in (turn("user", line), turn("assistant", f"Received [{k}]."))]
         identifiers = " ".join(f"[{k}]" for k in range(1, len(pool) + 1))
-        return [question("(each follows in a turn of its own)"), turn("assistant", "Go on."), *given, question(f"{identifiers}, each as given above")]
+        return [question("(each follows in a turn of its own)"), turn("assistant", "Go on."), *given,
+                question(f"{identifiers}, each as given above")]
 
-    examples = [t for example, completion in ask.examples for t in (*asked(example), turn("assistant", told(completion)))]
+    examples = [t for example, completion in ask.examples
+                for t in (*asked(example), turn("assistant", told(completion)))]
     return [turn("system", template("system")), *examples, *asked(ask)]
 
 
 def _question(ask: Ask, pool: str, shown: Callable[[str], str], history: int | None) -> str:
-    if ask.decision not in DECISIONS:
-        raise ValueError(f"unknown decision {ask.decision!r}")
+    decision = plugins.module("decision", ask.decision)
     query, context = ask.query, ask.query.context
     if isinstance(context, str):
         context = shown(context)
@@ -188,19 +232,22 @@ def _question(ask: Ask, pool: str, shown: Callable[[str], str], history: int | N
         context = "\n".join(f"- {shown(item)}" for item in kept)
     fields = wording(query.task) | {"context": context, "pool": pool, "count": len(ask.pool),
                                     "half": (len(ask.pool) + 1) // 2, "drop": ask.drop}
-    name = "eliminate_several" if ask.drop > 1 and not ask.by_logits else ask.decision
+    fields |= {name: shown(text) for name, text in ask.told}
+    name = decision.template(ask) if hasattr(decision, "template") else ask.decision
     try:
-        question = template(name).format_map(fields)
+        question = template(name, getattr(decision, "TOLD", ())).format_map(fields)
     except (ValueError, KeyError) as error:  # a conversion or a format that a text does not have
         raise UserError(f"{FOLDER / name}.txt: a field cannot be filled ({error})") from None
     if ask.out is not None:
-        question += "\n" + template("out").replace("{out}", ", ".join(f"[{ask.pool.index(c) + 1}]" for c in ask.out) or "none")
+        question += "\n" + template("out").replace("{out}",
+                                                   ", ".join(f"[{ask.pool.index(c) + 1}]" for c in ask.out) or "none")
     return question + ("\n" + template("hint").replace("{hint}", ask.hint) if ask.hint else "")
 
 
 @dataclass
 class Chat:
-    """Builds the chats for a server, which renders and tokenizes them. A text of more than `words` words loses its middle."""
+    """Builds the chats for a server, which renders and tokenizes them. A text of more than `words` words loses its
+    middle."""
 
     words: int = 300
     multi_turn: bool = False
@@ -263,8 +310,10 @@ class Prompter:
         """Name the k-th candidate of an ask that logits answer."""
         return LETTERS[k - 1] if self.letters and k <= len(LETTERS) else str(k)
 
-    def messages(self, ask: Ask, shown: Callable[[str], str] | None = None, history: int | None = None) -> list[dict[str, str]]:
-        """Chat messages for an ask: every text as `shown` gives it (harmless and whole), a history cut to its newest `history` items."""
+    def messages(self, ask: Ask, shown: Callable[[str], str] | None = None,
+                 history: int | None = None) -> list[dict[str, str]]:
+        """Chat messages for an ask: every text as `shown` gives it (harmless and whole), a history cut to its newest
+        `history` items."""
         return messages(ask, shown or self.harmless, self.told, history, name=self.identifier if ask.by_logits else str)
 
     def harmless(self, text: str) -> str:
@@ -286,7 +335,8 @@ class Prompter:
         return self.fitted(ask)[0]
 
     def fitted(self, ask: Ask) -> tuple[list[int], Cut]:
-        """`encode`, and how many `tokens` each text was cut to and how many items of its `history` are left, if that had to be.
+        """`encode`, and how many `tokens` each text was cut to and how many items of its `history` are left, if that
+        had to be.
 
         Whatever is tried, a text is cleaned and tokenized once.
         """
@@ -322,7 +372,8 @@ class Prompter:
         return text[text.rindex("<answer>"):], self.behind(self.to_answer, text[len(self.to_answer):])
 
     def identifier_tokens(self, count: int) -> list[int]:
-        """The token of each identifier 1 to `count` where an answer names it. Raises UserError if one is not a single token there."""
+        """The token of each identifier 1 to `count` where an answer names it. Raises UserError if one is not a single
+        token there."""
         before, begun = self._tokens(self.to_answer), self.to_answer.removesuffix("[")
         for k in range(len(self.identifiers) + 1, count + 1):
             name = self.identifier(k)

@@ -1,62 +1,78 @@
-"""Names in the config's `reward` section -> files in rewards/, checked; and their weighted sum.
+"""The rewards of a config and their weighted sum. What a reward is, rewards/__init__.py says."""
 
-A reward file has `TASK` (bool) and `reward(groups, **options) -> list of one number per completion, per group`.
-"""
-
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
 
-from ranker import config as settings
+from ranker import drive, plugins
 from ranker.data import Group
-from ranker.errors import UserError, nearest
-
-FOLDER = Path(__file__).resolve().parent.parent / "rewards"
+from ranker.errors import UserError
 
 
 @dataclass(frozen=True)
 class Part:
-    name: str
+    """One reward of a config."""
+
+    plugin: plugins.Plugin
     weight: float
-    task: bool
-    function: Callable[[list[Group]], list[list[float]]]
+    tasks: tuple[str, ...] = ()  # empty: all
+
+    @property
+    def name(self) -> str:
+        return self.plugin.name
+
+    @property
+    def task(self) -> bool:
+        return self.plugin.TASK
+
+    @property
+    def asks(self) -> bool:
+        """Tell whether it asks somebody."""
+        return inspect.isgeneratorfunction(self.plugin.module.reward)
 
 
 def load(section: dict, where: str = "config") -> list[Part]:
-    """The parts of a `reward` section. Raises UserError for unknown names, options and weights."""
-    known = [p.stem for p in FOLDER.glob("*.py") if p.stem != "__init__"]
+    """Return the parts of a `reward` section. Raise UserError for unknown names, options and weights."""
     parts = []
-    for name, options in section.items():
-        if name not in known:
-            raise UserError(f"{where}: unknown reward '{name}'{nearest(str(name), known)}")
-        module = import_module(f"rewards.{name}")
-        options = dict(settings.reward_entry(options))
-        weight = settings.cast(options.pop("weight", 1.0), float, {"low": 0.0}, f"{where}: reward.{name}.weight")
-        options = settings.options(module.reward, options, where, f"reward.{name}", 1, ["weight"])
-        parts.append(Part(name, weight, module.TASK,
-                          lambda groups, f=module.reward, o=options: f(groups, **o)))
+    for name, entry in section.items():
+        entry = plugins.resolved_reward(name, entry, where)
+        weight, tasks = entry.pop("weight"), tuple(entry.pop("tasks"))
+        parts.append(Part(plugins.load("reward", {"name": name} | entry, where), weight, tasks))
     task = sum(p.weight for p in parts if p.task)
     shaping = sum(p.weight for p in parts if not p.task)
     if task <= 0:
-        raise UserError(f"{where}: reward needs a task part with a weight above 0, such as top1_hit")
+        raise UserError(f"{where}: reward needs a task part with a weight above 0, such as"
+                        f" {' or '.join(n for n in plugins.names('reward') if plugins.module('reward', n).TASK)}")
     if shaping >= task:
         raise UserError(f"{where}: shaping rewards weigh {shaping:g}, task rewards {task:g};"
                         " shaping must weigh less, or a wrong answer could be worth more than a right one")
     return parts
 
 
-def score(parts: list[Part], groups: list[Group]) -> list[list[dict[str, float]]]:
-    """Per group and completion: each part by name (unweighted), `task` (weighted task parts) and `total`."""
-    columns = {part.name: part.function(groups) for part in parts}
-    rows = []
-    for g, group in enumerate(groups):
-        rows.append([])
-        for i in range(len(group.completions)):
-            values = {part.name: float(columns[part.name][g][i]) for part in parts}
-            task = sum((p.weight * values[p.name] for p in parts if p.task), 0.0)
-            total = task + sum(p.weight * values[p.name] for p in parts if not p.task)
-            scored = math.isfinite(total)  # else the completion is unscored, not worth 0
-            rows[-1].append(values | {"task": task if scored else math.nan, "total": total if scored else math.nan})
-    return rows
+def score(parts: Sequence[Part], groups: Sequence[Group], models: drive.Models = ()) -> None:
+    """Set the rewards of all completions: each part by name (unweighted), `task` (weighted task parts) and `total`.
+
+    A completion with a part that is no number is unscored, not worth 0: its `task` and `total` are NaN. `models` answer
+    the asks of rewards that ask. Raise UserError for a reward that returns another shape than the groups have.
+    """
+    for group in groups:
+        for c in group.completions:
+            c.rewards = {}
+    for part in parts:
+        judged = [group for group in groups if not part.tasks or group.ask.query.task in part.tasks]
+        paid = part.plugin.reward(judged) if judged else []
+        paid = drive.converse(paid, models or {}) if inspect.isgenerator(paid) else paid
+        if [len(row) for row in paid] != [len(group.completions) for group in judged]:
+            raise UserError(f"rewards/{part.name}.py: reward must return a number for every completion of every group")
+        for group in groups:
+            for c in group.completions:
+                c.rewards[part.name] = 0.0
+        for group, row in zip(judged, paid):
+            for c, value in zip(group.completions, row):
+                c.rewards[part.name] = float(value)
+    for c in (c for group in groups for c in group.completions):
+        task = sum((p.weight * c.rewards[p.name] for p in parts if p.task), 0.0)
+        total = task + sum(p.weight * c.rewards[p.name] for p in parts if not p.task)
+        scored = math.isfinite(total)
+        c.rewards |= {"task": task if scored else math.nan, "total": total if scored else math.nan}

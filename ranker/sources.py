@@ -9,12 +9,13 @@ import hashlib
 import os.path
 import random
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 
-from ranker import labels, world
+from ranker import plugins, world
 from ranker.config import Config, Data, stages
 from ranker.data import Query, read_queries
+from ranker.engine import distributed
 from ranker.errors import UserError, nearest
 from ranker.files import sha256
 from ranker.prompting import wording
@@ -22,24 +23,51 @@ from ranker.prompting import wording
 HELD_OUT = 0.1
 
 
-def training(data: Data, seed: int) -> Callable[[int], Query]:
-    """Position -> query, without end: tasks take turns in the world, files are shuffled anew each epoch."""
+@dataclass
+class Source:
+    """An endless sequence that draws take from; it goes on through the stages of a run.
+
+    `items` are shuffled anew in every epoch, so nothing is seen twice before all is seen once; or `item` gives what
+    stands at a position.
+    """
+
+    name: str
+    items: Sequence | None = None
+    seed: str = ""
+    item: Callable[[int], object] | None = None
+
+    def __getitem__(self, position: int) -> object:
+        if self.items is None:
+            return self.item(position)
+        return epoch(self, position // len(self.items))[position % len(self.items)]
+
+    def take(self, count: int, state: dict) -> list[tuple[int, object]]:
+        """Return this process's share of the next `count`, each with its number among them; `state` goes on."""
+        start = state.get(self.name, 0)
+        state[self.name] = start + count
+        return [(i, self[start + i]) for i in distributed.share(count)]
+
+
+def epoch(source: Source, number: int) -> list:
+    """Return the items of a source as they stand in an epoch."""
+    if getattr(source, "shuffled", (None,))[0] != number:
+        source.shuffled = number, random.Random(f"{source.seed}/{number}").sample(source.items, len(source.items))
+    return source.shuffled[1]
+
+
+def training(data: Data, seed: int) -> Source:
+    """Return the training queries without end: tasks take turns in the world, files are shuffled anew each epoch.
+
+    The lessons of `data` are done to them, one after the other.
+    """
     if data.train == "world":
         tasks = world_tasks(data.tasks)
-        return lambda i: world.query(tasks[i % len(tasks)], "train", i // len(tasks), data.seed)
+        return Source("queries", item=lambda i: world.query(tasks[i % len(tasks)], "train", i // len(tasks), data.seed))
     queries = held_out(data, "train")
-    if data.teacher:
-        queries = labels.by_teacher(queries, Path(os.path.expanduser(data.teacher)))
-    return endless(queries, str(seed))
-
-
-def endless(items: Sequence, seed: str) -> Callable[[int], object]:
-    """Position -> item, without end, shuffled anew each epoch."""
-    @lru_cache(maxsize=1)
-    def epoch(number: int) -> list:
-        return random.Random(f"{seed}/{number}").sample(items, len(items))
-
-    return lambda i: epoch(i // len(items))[i % len(items)]
+    source = Source("queries", queries, str(seed))
+    for section in data.lessons:
+        source = plugins.load("lesson", section).lesson(source, queries)
+    return source
 
 
 def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]:
@@ -54,7 +82,8 @@ def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]
         return [q for task in world_tasks(data.tasks) for q in world.queries(task, split, per_task or 50, data.seed)]
     queries = read_files([source], data.tasks)
     if source == data.train:
-        queries = [q for q in queries if split_of(q.group or q.id, data.seed, bool(data.validation), bool(data.test)) == split]
+        queries = [q for q in queries if split_of(q.group or q.id, data.seed, bool(data.validation), bool(data.test))
+                   == split]
         if not queries:
             raise UserError(f"{source} is too small to hold out queries for {split}; name a file in data.{split}")
     else:
@@ -74,7 +103,8 @@ def refuse_shared(queries: Sequence[Query], data: Data, where: str) -> None:
 
 
 def split_of(group: str, seed: int, has_validation: bool = False, has_test: bool = False) -> str:
-    """The split that a group of queries of a training file belongs to; what has a file of its own takes nothing from it."""
+    """The split that a group of queries of a training file belongs to; what has a file of its own takes nothing from
+    it."""
     digest = hashlib.sha256(f"{seed}/{group}".encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
     if share < HELD_OUT and not has_test:
@@ -118,12 +148,16 @@ def world_tasks(names: Sequence[str]) -> list[str]:
 
 
 def names(config: Config) -> list[str]:
-    """Every source that a config names: its data, and the traces that a stage imitates."""
-    data, traces = config.data, [stage.rollout.traces for _, stage in stages(config)]
-    return sorted({data.train, *filter(None, (data.validation, data.test, data.teacher, *traces))})
+    """Return every source that a config names: its data, and the files of its draws, lessons and roles."""
+    data = config.data
+    found = [data.train, data.validation, data.test]
+    found += [path for _, stage in stages(config) for path in plugins.files(stage.draw, "draw")]
+    found += [path for lesson in data.lessons for path in plugins.files(lesson, "lesson")]
+    return sorted({*filter(None, found)})
 
 
 def checksum(source: str) -> str:
-    """What tells two data sources apart: the hash of a file, or of the world's code. `missing` for a file that is gone."""
+    """What tells two data sources apart: the hash of a file, or of the world's code. `missing` for a file that is
+    gone."""
     path = Path(world.__file__) if source == "world" else Path(os.path.expanduser(source))
     return sha256(path)[:16] if path.is_file() else "missing"

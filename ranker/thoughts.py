@@ -1,9 +1,9 @@
 """Thoughts that help other models (IRanker-CoT, arXiv 2506.21638 section 5): traces of training as worked examples.
 
-Training keeps, of every group, the best-paid completion that was rewarded and has a positive advantage. An evaluation shows a model without RL,
-before each ask, the traces of the training queries whose contexts are most alike by BM25: same task, same decision.
-Encoder, number and wording are not published; BM25, one example and earlier turns of the chat are ours. A query that
-is ranked never finds a trace of itself: a file that holds one is refused.
+Training keeps, of every group, the best-paid completion that was rewarded and has a positive advantage. An evaluation
+shows a model without RL, before each ask, the traces of the training queries whose contexts are most alike by BM25:
+same task, same decision. Encoder, number and wording are not published; BM25, one example and earlier turns of the chat
+are ours. A query that is ranked never finds a trace of itself: a file that holds one is refused.
 """
 
 import json
@@ -12,39 +12,41 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ranker.baselines import BM25, context_text
+from ranker.evaluation.baselines import BM25, context_text
+from ranker import plugins
 from ranker.data import Ask, Candidate, Group, Query
-from ranker.drive import Model
+from ranker.drive import Models
 from ranker.errors import UserError
-from ranker.prompting import DECISIONS
-from ranker.sources import endless
+from ranker.sources import Source
 from rewards.format import exact
 
 FIELDS = ("query", "task", "context", "candidates", "decision", "text")
 
 
-def kept(step: int, groups: Sequence[Group], rewards: Sequence[Sequence[dict]], advantages: Sequence[float]) -> list[dict]:
-    """A record for every group whose best-paid completion earned something, has a positive advantage and the exact form.
+def kept(step: int, groups: Sequence[Group]) -> list[dict]:
+    """Return a record for every group whose best-paid completion earned something and was learned from as good.
 
-    Not of asks with worked examples or a hint, which a record does not tell.
+    That is: with a positive advantage and in the exact form. Not of asks with worked examples or a hint, which a record
+    does not tell.
     """
-    records, start = [], 0
-    for group, row in zip(groups, rewards):
-        count = len(group.completions)
-        best = max(range(count), key=lambda i: (not math.isnan(row[i]["total"]), row[i]["task"], row[i]["total"]))
-        text, ask = group.completions[best].text, group.ask
+    records = []
+    for group in groups:
+        rank = lambda c: (not math.isnan(c.rewards["total"]), c.rewards["task"], c.rewards["total"])  # noqa: E731
+        best, ask = max(group.completions, key=rank), group.ask
         told = Ask(ask.query, ask.pool, ask.decision, out=ask.out, drop=ask.drop)
-        if row[best]["task"] > 0 and advantages[start + best] > 0 and group.completions[best].answer.ok and exact(text) and ask == told:
-            records.append({"step": step, **record(ask, text), "reward": row[best]["total"]})
-        start += count
+        paid = best.rewards["task"] > 0 and best.advantage > 0
+        if paid and best.answer.ok and exact(best.text) and ask == told:
+            records.append({"step": step, **record(ask, best.text), "reward": best.rewards["total"]})
     return records
 
 
 def record(ask: Ask, text: str) -> dict:
     """What stands in the file of an ask and its completion."""
     query = ask.query
-    return {"query": query.id, "task": query.task, "context": query.context, "candidates": [[c, query.texts[c]] for c in ask.pool],
-            **{key: value for key, value in ask.described().items() if key != "pool"}, "relevance": [query.rel[c] for c in ask.pool], "text": text}
+    return {"query": query.id, "task": query.task, "context": query.context,
+            "candidates": [[c, query.texts[c]] for c in ask.pool],
+            **{key: value for key, value in ask.described().items() if key != "pool"},
+            "relevance": [query.rel[c] for c in ask.pool], "text": text}
 
 
 def read(path: Path) -> list[tuple[Ask, str]]:
@@ -67,14 +69,17 @@ def read(path: Path) -> list[tuple[Ask, str]]:
             candidates = tuple(Candidate(c, t) for c, t in candidates)
             relevance = tuple(map(float, found.get("relevance", [1] * len(candidates))))
             drop, out = found.get("drop", 1), found.get("out")
-            texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context), *(c.id + c.text for c in candidates)]
+            texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context),
+                     *(c.id + c.text for c in candidates)]
             "".join(texts).encode()  # no number and no half of a surrogate pair is a text
-            if not (len(relevance) == len(candidates) and min(relevance, default=0) >= 0 and decision in DECISIONS
+            if not (len(relevance) == len(candidates) and min(relevance, default=0) >= 0
+                    and decision in plugins.names("decision")
                     and (out is None or isinstance(out, list) and set(out) < {c.id for c in candidates})
                     and type(drop) is int and 0 < drop <= max(len(candidates) - len(out or ()), 1)):
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{path}:{number}: no thought; a training run writes them to thoughts.jsonl in its folder") from None
+            raise UserError(f"{path}:{number}: no thought; a training run writes them to "
+                            "thoughts.jsonl in its folder") from None
         asked = Query(query, task, context, candidates, relevance)
         examples.append((Ask(asked, asked.ids, decision, out=None if out is None else tuple(out), drop=drop), text))
     if not examples:
@@ -82,15 +87,16 @@ def read(path: Path) -> list[tuple[Ask, str]]:
     return examples
 
 
-def drawn(path: Path, decision: str, seed: int) -> Callable[[int], tuple[Ask, str]]:
-    """Position -> trace, without end, shuffled anew each epoch: what a run imitates. Raises UserError if none is of `decision`."""
+def drawn(path: Path, decision: str, seed: int) -> Source:
+    """Return the traces of a decision without end, for a run to imitate. Raise UserError if there are none."""
     examples = [example for example in read(path) if example[0].decision == decision]
     if not examples:
         raise UserError(f"{path}: it holds no trace of the decision '{decision}', which the ranker asks for")
-    return endless(examples, f"{seed}/traces")
+    return Source(str(path), examples, f"{seed}/traces")
 
 
-def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], like: Ask, count: int, where: str) -> Callable[[Ask], Ask]:
+def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], like: Ask, count: int,
+           where: str) -> Callable[[Ask], Ask]:
     """A function that gives an ask about one of `queries` the `count` examples most like it, the likest last.
 
     Of equally like ones the latest in training wins. Raises UserError for a task without examples of the form of `like`
@@ -106,10 +112,12 @@ def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], like: 
             shelves.setdefault(ask.query.task, {})[str(number)] = (ask, text)
     missing = sorted({q.task for q in queries} - shelves.keys())
     if missing:
-        raise UserError(f"{where}: it holds thoughts of the decision '{like.decision}' in the ranker's form about {', '.join(sorted(shelves)) or 'nothing'},"
+        raise UserError(f"{where}: it holds thoughts of the decision '{like.decision}' in the ranker's form about "
+                        f"{', '.join(sorted(shelves)) or 'nothing'},"
                         f" none about {', '.join(missing)};"
                         " rank fewer tasks with --tasks, or take another file")
-    index = {task: BM25({key: context_text(ask.query) for key, (ask, _) in shelf.items()}) for task, shelf in shelves.items()}
+    index = {task: BM25({key: context_text(ask.query) for key, (ask, _) in shelf.items()})
+             for task, shelf in shelves.items()}
     order: dict[str, list[str]] = {}  # query id -> keys, likest last
 
     def find(ask: Ask) -> Ask:
@@ -122,6 +130,7 @@ def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], like: 
     return find
 
 
-def with_thoughts(model: Model, find: Callable[[Ask], Ask]) -> Model:
-    """The model, shown worked examples."""
-    return lambda asks: model([find(ask) for ask in asks])
+def with_thoughts(models: Models, find: Callable[[Ask], Ask]) -> Models:
+    """Return the models, the policy shown worked examples."""
+    policy = models["policy"]
+    return models | {"policy": lambda asks: policy([find(ask) for ask in asks])}

@@ -60,7 +60,8 @@ OBJECTIVE = {"router-performance": "quality", "router-balance": "value", "router
 PLACES = "Velm Orda Tarn Miro Quell Sandre Bruk Halden Ister Novar Pelt Rusk".split()
 ASPECTS = {  # meaning -> (how a question asks, how a passage says it)
     "age": (("how old is the tower of", "in which year did they build"),
-            ("masons raised the keep long ago", "stones were laid seven centuries back", "its walls date from early times")),
+            ("masons raised the keep long ago", "stones were laid seven centuries back",
+             "its walls date from early times")),
     "ruler": (("who governs", "which family is in power in"),
               ("a duke holds the throne", "the council obeys a queen", "a prince wears the crown")),
     "food": (("what do people eat in", "which dish is typical of"),

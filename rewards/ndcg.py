@@ -6,23 +6,30 @@ nDCG the list loses the share of itself that is not a candidate named for the fi
 ones; with missing ones alone that is the published term). An answer that cannot be read is worth -1, the least.
 """
 
+from dataclasses import dataclass
+
 from ranker.data import Answer, Ask, Group
 from ranker.errors import UserError
 from ranker.metrics import dcg
+from ranker.plugins import setting
 
 TASK = True
 
 
-def reward(groups: list[Group], k: int = 20) -> list[list[float]]:
-    """One number per completion of each group, in [-1, 1]."""
-    if k < 1:
-        raise UserError(f"reward.ndcg.k must be at least 1, got {k}")
-    return [[list_reward(group.ask, c.answer, k) for c in group.completions] for group in groups]
+@dataclass
+class Options:
+    k: int = setting(20, low=1)  # of nDCG@k
+
+
+def reward(groups: list[Group], options: Options) -> list[list[float]]:
+    """Return one number per completion of each group, in [-1, 1]."""
+    return [[list_reward(group.ask, c.answer, options.k) for c in group.completions] for group in groups]
 
 
 def list_reward(ask: Ask, answer: Answer, k: int = 20) -> float:
     if ask.decision != "order" or len(ask.pool) < 2:
-        raise UserError(f"reward 'ndcg' judges asks to order two candidates or more, not to {ask.decision} {len(ask.pool)}"
+        raise UserError("reward 'ndcg' judges asks to order two candidates or more, "
+                        f"not to {ask.decision} {len(ask.pool)}"
                         f" (query '{ask.query.id}')")
     rel = ask.query.rel
     ideal = dcg(sorted((rel[c] for c in ask.pool), reverse=True), k)

@@ -6,18 +6,24 @@ the potential of the beginning. So the undiscounted sum of an episode is the nDC
 1/log2(m) - 1/log2(m+1) for surviving a pool of m, 0 for losing it). An answer that cannot be read is worth -1.
 """
 
+from dataclasses import dataclass
+
 from ranker.data import Answer, Ask, Group
 from ranker.errors import UserError
 from ranker.metrics import dcg
+from ranker.plugins import setting
 
 TASK = True
 
 
-def reward(groups: list[Group], k: int = 20) -> list[list[float]]:
-    """One number per completion of each group: -1, or a share of nDCG@k in [0, 1]."""
-    if k < 1:
-        raise UserError(f"reward.ndcg_step.k must be at least 1, got {k}")
-    return [[step_share(group.ask, c.answer, k) for c in group.completions] for group in groups]
+@dataclass
+class Options:
+    k: int = setting(20, low=1)  # of nDCG@k
+
+
+def reward(groups: list[Group], options: Options) -> list[list[float]]:
+    """Return one number per completion of each group: -1, or a share of nDCG@k in [0, 1]."""
+    return [[step_share(group.ask, c.answer, options.k) for c in group.completions] for group in groups]
 
 
 def step_share(ask: Ask, answer: Answer, k: int = 20) -> float:

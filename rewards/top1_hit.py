@@ -7,23 +7,32 @@ that stay: the k least relevant earn the most, for every k and in any order. `gr
 worst and the best of these instead.
 """
 
+from dataclasses import dataclass
+
 from ranker.data import Answer, Ask, Group
 from ranker.errors import UserError
+from ranker.plugins import setting
 
 TASK = True  # its spread within a group decides whether the group teaches anything
 
 NO_CANDIDATE, NO_ANSWER = -0.5, -1.0
 
 
-def reward(groups: list[Group], graded: bool = False) -> list[list[float]]:
-    """One number per completion of each group, in [-1, 1]."""
-    return [[step_reward(group.ask, c.answer, graded) for c in group.completions] for group in groups]
+@dataclass
+class Options:
+    graded: bool = setting(False)  # scale between the worst and the best, see above
+
+
+def reward(groups: list[Group], options: Options) -> list[list[float]]:
+    """Return one number per completion of each group, in [-1, 1]."""
+    return [[step_reward(group.ask, c.answer, options.graded) for c in group.completions] for group in groups]
 
 
 def step_reward(ask: Ask, answer: Answer, graded: bool = False) -> float:
-    """Return the reward of an answer to an ask. Raises UserError for other decisions than eliminate and pick."""
+    """Return the reward of an answer to an ask. Raise UserError for other decisions than eliminate and pick."""
     if ask.decision not in ("eliminate", "pick"):
-        raise UserError(f"reward 'top1_hit' judges asks that name one candidate (eliminate, pick), not '{ask.decision}'")
+        raise UserError("reward 'top1_hit' judges asks that name one candidate (eliminate, pick), "
+                        f"not '{ask.decision}'")
     if answer.status in ("missing_answer", "truncated"):
         return NO_ANSWER
     if not answer.ok:

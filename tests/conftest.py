@@ -16,7 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks a hub should fa
 
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
-from ranker import config as settings, policy as policies, world  # noqa: E402
+from ranker import config as settings, world  # noqa: E402
+from ranker.engine import policy as policies  # noqa: E402
 from ranker.prompting import messages  # noqa: E402
 from ranker.rankers import elimination  # noqa: E402
 from ranker.tiny import tokenizer as tiny_tokenizer  # noqa: E402
@@ -36,7 +37,8 @@ def prepared(module, source, *words, seed=0, **options):
 @pytest.fixture(scope="session")
 def asks():
     """Twelve elimination asks of all kinds of tasks."""
-    queries = [world.query(task, "train", i) for i in range(2) for task in list(world.TASKS)[1::2] + ["passage-5", "rec-movie"]]
+    queries = [world.query(task, "train", i) for i in range(2)
+               for task in list(world.TASKS)[1::2] + ["passage-5", "rec-movie"]]
     return [elimination.sampled_ask(q, random.Random(i)) for i, q in enumerate(queries)]
 
 
@@ -53,8 +55,8 @@ def base_folder(tmp_path_factory, tokenizer):
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.15, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+        num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.15, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -1,4 +1,5 @@
-"""The ablation's table: which numbers stand in which row, their mean and deviation over seeds, and what it does with failures."""
+"""The ablation's table: which numbers stand in which row, their mean and deviation over seeds, and what it does with
+failures."""
 
 import json
 import subprocess
@@ -11,9 +12,11 @@ from ranker.errors import exit_status
 
 
 def result(base, *trained):
-    averages = lambda v: {"scenarios": {"routing": {"MRR": v}, "passages": {"MRR": v + 0.1}}, "mean": {"MRR": v + 0.05}}  # noqa: E731
+    averages = lambda v: {"scenarios": {"routing": {"MRR": v}, "passages": {"MRR": v + 0.1}},  # noqa: E731
+                          "mean": {"MRR": v + 0.05}}
     row = lambda v, strict=True: {"repaired": averages(v), "strict": averages(v) if strict else None}  # noqa: E731
-    return {"rows": {"random order": row(0.0, False), "untrained base": row(base)} | {f"runs/{i}/best": row(v) for i, v in enumerate(trained)}}
+    return {"rows": {"random order": row(0.0, False), "untrained base": row(base)}
+            | {f"runs/{i}/best": row(v) for i, v in enumerate(trained)}}
 
 
 def test_each_row_is_its_configs_mean_and_deviation_over_the_seeds():
@@ -30,9 +33,12 @@ def test_each_row_is_its_configs_mean_and_deviation_over_the_seeds():
 def test_the_table_of_methods_has_cost_and_gain_of_each_config(tmp_path, monkeypatch):
     def outcome(base, *trained):
         row = lambda v, strict=True: {  # noqa: E731
-            "repaired": {"mean": {"MRR": v, "nDCG@10": v + 0.1}}, "strict": {"mean": {"MRR": v - 0.1}} if strict else None,
-            "cost": {"recommendation": {"calls": 10 * v, "prompt_tokens": 1000 * v, "completion_tokens": 100 * v}, "routing": {}}}
-        return {"rows": {"random order": row(0.0, False), "untrained base": row(base)} | {f"runs/{i}/best": row(v) for i, v in enumerate(trained)}}
+            "repaired": {"mean": {"MRR": v, "nDCG@10": v + 0.1}},
+            "strict": {"mean": {"MRR": v - 0.1}} if strict else None,
+            "cost": {"recommendation": {"calls": 10 * v, "prompt_tokens": 1000 * v, "completion_tokens": 100 * v},
+                     "routing": {}}}
+        return {"rows": {"random order": row(0.0, False), "untrained base": row(base)}
+                | {f"runs/{i}/best": row(v) for i, v in enumerate(trained)}}
 
     lines = ablation.methods_table({"first": outcome(0.2, 0.4, 0.6)}).splitlines()
     assert [c.strip() for c in lines[2].split("|")[1:-1]] == [
@@ -65,7 +71,8 @@ def test_every_seed_is_trained_and_every_config_evaluated_once(tmp_path, monkeyp
     threads = str(6 // int(jobs))
     assert sorted(calls) == [("evaluate.py", threads)] * 4 + [("train.py", threads)] * 8
     assert "IRanker on-policy" in (tmp_path / "runs/ablation/table.md").read_text()
-    assert exit_status(ablation.main) == 0 and calls[12:] == [("train.py", threads)] * 8  # it knows a finished run itself
+    # it knows a finished run itself
+    assert exit_status(ablation.main) == 0 and calls[12:] == [("train.py", threads)] * 8
 
 
 @pytest.mark.parametrize("arguments, named", [(["--seeds", "0"], "at least 1"), (["--jobs", "0"], "at least 1"),

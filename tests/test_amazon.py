@@ -1,4 +1,5 @@
-"""Reviews become queries as the protocol says, and all layouts of the raw data give the same ones. Broken files are named."""
+"""Reviews become queries as the protocol says, and all layouts of the raw data give the same ones. Broken files are
+named."""
 
 import gzip
 import json
@@ -29,7 +30,8 @@ def users() -> dict[str, list[str]]:
 
 def events(of=None):
     """Rows of (user, product, time), the first user's second half before the first."""
-    rows = [(user, item, 1000 + i) for user, items in (users() if of is None else of).items() for i, item in enumerate(items)]
+    rows = [(user, item, 1000 + i) for user, items in (users() if of is None else of).items()
+            for i, item in enumerate(items)]
     return rows[12:25] + rows[:12] + rows[25:]
 
 
@@ -40,10 +42,12 @@ def write(path: Path, lines, packed=False) -> Path:
     return path.parent
 
 
-def write_reviews(folder, of=None, titles=TITLES, packed=False, literal=False, names=("Games_5.json", "meta_Games.json")):
+def write_reviews(folder, of=None, titles=TITLES, packed=False, literal=False,
+                  names=("Games_5.json", "meta_Games.json")):
     """The release of 2018; with `literal` that of 2014, whose metadata are Python literals."""
-    write(folder / names[0], (json.dumps({"overall": 5.0, "reviewerID": u, "asin": i, "reviewText": "meta", "unixReviewTime": t})
-                              for u, i, t in events(of)), packed)
+    write(folder / names[0],
+          (json.dumps({"overall": 5.0, "reviewerID": u, "asin": i, "reviewText": "meta", "unixReviewTime": t})
+           for u, i, t in events(of)), packed)
     lines = ({"asin": i, "salesRank": {"Video Games": 3}, "title": t} for i, t in titles.items())
     return write(folder / names[1], (repr(line) if literal else json.dumps(line) for line in lines), packed)
 
@@ -55,12 +59,14 @@ def write_recbole(folder, of=None, titles=TITLES, packed=False):
 
 
 def write_items(folder, titles=TITLES, packed=False):
-    return write(folder / "Games.item", ["item_id:token\ttitle:token_seq", *(f"{i}\t{t}" for i, t in titles.items())], packed)
+    return write(folder / "Games.item", ["item_id:token\ttitle:token_seq", *(f"{i}\t{t}" for i, t in titles.items())],
+                 packed)
 
 
 def write_histories(folder, of=None, titles=TITLES, packed=False, name="Games.test.inter"):
     write(folder / name, ["user_id:token\titem_id_list:token_seq\titem_id:token",
-                          *(f"{u}\t{' '.join(items[:-1])}\t{items[-1]}" for u, items in (users() if of is None else of).items())], packed)
+                          *(f"{u}\t{' '.join(items[:-1])}\t{items[-1]}"
+                            for u, items in (users() if of is None else of).items())], packed)
     return write_items(folder, titles, packed)
 
 
@@ -77,7 +83,8 @@ def complaint(*args) -> str:
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 def test_all_layouts_give_the_same_queries(tmp_path, packed):
     queries, dropped = prepare(write_reviews(tmp_path / "2018", packed=packed))
-    assert [q.id for q in queries] == ["amazon-game.A1", "amazon-game.A2"] and dropped == {"users with fewer than 21 items": 1}
+    assert ([q.id for q in queries] == ["amazon-game.A1", "amazon-game.A2"]
+            and dropped == {"users with fewer than 21 items": 1})
     names = "reviews_Games_5.json", "meta_Games.json"
     assert prepare(write_reviews(tmp_path / "2014", packed=packed, literal=True, names=names)) == (queries, dropped)
     assert prepare(write_recbole(tmp_path / "recbole", packed=not packed)) == (queries, dropped)
@@ -119,7 +126,8 @@ def test_every_task_has_a_wording_and_marks_the_ids(tmp_path):
 
 
 def test_what_is_no_title_is_neither_shown_nor_sampled(tmp_path):
-    untitled = {"B060": "", "B059": "<br>", "B058": "var a = (new Date()).getTime();", "B057": None, "B056": "half \ud83d", "B055": ["x"]}
+    untitled = {"B060": "", "B059": "<br>", "B058": "var a = (new Date()).getTime();", "B057": None,
+                "B056": "half \ud83d", "B055": ["x"]}
     of = users() | {f"U{i}": [*ids(range(20 + i, 40 + i)), item] for i, item in enumerate(untitled)}
     (one, two), dropped = prepare(write_reviews(tmp_path, of, TITLES | untitled), "--candidates", 21)
     assert dropped == {"users with fewer than 21 items": 1, "users with an item that has no title": 6}
@@ -128,14 +136,16 @@ def test_what_is_no_title_is_neither_shown_nor_sampled(tmp_path):
 
 def test_titles_lose_markup_and_keep_quotes_in_every_layout(tmp_path):
     of = {"A1": ids([*range(11, 31), 7]), "A2": ids([*range(31, 51), 8])}
-    for folder in (write_reviews(tmp_path / "a", of), write_reviews(tmp_path / "b", of, literal=True), write_recbole(tmp_path / "c", of)):
+    for folder in (write_reviews(tmp_path / "a", of), write_reviews(tmp_path / "b", of, literal=True),
+                   write_recbole(tmp_path / "c", of)):
         (one, two), _ = prepare(folder)
         assert one.texts["B007"] == "Rock & Roll Hero" and two.texts["B008"] == 'Schindler\'s "Quest", Part 2'
 
 
 def test_a_python_literal_is_read_and_never_run(tmp_path):
     folder = write_reviews(tmp_path, literal=True)
-    write(folder / "meta_Games.json", ["{'asin': 'B001', 'title': 'x'}", f"{{'asin': open({str(tmp_path / 'ran')!r}, 'w').name}}"])
+    write(folder / "meta_Games.json",
+          ["{'asin': 'B001', 'title': 'x'}", f"{{'asin': open({str(tmp_path / 'ran')!r}, 'w').name}}"])
     assert complaint(folder).startswith(f"{folder / 'meta_Games.json'}:2: not JSON") and not (tmp_path / "ran").exists()
 
 
@@ -156,8 +166,10 @@ def test_the_closest_names_are_read_first(tmp_path):
 
 def test_negatives_come_from_the_users_list_without_history_and_target(tmp_path):
     folder = write_histories(tmp_path / "data")
-    own = {"A1": ids([25, *range(1, 20), *range(40, 60), *range(40, 60)]), "A2": ids(range(1, 20)), "A3": ids(range(21, 60))}
-    lists = write(tmp_path / "lists", ["", *(f"{user}\t{' '.join(items)}" for user, items in own.items()), ""]) / "lists"
+    own = {"A1": ids([25, *range(1, 20), *range(40, 60), *range(40, 60)]), "A2": ids(range(1, 20)),
+           "A3": ids(range(21, 60))}
+    lists = (write(tmp_path / "lists", ["", *(f"{user}\t{' '.join(items)}" for user, items in own.items()), ""])
+             / "lists")
     pools = set()
     for seed in range(8):
         (one, two), _ = prepare(folder, "--lists", lists, seed=seed)
@@ -178,7 +190,8 @@ def test_negatives_come_from_the_users_list_without_history_and_target(tmp_path)
 ])
 def test_a_broken_list_is_named_with_its_line(tmp_path, text, words):
     (tmp_path / "lists").write_text(text)
-    assert complaint(write_histories(tmp_path / "data"), "--lists", tmp_path / "lists") == f"{tmp_path / 'lists'}{words}"
+    assert (complaint(write_histories(tmp_path / "data"), "--lists", tmp_path / "lists")
+            == f"{tmp_path / 'lists'}{words}")
 
 
 def test_lists_may_name_products_without_a_title_and_must_exist(tmp_path):
@@ -195,7 +208,8 @@ GOOD = '{"reviewerID": "A1", "asin": "B001", "unixReviewTime": 5}\n'
 @pytest.mark.parametrize("write_layout, name, text, words", [
     (write_reviews, "Games_5.json", GOOD + '{"asin": "B001"}\n', ":2: no text in a field 'reviewerID' (found: asin)"),
     (write_reviews, "Games_5.json", '{"reviewerID": "A1", "asin": ["B001"]}\n', ":1: no text in a field 'asin'"),
-    (write_reviews, "Games_5.json", '{"reviewerID": "A1", "asin": "B001"}\n', ":1: no field 'unixReviewTime' (found: reviewerID, asin)"),
+    (write_reviews, "Games_5.json", '{"reviewerID": "A1", "asin": "B001"}\n',
+     ":1: no field 'unixReviewTime' (found: reviewerID, asin)"),
     (write_reviews, "Games_5.json", GOOD + GOOD.replace("5", '"noon"'), ":2: unixReviewTime 'noon' is no number"),
     (write_reviews, "Games_5.json", GOOD.replace("5", "NaN"), ":1: unixReviewTime nan is no number"),
     (write_reviews, "Games_5.json", GOOD + "\n" + GOOD[:30], ":3: not JSON"),
@@ -205,12 +219,16 @@ GOOD = '{"reviewerID": "A1", "asin": "B001", "unixReviewTime": 5}\n'
     (write_reviews, "meta_Games.json", "{'asin', 'title'}\n", ":1: expected a JSON object, got set"),
     (write_recbole, "Games.inter", "user_id:token\titem_id:token\nA1\tB001\n",
      ":1: no column 'timestamp:float' (found: user_id:token, item_id:token)"),
-    (write_recbole, "Games.inter", "user_id:token\titem_id:token\ttimestamp:float\nA1\tB001\tnoon\n", ":2: the time 'noon' is no number"),
+    (write_recbole, "Games.inter", "user_id:token\titem_id:token\ttimestamp:float\nA1\tB001\tnoon\n",
+     ":2: the time 'noon' is no number"),
     (write_recbole, "Games.item", "item_id:token\tmovie_title:token_seq\nB001\tx\n", ":1: no column 'title:token_seq'"),
-    (write_histories, "Games.test.inter", "user_id:token\titem_id_list:token_seq\nA1\tB001\n", ":1: no column 'item_id:token'"),
-    (write_histories, "Games.test.inter", "user_id:token\titem_id_list:token_seq\titem_id:token\nA1\tB001\tB002\nA1\tB003\tB004\n",
+    (write_histories, "Games.test.inter", "user_id:token\titem_id_list:token_seq\nA1\tB001\n",
+     ":1: no column 'item_id:token'"),
+    (write_histories, "Games.test.inter",
+     "user_id:token\titem_id_list:token_seq\titem_id:token\nA1\tB001\tB002\nA1\tB003\tB004\n",
      ":3: user 'A1' stood in line 2 already"),
-    (write_histories, "Games.test.inter", "user_id:token\titem_id_list:token_seq\titem_id:token\nA1\tB001\n", ":2: 2 columns, expected 3"),
+    (write_histories, "Games.test.inter", "user_id:token\titem_id_list:token_seq\titem_id:token\nA1\tB001\n",
+     ":2: 2 columns, expected 3"),
 ])
 def test_a_broken_file_is_named_with_its_line(tmp_path, write_layout, name, text, words):
     folder = write_layout(tmp_path)
@@ -236,27 +254,33 @@ def test_the_folder_and_what_it_lacks_are_named(tmp_path):
 
 def test_users_who_all_fail_end_the_command_with_every_reason(tmp_path, monkeypatch):
     folder = write_reviews(tmp_path / "data", {"A1": ids(range(1, 21)), "A2": [*ids(range(1, 21)), "B999"]})
-    monkeypatch.setattr("sys.argv", ["prepare", "amazon", str(folder), "--task", "rec-game", "--out", str(tmp_path / "out.jsonl")])
+    monkeypatch.setattr("sys.argv", ["prepare", "amazon", str(folder), "--task", "rec-game", "--out",
+                                     str(tmp_path / "out.jsonl")])
     with pytest.raises(UserError) as caught:
         command.main()
-    assert "1 users with fewer than 21 items" in str(caught.value) and "1 users with an item that has no title" in str(caught.value)
+    assert ("1 users with fewer than 21 items" in str(caught.value)
+            and "1 users with an item that has no title" in str(caught.value))
     assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_the_command_writes_a_file_that_trains(tmp_path, monkeypatch, capsys):
     folder = write_reviews(tmp_path / "data")
-    monkeypatch.setattr("sys.argv", ["prepare", "amazon", str(folder), "--task", "rec-game", "--out", str(tmp_path / "out.jsonl")])
+    monkeypatch.setattr("sys.argv", ["prepare", "amazon", str(folder), "--task", "rec-game", "--out",
+                                     str(tmp_path / "out.jsonl")])
     command.main()
-    assert read_queries(tmp_path / "out.jsonl") == prepare(folder)[0] and "2 queries, 40 candidates" in capsys.readouterr().out
+    assert (read_queries(tmp_path / "out.jsonl") == prepare(folder)[0]
+            and "2 queries, 40 candidates" in capsys.readouterr().out)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/amazon_games_llmrank beside the repository")
 def test_the_real_games_give_a_query_for_each_listed_user_with_twenty_products():
     queries, dropped = prepare(REAL, "--lists", REAL / "Games-6k.bm25.gz")
-    assert len(queries) == 301 and dropped == {"users with fewer than 21 items": 5699, "users without a list of candidates": 2125}
+    assert len(queries) == 301 and dropped == {"users with fewer than 21 items": 5699,
+                                               "users without a list of candidates": 2125}
     assert all(len(set(q.ids)) == 20 and len(q.context) == 20 and len(q.positives) == 1 for q in queries)
     assert not any("&amp;" in text for q in queries for text in (*q.context, *q.texts.values()))
-    assert sum(q.ids.index(q.positives[0]) for q in queries) / 301 == pytest.approx(9.5, abs=1.2)  # no leak by place; sd 0.33
+    # no leak by place; sd 0.33
+    assert sum(q.ids.index(q.positives[0]) for q in queries) / 301 == pytest.approx(9.5, abs=1.2)
     with gzip.open(REAL / "Games-6k.bm25.gz", "rt") as file:
         lists = {user: set(listed.split()) for user, listed in (line.split("\t") for line in file)}
     assert all(set(q.ids) - set(q.positives) <= lists[q.id.removeprefix("amazon-game.")] for q in queries)

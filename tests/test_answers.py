@@ -1,5 +1,6 @@
-"""The one parser reads an answer or says why it can't, and never guesses: a reward that is paid for a guess gets hacked.
-`answers_golden.jsonl` holds nasty completions, one a line, with `value` as 1-based places in `pool` (or the score)."""
+"""The one parser reads an answer or says why it can't, and never guesses: a reward that is paid for a guess gets
+hacked. `answers_golden.jsonl` holds nasty completions, one a line, with `value` as 1-based places in `pool` (or the
+score)."""
 
 import json
 import random
@@ -12,7 +13,8 @@ from hypothesis import given, settings, strategies as st
 from ranker.answers import parse, span
 from ranker.data import STATUSES, Ask, Candidate, Query
 
-GOLDEN = [json.loads(text) for text in (Path(__file__).parent / "answers_golden.jsonl").read_text(encoding="utf-8").splitlines()]
+GOLDEN = [json.loads(text)
+          for text in (Path(__file__).parent / "answers_golden.jsonl").read_text(encoding="utf-8").splitlines()]
 DECISIONS = ("eliminate", "pick", "order", "narrow", "score")
 POOL = ("Alien (1979)", "Aliens", "Rocky II", "Rocky III", "300", "Heat", "Heat", "12 Angry Men", "Amélie", "")
 
@@ -35,7 +37,8 @@ def test_golden(case):
 
 def test_the_golden_file_covers_every_decision_and_status_and_repeats_no_name():
     assert len({case["name"] for case in GOLDEN}) == len(GOLDEN) >= 70
-    assert {case["decision"] for case in GOLDEN} == set(DECISIONS) and {case["status"] for case in GOLDEN} == set(STATUSES)
+    assert ({case["decision"] for case in GOLDEN} == set(DECISIONS)
+            and {case["status"] for case in GOLDEN} == set(STATUSES))
 
 
 @pytest.mark.parametrize("text, inside", [
@@ -53,14 +56,16 @@ def test_the_span_is_the_last_pair_after_the_last_thought(text, inside):
 
 def test_a_completion_of_spaces_is_read_in_one_pass(run=" " * 100_000):
     """Patterns that look past them again and again would take minutes."""
-    for inside, status in ((f"candidate{run}x", "not_a_candidate"), (f"candidate #{run}2", "ok"), (f"candidate{run}#{run}2", "ok"), (f"[{run}2", "ok"),
-                           (f"[{run}2{run}", "ok"), (f"{run}({run}2.{run}", "ok"), (f"Heat{run}>{run}Jaws", "ok"), (f"[1{run}]{run}x", "ok")):
-        assert parse(f"<answer>{inside}</answer>", ask("eliminate", ["Alien", "Heat", "Rocky"])).status == status, inside.replace(run, "_")
+    for inside, status in ((f"candidate{run}x", "not_a_candidate"), (f"candidate #{run}2", "ok"),
+                           (f"candidate{run}#{run}2", "ok"), (f"[{run}2", "ok"), (f"[{run}2{run}", "ok"),
+                           (f"{run}({run}2.{run}", "ok"), (f"Heat{run}>{run}Jaws", "ok"), (f"[1{run}]{run}x", "ok")):
+        assert (parse(f"<answer>{inside}</answer>", ask("eliminate", ["Alien", "Heat", "Rocky"])).status
+                == status), inside.replace(run, "_")
 
 
-FRAGMENTS = ("<think>", "</think>", "<answer>", "</answer>", "[1]", "[2]", "[0]", "[11]", "[", "]", " > ", "\n", "3", "7/10",
-             "Alien", "aliens", "Rocky II", "300", "Heat", "Ame\u0301lie", "none", "［３］", "【4】", "\u200b", "\x00", "\ud800", "🎬",
-             "i", "(", "-", "9" * 30, "½", "²", "ﬁ", "İ", "ß", "<|im_end|>", "{", "\\", "")
+FRAGMENTS = ("<think>", "</think>", "<answer>", "</answer>", "[1]", "[2]", "[0]", "[11]", "[", "]", " > ", "\n", "3",
+             "7/10", "Alien", "aliens", "Rocky II", "300", "Heat", "Ame\u0301lie", "none", "［３］", "【4】", "\u200b",
+             "\x00", "\ud800", "🎬", "i", "(", "-", "9" * 30, "½", "²", "ﬁ", "İ", "ß", "<|im_end|>", "{", "\\", "")
 
 
 def junk(rng: random.Random) -> str:
@@ -136,6 +141,7 @@ def test_the_parser_depends_on_texts_and_places_not_on_relevance():
     for case in GOLDEN:
         question = ask(case["decision"], case["pool"])
         query = question.query
-        flipped = Ask(Query("other", "rec-game", "", query.candidates, query.relevance[::-1]), question.pool, question.decision)
+        flipped = Ask(Query("other", "rec-game", "", query.candidates, query.relevance[::-1]), question.pool,
+                      question.decision)
         finished = case.get("finished", True)
         assert parse(case["text"], question, finished) == parse(case["text"], flipped, finished)

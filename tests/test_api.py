@@ -1,5 +1,5 @@
-"""A server behind the driver: what it says is read by the one parser and counted as it counts; it may fail in every way that
-servers do, and nothing that was paid for is asked again. The key is sent and stands nowhere else."""
+"""A server behind the driver: what it says is read by the one parser and counted as it counts; it may fail in every way
+that servers do, and nothing that was paid for is asked again. The key is sent and stands nowhere else."""
 
 import json
 import logging
@@ -17,11 +17,13 @@ from transformers.utils.import_utils import is_serve_available
 
 import evaluate
 import train
-from ranker import api, config as settings, drive, llms, policy as policies, pretrained, report, rewarding, world
+from ranker import api, config as settings, drive, llms, rewarding, world
+from ranker.engine import policy as policies, pretrained
+from ranker.evaluation import report
 from ranker.data import Ask, Candidate, Query
 from ranker.errors import UserError, exit_status
 from ranker.prompting import Chat
-from ranker.rollout import Sampler, greedy_model
+from ranker.engine.sampler import Sampler, greedy_model
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared/data"
@@ -29,7 +31,8 @@ KEY = "sk-4f1c99e0secret"
 
 
 class Fake(ThreadingHTTPServer):
-    """Its n-th reply (from 0) is `write(n, body)`: status, headers and content, or None for a connection that just ends."""
+    """Its n-th reply (from 0) is `write(n, body)`: status, headers and content, or None for a connection that just
+    ends."""
 
     daemon_threads, block_on_close = True, False
 
@@ -122,13 +125,16 @@ def test_a_reply_becomes_a_parsed_completion_with_the_tokens_the_server_counted(
     assert (prompt_tokens, first.tokens, first.ids, first.finished) == (100, 20, [], True) and first.seconds > 0
     assert first.answer.status == "ok" and first.answer.value == ("c2", "c1", "c0")
     [body] = server.asked
-    assert body == {"model": "m", "messages": Chat().messages(asks(1)[0]), "temperature": 0.5, "max_completion_tokens": 64}
+    assert body == {"model": "m", "messages": Chat().messages(asks(1)[0]), "temperature": 0.5,
+                    "max_completion_tokens": 64}
     assert server.keys == [None]
 
 
 def test_a_ranking_by_a_server_costs_what_the_server_counted(serve, model):
-    [ranking] = drive.run(drive.load_ranker({"name": "sliding", "window": 2, "step": 1}), [asks(1)[0].query], model(serve(listed)))
-    assert ranking.order == ["c2", "c0", "c1"] and (ranking.calls, ranking.prompt_tokens, ranking.completion_tokens) == (2, 200, 40)
+    [ranking] = drive.run(drive.load_ranker({"name": "sliding", "window": 2, "step": 1}), [asks(1)[0].query],
+                          model(serve(listed)))
+    assert (ranking.order == ["c2", "c0", "c1"]
+            and (ranking.calls, ranking.prompt_tokens, ranking.completion_tokens) == (2, 200, 40))
     row = report.model_row("m", [[ranking]], 0.0)
     assert "dollars" not in report.cost_table([row])
     row.prices = (3.0, 15.0)
@@ -137,13 +143,17 @@ def test_a_ranking_by_a_server_costs_what_the_server_counted(serve, model):
 
 
 @pytest.mark.parametrize("reply, text, status", [
-    (says("<answer>[1] > [2] > [3]</answer>", reasoning_content="[3]!"), "<think>[3]!</think>\n<answer>[1] > [2] > [3]</answer>", "ok"),
-    (says("[2] > [1] > [3]", reasoning="<answer>[1]</answer>"), "<think><answer>[1]</answer></think>\n[2] > [1] > [3]", "missing_answer"),
+    (says("<answer>[1] > [2] > [3]</answer>", reasoning_content="[3]!"),
+     "<think>[3]!</think>\n<answer>[1] > [2] > [3]</answer>", "ok"),
+    (says("[2] > [1] > [3]", reasoning="<answer>[1]</answer>"), "<think><answer>[1]</answer></think>\n[2] > [1] > [3]",
+     "missing_answer"),
     (says(None, "length", reasoning_content="so"), "<think>so", "truncated"),
-    (says("", reasoning_content="<answer>[1] > [2] > [3]</answer>"), "<think><answer>[1] > [2] > [3]</answer>", "missing_answer"),
+    (says("", reasoning_content="<answer>[1] > [2] > [3]</answer>"), "<think><answer>[1] > [2] > [3]</answer>",
+     "missing_answer"),
     (says("<think>so", "length"), "<think>so", "truncated"),
     (says(None, "content_filter"), "", "missing_answer"),
-    (says("<answer>[1] > [2] > [3]</answer>\ud800"), "<answer>[1] > [2] > [3]</answer>?", "ok"),  # half a surrogate pair cannot be written
+    # half a surrogate pair cannot be written
+    (says("<answer>[1] > [2] > [3]</answer>\ud800"), "<answer>[1] > [2] > [3]</answer>?", "ok"),
 ])
 def test_thoughts_come_back_into_their_tags_and_nothing_is_guessed(serve, model, reply, text, status):
     server = serve(lambda number, body: reply)
@@ -186,11 +196,13 @@ def test_no_more_calls_at_a_time_than_concurrency_allows(serve, model):
 
 
 FAILURES = {
-    "429": (429, {}, b"slow down"), "500": (500, {}, b"oops"), "503": (503, {}, b""), "408": (408, {}, b""), "connection ends": None,
+    "429": (429, {}, b"slow down"), "500": (500, {}, b"oops"), "503": (503, {}, b""), "408": (408, {}, b""),
+    "connection ends": None,
     "body cut": (200, {"Content-Length": 900}, b'{"choices": ['), "broken JSON": (200, {}, b'{"choices": ['),
-    "HTML": (200, {}, b"<html>busy</html>"), "not UTF-8": (200, {}, b"\xff\xfe\xfa"), "a list": (200, {}, b"[]"), "a number": (200, {}, b"7"),
-    "no choices": (200, {}, b'{"choices": []}'), "an error as 200": (200, {}, b'{"error": "x"}'),
-    "parts": says([{"type": "text", "text": "x"}]), "endless tokens": (200, {}, says("x")[2].replace(b"100", b"Infinity")),
+    "HTML": (200, {}, b"<html>busy</html>"), "not UTF-8": (200, {}, b"\xff\xfe\xfa"), "a list": (200, {}, b"[]"),
+    "a number": (200, {}, b"7"), "no choices": (200, {}, b'{"choices": []}'),
+    "an error as 200": (200, {}, b'{"error": "x"}'), "parts": says([{"type": "text", "text": "x"}]),
+    "endless tokens": (200, {}, says("x")[2].replace(b"100", b"Infinity")),
 }
 
 
@@ -213,7 +225,8 @@ def test_a_call_that_takes_too_long_is_tried_again(serve, model):
 
 def test_a_server_that_asks_to_wait_is_waited_for_but_not_for_ever(serve, model):
     waits, pauses = {0: "7", 1: "999999", 2: "soon"}, []
-    server = serve(lambda number, body: (429, {"Retry-After": waits[number]}, b"") if number in waits else listed(number, body))
+    server = serve(lambda number, body: (429, {"Retry-After": waits[number]}, b"") if number in waits
+                   else listed(number, body))
     model(server, pauses)(asks(1))
     assert pauses[:2] == [7.0, api.LONGEST_WAIT] and pauses[2] <= 4
 
@@ -239,7 +252,8 @@ def test_a_refusal_ends_at_once_and_says_who_refused_what(serve, model, tmp_path
     with pytest.raises(UserError) as caught:
         model(server, pauses, key_env="MY_KEY")(asks(1))
     said = str(caught.value)
-    assert all(words in said for words in (server.api, "'m'", f"status {status}", content[:8], f"see {see}")) and KEY not in said
+    assert (all(words in said for words in (server.api, "'m'", f"status {status}", content[:8], f"see {see}"))
+            and KEY not in said)
     assert len(said) < 300 and server.keys == [f"Bearer {KEY}"] and pauses == [] and list(tmp_path.iterdir()) == []
 
 
@@ -263,7 +277,8 @@ def test_what_was_answered_is_kept_and_the_same_command_goes_on(serve, model, tm
     def broken(number, body):
         return (500, {}, b"down") if "context 2" in body["messages"][-1]["content"] else listed(number, body)
 
-    with pytest.raises(UserError, match=r"in 4 tries \(status 500: down\); \d answers are kept in .*answers.jsonl, the same command goes on"):
+    with pytest.raises(UserError, match=(r"in 4 tries \(status 500: down\); \d answers are kept in .*answers.jsonl, "
+                                         r"the same command goes on")):
         model(serve(broken), [], concurrency=1)(asks(4))
     kept = (tmp_path / "answers.jsonl").read_text()
     assert len(kept.splitlines()) == 2  # those before it
@@ -304,8 +319,9 @@ def test_a_killed_evaluation_pays_for_no_answer_twice(serve, model, tmp_path, mo
 
 def test_only_what_would_be_the_same_call_comes_from_the_file(serve, model):
     server = serve(listed)
-    for options in ({}, {"temperature": 1.0}, {"model": "n"}, {"limit_field": "max_completion_tokens"}, {"max_new_tokens": 65},
-                    {"chat": Chat(words=1)}, {"chat": Chat(multi_turn=True)}, {"api": server.api + "/"}):
+    for options in ({}, {"temperature": 1.0}, {"model": "n"}, {"limit_field": "max_completion_tokens"},
+                    {"max_new_tokens": 65}, {"chat": Chat(words=1)}, {"chat": Chat(multi_turn=True)},
+                    {"api": server.api + "/"}):
         asked = len(server.asked)
         model(server, **options)(asks(1))
         assert len(server.asked) == asked + 1
@@ -329,7 +345,8 @@ def test_a_line_that_a_full_disk_cut_costs_no_other(serve, model, tmp_path, capl
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1][:40] + "".join(lines[2:]))  # the third glued to a piece of the second
     assert texts(model(server)(asks(4))) == expected and len(server.asked) == 6
-    assert "1 line(s) cannot be read" in caplog.text and texts(model(server)(asks(4))) == expected and len(server.asked) == 6
+    assert ("1 line(s) cannot be read" in caplog.text and texts(model(server)(asks(4))) == expected
+            and len(server.asked) == 6)
 
 
 def test_a_server_that_counts_no_tokens_is_said_once(serve, model, caplog):
@@ -347,9 +364,9 @@ def test_logits_cannot_be_asked_for(serve, model):
     assert server.asked == []
 
 
-CONTROL = ["<s>", "</s>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>",
-           "<｜User｜>", "<｜end▁of▁sentence｜>", "[SYSTEM_PROMPT]", "[TOOL_CALLS]", "<tool_call>", "<unused7>", "<0x0A>",
-           "<|START_OF_TURN_TOKEN|>", "[gMASK]", "<sop>"]
+CONTROL = ["<s>", "</s>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]",
+           "<<SYS>>", "<</SYS>>", "<｜User｜>", "<｜end▁of▁sentence｜>", "[SYSTEM_PROMPT]", "[TOOL_CALLS]", "<tool_call>",
+           "<unused7>", "<0x0A>", "<|START_OF_TURN_TOKEN|>", "[gMASK]", "<sop>"]
 
 
 @pytest.mark.parametrize("multi_turn", [False, True])
@@ -360,17 +377,21 @@ def test_no_control_string_of_a_chat_format_reaches_a_server_whole(multi_turn):
         example = (Ask(query, query.ids, "pick"), f"<think>{control}</think>\n<answer>[1]</answer>")
         chat = Chat(multi_turn=multi_turn).messages(Ask(query, query.ids, "order", (example,)))
         assert not any(control in message["content"] for message in chat)
-        assert chat[-2 if not multi_turn else len(chat) // 2]["content"].endswith("</think>\n<answer>[1]</answer>")  # an example keeps its form
-        question = "\n".join(m["content"] for m in chat[-1 if not multi_turn else len(chat) // 2 + 1:] if m["role"] == "user")
+        # an example keeps its form
+        assert chat[-2 if not multi_turn else len(chat) // 2]["content"].endswith("</think>\n<answer>[1]</answer>")
+        question = "\n".join(m["content"] for m in chat[-1 if not multi_turn else len(chat) // 2 + 1:]
+                             if m["role"] == "user")
         assert re.findall(r"^\[\d\]", question, re.MULTILINE)[:2] == ["[1]", "[2]"]
 
 
 def test_a_long_text_loses_its_middle_and_is_counted():
-    query = Query("q", "rank", " ".join(map(str, range(1000))), (Candidate("x", "short one"), Candidate("y", "<s> " * 400)), (1.0, 0.0))
+    query = Query("q", "rank", " ".join(map(str, range(1000))),
+                  (Candidate("x", "short one"), Candidate("y", "<s> " * 400)), (1.0, 0.0))
     chat = Chat(words=5)
     messages, cut = chat.fitted(Ask(query, query.ids, "order"))
     content = messages[-1]["content"]
-    assert "\n0 1 2 ... 998 999\n" in content and "[1] short one\n" in content and "[2] (s> (s> (s> ... (s> (s>" in content
+    assert ("\n0 1 2 ... 998 999\n" in content and "[1] short one\n" in content
+            and "[2] (s> (s> (s> ... (s> (s>" in content)
     assert cut == {"words": 5} and chat.fitted(asks(1)[0])[1] is None
 
 
@@ -400,11 +421,13 @@ def command(tmp_path, monkeypatch, capsys):
 CONFIG = ROOT / "configs/rankgpt.yaml"
 
 
-def test_an_evaluation_shows_the_server_beside_the_baselines_and_its_key_stands_in_no_file(serve, command, tmp_path, monkeypatch):
+def test_an_evaluation_shows_the_server_beside_the_baselines_and_its_key_stands_in_no_file(
+        serve, command, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", KEY)
     server = serve(listed)
-    arguments = ["--config", CONFIG, f"--llm.api={server.api}", "--llm.model=some/model", "--llm.key_env=MY_KEY", "--llm.price_in=3",
-                 "--llm.price_out=15", "--tasks", "passage-5", "rec-movie", "--limit", 3, "--out", "out"]
+    arguments = ["--config", CONFIG, f"--llm.api={server.api}", "--llm.model=some/model", "--llm.key_env=MY_KEY",
+                 "--llm.price_in=3", "--llm.price_out=15", "--tasks", "passage-5", "rec-movie", "--limit", 3,
+                 "--out", "out"]
     status, out, err = command(*arguments)
     assert status == 0 and len(server.asked) == 6 and set(server.keys) == {f"Bearer {KEY}"}, err
     assert re.search(r"^\| some/model +\| +1.0 \| +100 \| +20 \| +[\d.]+ \| 0.00060 \|", out, re.MULTILINE)
@@ -420,8 +443,8 @@ def test_an_evaluation_shows_the_server_beside_the_baselines_and_its_key_stands_
 
 def test_an_evaluation_that_failed_goes_on_even_with_other_patience(serve, command):
     down = serve(lambda number, body: (500, {}, b"") if number >= 4 else listed(number, body))
-    arguments = ["--config", CONFIG, f"--llm.api={down.api}", "--llm.model=m", "--tasks", "passage-5", "--limit", 6, "--llm.retries=0",
-                 "--llm.concurrency=1"]
+    arguments = ["--config", CONFIG, f"--llm.api={down.api}", "--llm.model=m", "--tasks", "passage-5", "--limit", 6,
+                 "--llm.retries=0", "--llm.concurrency=1"]
     status, _, err = command(*arguments)
     assert status == 2 and "4 answers are kept in runs/eval-rankgpt/test/answers.jsonl" in err
     down.write = listed
@@ -446,7 +469,8 @@ def test_a_run_is_ranked_again_by_a_server_window_by_window(serve, command):
     assert "[1] text 2\n[2] text 3\n[3] text 4" in server.asked[0]["messages"][-1]["content"]
     assert Path("runs/eval-run/a_b/run.a_b.txt").read_text().split()[2::6] == ["d4", "d1", "d0", "d3", "d2"]
     assert command(*run, *named)[2].startswith("error: --corpus FILE is needed")
-    status, out, err = command(*run, "--corpus", "corpus.json", "--config", CONFIG, "--model.quantize=none", "--rollout.max_new_tokens=8")
+    status, out, err = command(*run, "--corpus", "corpus.json", "--config", CONFIG, "--model.quantize=none",
+                               "--rollout.max_new_tokens=8")
     assert status == 0 and "ranked by untrained base with name=sliding window=3 step=2" in out, err
 
 
@@ -465,8 +489,9 @@ def test_rankvicuna_behind_a_server_ranks_trec_dl19_as_it_was_recorded(serve, co
 
     server = serve(answer)
     run, qrels = REAL / "trec_dl_bm25/run.dl19.bm25_top100.txt.gz", REAL / "trec_dl_bm25/qrels.dl19-passage.txt.gz"
-    status, out, err = command("--run", run, "--qrels", qrels, "--corpus", corpus, "--config", ROOT / "configs/rankgpt-paper.yaml", "--out", "out",
-                               f"--llm.api={server.api}", "--llm.model=rank_vicuna", "--llm.multi_turn=false", "--eval.relevance_level=2")
+    status, out, err = command("--run", run, "--qrels", qrels, "--corpus", corpus, "--config",
+                               ROOT / "configs/rankgpt-paper.yaml", "--out", "out", f"--llm.api={server.api}",
+                               "--llm.model=rank_vicuna", "--llm.multi_turn=false", "--eval.relevance_level=2")
     assert status == 0 and len(server.asked) == 43 * 9, err
     found = json.loads(Path("out/results.json").read_text())["rows"]["rank_vicuna"]["repaired"]["mean"]
     assert (found["nDCG@10"], found["AP"]) == (pytest.approx(0.6682, abs=5e-5), pytest.approx(0.3316, abs=5e-5))
@@ -482,7 +507,8 @@ def test_rankvicuna_behind_a_server_ranks_trec_dl19_as_it_was_recorded(serve, co
     (["--llm.api=http://h/v1?key=secret", "--llm.model=m"], "llm.api must read as http"),
     (["--llm.api=http://127.0.0.1:1/v1", "--llm.model=m", "--llm.key_env=sk-secret"], "not the key"),
     (["--llm.api=http://127.0.0.1:1/v1", "--llm.model=m", "--llm.key_env=gsk_secret"], "holds no key"),
-    (["--llm.api=http://127.0.0.1:1/v1", "--llm.model=m", "--llm.limit_field=tokens"], "llm.limit_field must be one of max_tokens"),
+    (["--llm.api=http://127.0.0.1:1/v1", "--llm.model=m", "--llm.limit_field=tokens"],
+     "llm.limit_field must be one of max_tokens"),
 ])
 def test_mistakes_end_with_one_line_that_repeats_no_secret(command, tmp_path, arguments, words):
     status, _, err = command("--config", CONFIG, "--tasks", "passage-5", "--limit", 1, *arguments)
@@ -495,7 +521,8 @@ def test_a_server_is_not_trained_and_takes_no_checkpoint(command, monkeypatch):
     status, _, err = command(CONFIG, *server, script=train)
     assert status == 2 and "evaluated, not trained" in err
     monkeypatch.setattr(evaluate.checkpoint, "find", Path)
-    monkeypatch.setattr(evaluate.checkpoint, "describe", lambda folder: {"prompts": {}, "config": settings.as_dict(settings.Config())})
+    monkeypatch.setattr(evaluate.checkpoint, "describe",
+                        lambda folder: {"prompts": {}, "config": settings.as_dict(settings.Config())})
     status, _, err = command("--ckpt", "x", *server)
     assert status == 2 and "a server's model takes no checkpoint" in err
 
@@ -504,7 +531,8 @@ def test_a_server_is_not_trained_and_takes_no_checkpoint(command, monkeypatch):
 def test_its_configs_can_be_trained_from(name):
     config = settings.load(ROOT / f"configs/{name}.yaml")
     ranker = drive.load_ranker(config.ranker)
-    assert (config.ranker["window"], config.ranker["step"], config.llm.words, config.llm.temperature) == (20, 10, 300, 0)
+    assert ((config.ranker["window"], config.ranker["step"], config.llm.words, config.llm.temperature)
+            == (20, 10, 300, 0))
     ask = ranker.sampled_ask(world.query("rec-movie", "train", 0), random.Random(0))
     assert train.judged(rewarding.load(config.reward), ask, llms.right_answer)[1]["total"] == 1
 
@@ -551,8 +579,10 @@ def test_a_real_server_says_what_the_policy_says_by_itself(real_server, policy, 
     assert given == [policy.prompter.encode(ask) for ask in some_asks()]  # the same token ids
     for (theirs, reply), (ours, completion) in zip(over_http, alone, strict=True):
         assert (theirs, reply.answer, reply.finished) == (ours, completion.answer, completion.finished)
-        assert reply.text.split() == completion.text.replace("<think> ", "<think>").split()  # it splits thoughts off and strips them
-        assert reply.tokens == completion.tokens + completion.finished  # the end token, where we stop at the end of the answer
+        # it splits thoughts off and strips them
+        assert reply.text.split() == completion.text.replace("<think> ", "<think>").split()
+        # the end token, where we stop at the end of the answer
+        assert reply.tokens == completion.tokens + completion.finished
     assert {reply.answer.status for _, reply in over_http} == ({"truncated"} if max_new_tokens == 8 else {"ok"})
 
 

@@ -1,5 +1,6 @@
-"""Every broken file in bad_inputs/, one defect each, ends as a user should see it: exit status 2, one short line that says what
-and where, no traceback, nothing left behind and nothing changed. `expected.txt` names each with words of its line."""
+"""Every broken file in bad_inputs/, one defect each, ends as a user should see it: exit status 2, one short line that
+says what and where, no traceback, nothing left behind and nothing changed. `expected.txt` names each with words of its
+line."""
 
 import json
 import os
@@ -20,10 +21,12 @@ from ranker.errors import exit_status
 HERE = Path(__file__).parent / "bad_inputs"
 CONFIG = Path(__file__).resolve().parents[1] / "configs/iranker.yaml"
 CASES = dict(line.split("\t") for line in (HERE / "expected.txt").read_text(encoding="utf-8").splitlines())
-HAT = '{"id": "q1", "task": "rank", "context": "warm", "candidates": [{"id": "a", "text": "wool"}, {"id": "b", "text": "felt"}], "relevance": [1, 2]}\n'
+HAT = ('{"id": "q1", "task": "rank", "context": "warm", "candidates": [{"id": "a", "text": "wool"}, {"id": "b", '
+       '"text": "felt"}], "relevance": [1, 2]}\n')
 TREC = {"run.txt": "q1 Q0 d1 1 3.0 tag\nq1 Q0 d2 2 2.0 tag\nq1 Q0 d3 3 1.0 tag\nq2 Q0 d1 1 9 tag\nq2 Q0 d2 2 8 tag\n",
         "qrels.txt": "q1 0 d1 1\nq2 0 d2 1\n",
-        "corpus.json": json.dumps([{"query": q, "hits": [{"qid": q, "docid": d, "content": f"text {d}"} for d in ("d1", "d2", "d3")]} for q in ("q1", "q2")])}
+        "corpus.json": json.dumps([{"query": q, "hits": [{"qid": q, "docid": d, "content": f"text {d}"}
+                                                         for d in ("d1", "d2", "d3")]} for q in ("q1", "q2")])}
 
 
 def on_cpu(*arguments):
@@ -51,8 +54,8 @@ def commands(kind: str, name: str):
 def nothing_trains_or_ranks(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("the mistake came to light only after work had begun")
-    monkeypatch.setattr("ranker.rollout.Sampler.__call__", refuse)
-    monkeypatch.setattr("ranker.exact.check", lambda *arguments: None)  # which samples a few tokens
+    monkeypatch.setattr("ranker.engine.sampler.Sampler.__call__", refuse)
+    monkeypatch.setattr("ranker.engine.exact.check", lambda *arguments: None)  # which samples a few tokens
 
 
 @pytest.fixture
@@ -97,7 +100,8 @@ def place(case: str, monkeypatch) -> tuple[str, str]:
 
 def snapshot(folder: Path) -> dict[str, bytes | str]:
     """Every file's bytes, every link's target, every folder."""
-    return {str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else "folder" for p in folder.rglob("*")}
+    return {str(p.relative_to(folder)): os.readlink(p) if p.is_symlink()
+            else p.read_bytes() if p.is_file() else "folder" for p in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -9,22 +9,26 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from ranker import baselines, compare, report, routing, stats
+from ranker import compare
+from ranker.evaluation import baselines, report, cost_quality, stats
 from ranker.data import Candidate, Query, write_queries
 from ranker.drive import Ranking
 from ranker.errors import exit_status
 
 
 def movie(name, history, candidates, positive) -> Query:
-    return Query(name, "rec-movie", tuple(history), tuple(Candidate(c, c) for c in candidates), tuple(float(c == positive) for c in candidates))
+    return Query(name, "rec-movie", tuple(history), tuple(Candidate(c, c) for c in candidates),
+                 tuple(float(c == positive) for c in candidates))
 
 
-TRAIN = [movie("t1", "abc", "dxyz", "d"), movie("t2", "abd", "exyz", "e"), movie("t3", "de", "axyz", "a"), movie("t4", "ff", "gxyz", "g")]
+TRAIN = [movie("t1", "abc", "dxyz", "d"), movie("t2", "abd", "exyz", "e"), movie("t3", "de", "axyz", "a"),
+         movie("t4", "ff", "gxyz", "g")]
 
 
 def test_popularity_counts_users_and_item_knn_their_cosine():
     query = movie("q", "bc", "xgdea", "e")
-    assert baselines.popularity(TRAIN)(query) == ["d", "a", "e", "g", "x"]  # 3 users have d and a, 2 e, 1 g (not 2: one user had f twice)
+    # 3 users have d and a, 2 e, 1 g (not 2: one user had f twice)
+    assert baselines.popularity(TRAIN)(query) == ["d", "a", "e", "g", "x"]
     users = {"a": {1, 2, 3}, "b": {1, 2}, "c": {1}, "d": {1, 2, 3}, "e": {2, 3}, "g": {4}}
     cosine = lambda i, j: len(users[i] & users[j]) / math.sqrt(len(users[i]) * len(users[j]))  # noqa: E731
     score = {c: cosine("b", c) + cosine("c", c) for c in "gdea"} | {"x": 0.0}
@@ -33,23 +37,28 @@ def test_popularity_counts_users_and_item_knn_their_cosine():
 
 def routed(name, task, question, table) -> Query:
     """table: model -> (performance, cost, relevance)."""
-    return Query(name, task, question, tuple(Candidate(m, m, p, c) for m, (p, c, _) in table.items()), tuple(float(r) for *_, r in table.values()))
+    return Query(name, task, question, tuple(Candidate(m, m, p, c) for m, (p, c, _) in table.items()),
+                 tuple(float(r) for *_, r in table.values()))
 
 
 def fleet(rng, name, task="router-performance") -> Query:
     kind = rng.choice(["sum", "poem"])
     good = {"cheap": kind == "sum", "mid": rng.random() < 0.3, "dear": kind == "poem"}
-    models = {m: (float(good[m]), cost * rng.uniform(0.8, 1.2), float(good[m])) for m, cost in (("cheap", 1), ("mid", 5), ("dear", 20))}
+    models = {m: (float(good[m]), cost * rng.uniform(0.8, 1.2), float(good[m]))
+              for m, cost in (("cheap", 1), ("mid", 5), ("dear", 20))}
     shuffled = dict(rng.sample(list(models.items()), 3))
-    return routed(name, task, f"please write a {kind} about item {rng.randrange(1000)}", shuffled | ({} if any(good.values()) else {"mid": (1.0, 5.0, 1.0)}))
+    return routed(name, task, f"please write a {kind} about item {rng.randrange(1000)}",
+                  shuffled | ({} if any(good.values()) else {"mid": (1.0, 5.0, 1.0)}))
 
 
 def test_routing_baselines_know_the_training_queries_alone():
     rng = random.Random(0)
     train, test = [fleet(rng, f"t{i}") for i in range(200)], [fleet(rng, f"q{i}") for i in range(40)]
     rankers = baselines.every(test, train)
-    assert set(rankers) == {"input order", "reverse order", "BM25", "cheapest", "dearest (largest)", "best single", "kNN", "oracle"}
-    assert all(rankers["cheapest"](q) == ["cheap", "mid", "dear"] == rankers["dearest (largest)"](q)[::-1] for q in test)
+    assert set(rankers) == {"input order", "reverse order", "BM25", "cheapest", "dearest (largest)", "best single",
+                            "kNN", "oracle"}
+    assert all(rankers["cheapest"](q) == ["cheap", "mid", "dear"] == rankers["dearest (largest)"](q)[::-1]
+               for q in test)
     mean = Counter()
     for q in train:
         mean.update(q.rel)
@@ -62,29 +71,36 @@ def test_routing_baselines_know_the_training_queries_alone():
 
 def test_the_hull_rises_and_bends_down_and_its_area_is_the_mean_height():
     points = [(1, 0.2), (2, 0.5), (3, 0.55), (4, 0.5), (5, 0.9), (2, 0.4)]
-    assert routing.hull(points) == [(1, 0.2), (2, 0.5), (5, 0.9)]
+    assert cost_quality.hull(points) == [(1, 0.2), (2, 0.5), (5, 0.9)]
     rng = random.Random(1)
     for _ in range(50):
         cloud = [(rng.random(), rng.random()) for _ in range(20)]
-        corners = routing.hull(cloud)
+        corners = cost_quality.hull(cloud)
         assert corners[0] == min(cloud) and corners[-1][1] == max(y for _, y in cloud)
         for x, y in cloud:  # no point lies above
             below = [(a, b) for a, b in zip(corners, corners[1:]) if a[0] <= x <= b[0]]
-            assert y <= (below[0][0][1] + (below[0][1][1] - below[0][0][1]) * (x - below[0][0][0]) / (below[0][1][0] - below[0][0][0]) if below else corners[-1][1]) + 1e-12
-    assert routing.area([(1, 0.2), (2, 0.5)], 1, 5) == pytest.approx((0.35 * 1 + 0.5 * 3) / 4)
-    assert routing.area([(1, 0.2)], 1, 5) == pytest.approx(0.2) and routing.area([(1, 0.2), (9, 1.0)], 1, 5) == pytest.approx(0.2)
+            height = corners[-1][1]
+            if below:
+                (x0, y0), (x1, y1) = below[0]
+                height = y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+            assert y <= height + 1e-12
+    assert cost_quality.area([(1, 0.2), (2, 0.5)], 1, 5) == pytest.approx((0.35 * 1 + 0.5 * 3) / 4)
+    assert (cost_quality.area([(1, 0.2)], 1, 5) == pytest.approx(0.2)
+            and cost_quality.area([(1, 0.2), (9, 1.0)], 1, 5) == pytest.approx(0.2))
 
 
 def test_the_routing_table_says_what_first_choices_score_and_cost():
-    queries = [routed(f"q{i}", "router-cost", "x", {"a": (1.0, 0.002, 0.8), "b": (0.0, 0.001, 0.5 * i)}) for i in range(2)]
+    queries = [routed(f"q{i}", "router-cost", "x", {"a": (1.0, 0.002, 0.8), "b": (0.0, 0.001, 0.5 * i)})
+               for i in range(2)]
     row = report.model_row("policy", [[Ranking(q, ["b", "a"]) for q in queries]], 0.0)
-    header, [line] = routing.table_lines([row], queries)
-    assert dict(zip(header, line)) == {"routing": "router-cost: policy", "performance": "0.000", "$ per 1000": "1.000", "reward": "0.250",
-                                       "gap to oracle": "0.550", "area": "0.000"}
+    header, [line] = cost_quality.table_lines([row], queries)
+    assert dict(zip(header, line)) == {"routing": "router-cost: policy", "performance": "0.000", "$ per 1000": "1.000",
+                                       "reward": "0.250", "gap to oracle": "0.550", "area": "0.000"}
 
 
 def test_holm_by_hand():
-    assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and stats.holm([0.6, 0.9]) == [1.0, 1.0] and stats.holm([0.2]) == [0.2]
+    assert (stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and stats.holm([0.6, 0.9]) == [1.0, 1.0]
+            and stats.holm([0.2]) == [0.2])
     with pytest.raises(ValueError):
         stats.holm([0.1, math.nan])
 
@@ -101,16 +117,20 @@ def call(tmp_path, monkeypatch, capsys):
 
 def test_baselines_need_no_model_and_leave_a_routing_plane(call, tmp_path):
     rng = random.Random(0)
-    write_queries(tmp_path / "r.jsonl", [fleet(rng, f"t{i}", task) for i in range(300) for task in ["router-performance", "router-cost"][i % 2:][:1]])
+    write_queries(tmp_path / "r.jsonl", [fleet(rng, f"t{i}", task) for i in range(300)
+                                         for task in ["router-performance", "router-cost"][i % 2:][:1]])
     status, out, err = call(evaluate, "--data", "r.jsonl", "--baselines", "--orders", 3, "--metrics", "mrr,ndcg@10")
     assert status == 0, err
     folder = Path("runs/eval-baselines/r")
     results = json.loads((folder / "results.json").read_text())
     means = {name: row["repaired"]["mean"]["MRR"] for name, row in results["rows"].items()}
-    assert means["oracle"] == 1 and means["kNN"] > means["best single"] > means["random order"] and results["metrics"] == ["MRR", "nDCG@10"]
-    assert results["rows"]["input order"]["spread_over_orders"] > 0.001 > results["rows"]["cheapest"]["spread_over_orders"]
+    assert (means["oracle"] == 1 and means["kNN"] > means["best single"] > means["random order"]
+            and results["metrics"] == ["MRR", "nDCG@10"])
+    assert (results["rows"]["input order"]["spread_over_orders"] > 0.001
+            > results["rows"]["cheapest"]["spread_over_orders"])
     assert results["gains"]["kNN"]["all"]["holm"] >= results["gains"]["kNN"]["all"]["p"]
-    assert "On average a positive stands at place" in out and "$ per 1000" in out and (folder / "routing.png").stat().st_size > 5000
+    assert ("On average a positive stands at place" in out and "$ per 1000" in out
+            and (folder / "routing.png").stat().st_size > 5000)
     assert "the test split" in out and results["queries"] < 60
 
 
@@ -126,9 +146,12 @@ def test_two_evaluations_are_compared_query_by_query_and_unlike_ones_refused(cal
     status, out, _ = call(compare, "one", "two/results.json", "--row", "input order", "--row", "kNN")
     assert status == 0 and "one: input order" in out and "two: kNN" in out
     gains = json.loads(Path("one/results.json").read_text())["gains"]["kNN"]["all"]
-    assert f"gain {gains['gain']:+.4f}" in out and f"p = {gains['p']:.4f}" in out and f"better {gains['wins']}, same {gains['ties']}" in out
-    for arguments, words in ((["one", "shuffled"], "differ in their candidate orders"), (["one", "other"], "differ in their data"),
-                             (["one", "two", "--row", "knn"], "has no row 'knn' (known: BM25"), (["one", "two", "--metric", "P@3"], "no metric 'P@3'"),
+    assert (f"gain {gains['gain']:+.4f}" in out and f"p = {gains['p']:.4f}" in out
+            and f"better {gains['wins']}, same {gains['ties']}" in out)
+    for arguments, words in ((["one", "shuffled"], "differ in their candidate orders"),
+                             (["one", "other"], "differ in their data"),
+                             (["one", "two", "--row", "knn"], "has no row 'knn' (known: BM25"),
+                             (["one", "two", "--metric", "P@3"], "no metric 'P@3'"),
                              (["one", "gone"], "gone/results.json")):
         status, _, err = call(compare, *arguments)
         assert status == 2 and words in err and err.count("\n") == 1, arguments

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parent / "bench/bench_gpu.py"
-UPDATES = [f"update, {products} products, checkpointing {kept}" for kept in ("on", "off") for products in ("TF32", "fp32")]
+UPDATES = [f"update, {products} products, checkpointing {kept}" for kept in ("on", "off")
+           for products in ("TF32", "fp32")]
 PARTS = ["versions", "steps", "graphs, float32, nf4", "graphs, float32, dense", "margins", "decoding, nf4",
          "decoding, dense", *UPDATES, "twice", "against TRL", "kill and resume"]
 

@@ -12,7 +12,8 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ranker import chats, config as settings, rollout
+from ranker import chats, config as settings
+from ranker.engine import sampler
 from ranker.data import Ask, Candidate, Query
 from ranker.errors import UserError
 from ranker.prompting import Prompter, messages, template
@@ -198,7 +199,7 @@ def test_numbers_are_scored_as_they_stand_behind_the_answer_tag(kind, texts):
     """Alone, a number has a space before it, which is another token."""
     prompter = Prompter(sentence_tokenizer(texts, kind))
     encode = lambda text: prompter.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    for number in rollout.NUMBERS:
+    for number in sampler.NUMBERS:
         found = prompter.behind("<think>x</think>\n<answer>", f"{number}</answer>")
         assert encode("<think>x</think>\n<answer>") + found == encode(f"<think>x</think>\n<answer>{number}</answer>")
         assert found != encode(f"{number}</answer>")

@@ -1,5 +1,5 @@
-"""Settings arrive as the type their field has, whatever YAML made of them, and a mistake ends in one line that says where
-it stands, what it is called and what was probably meant. Reward weights can't let form outweigh the task."""
+"""Settings arrive as the type their field has, whatever YAML made of them, and a mistake ends in one line that says
+where it stands, what it is called and what was probably meant. Reward weights can't let form outweigh the task."""
 
 import dataclasses
 from pathlib import Path
@@ -160,7 +160,8 @@ def test_a_mistake_in_the_rewards_names_file_reward_and_option(section, words):
 def test_shaping_must_weigh_less_than_the_task(form, allowed):
     section = {"top1_hit": {"weight": 1.0}, "format": {"weight": form}}
     if allowed:
-        assert [(p.name, p.weight, p.task) for p in rewarding.load(section)] == [("top1_hit", 1.0, True), ("format", form, False)]
+        assert [(p.name, p.weight, p.task) for p in rewarding.load(section)] == [("top1_hit", 1.0, True),
+                                                                                 ("format", form, False)]
     else:
         assert "shaping" in complaint(rewarding.load, section, "my.yaml")
 
@@ -211,7 +212,8 @@ def test_a_number_beyond_all_bounds_is_one_line(tmp_path, value):
 
 
 def test_a_reward_option_without_a_default_must_be_given(tmp_path, monkeypatch):
-    (tmp_path / "half.py").write_text("TASK = True\ndef reward(groups, scale: float):\n    return [[scale] for _ in groups]\n")
+    (tmp_path / "half.py").write_text("TASK = True\ndef reward(groups, scale: float):\n"
+                                      "    return [[scale] for _ in groups]\n")
     monkeypatch.setattr(rewarding, "FOLDER", tmp_path)
     monkeypatch.setattr("rewards.__path__", [str(tmp_path)])
     assert "needs its option 'scale'" in complaint(rewarding.load, {"half": {}})
@@ -237,6 +239,7 @@ def test_every_config_in_the_repository_loads_with_its_rewards(path):
 
 @pytest.mark.parametrize("left_out", ["rec", "router", "passage"])
 def test_transfer_configs_differ_from_the_main_one_in_their_tasks_alone(left_out):
-    main, transfer = (config.as_dict(config.load(ROOT / "configs" / f"{name}.yaml")) for name in ("iranker", f"transfer-{left_out}"))
+    main, transfer = (config.as_dict(config.load(ROOT / "configs" / f"{name}.yaml"))
+                      for name in ("iranker", f"transfer-{left_out}"))
     assert config.differences(main, transfer) == ["data.tasks", "run.dir"]
     assert set(transfer["data"]["tasks"]) == {task for task in world.TASKS if not task.startswith(left_out)}

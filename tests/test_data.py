@@ -11,8 +11,8 @@ from ranker.config import Data
 from ranker.data import Candidate, Query, read_queries, write_queries
 from ranker.errors import UserError
 
-GOOD = {"id": "q1", "task": "rank", "context": "warm", "candidates": [{"id": "a", "text": "hat"}, {"id": "b", "text": "coat"}],
-        "relevance": [0, 1]}
+GOOD = {"id": "q1", "task": "rank", "context": "warm",
+        "candidates": [{"id": "a", "text": "hat"}, {"id": "b", "text": "coat"}], "relevance": [0, 1]}
 
 
 def query(name, task="rank", context="warm"):
@@ -39,9 +39,10 @@ def complaint(action, *args) -> str:
 
 def test_queries_come_back_as_they_were_written(tmp_path):
     queries = [
-        Query("graded", "router-cost", "which model?", (Candidate("m1", "fast, $1"), Candidate("m2", "good, $3")), (0.25, 0.8)),
-        Query("history", "rec-movie", ("Amélie (2001)", "七人の侍", ""), tuple(Candidate(f"c{i}", f"movie {i}") for i in range(20)),
-              (1.0, *[0.0] * 19)),
+        Query("graded", "router-cost", "which model?", (Candidate("m1", "fast, $1"), Candidate("m2", "good, $3")),
+              (0.25, 0.8)),
+        Query("history", "rec-movie", ("Amélie (2001)", "七人の侍", ""),
+              tuple(Candidate(f"c{i}", f"movie {i}") for i in range(20)), (1.0, *[0.0] * 19)),
         Query("odd-text", "rank", "line\nbreak\u2028and\u2029\x85\ttab \"quoted\" \\ 🎬 \u200b\x00",
               (Candidate("東", "e\u0301"), Candidate("a/b:c", "")), (3.0, 2.0)),
     ]
@@ -188,7 +189,8 @@ def test_a_file_too_small_to_hold_anything_out_is_refused(tmp_path):
         try:
             outcomes.append(len(sources.held_out(Data(train=str(tmp_path / "d.jsonl")), split)))
         except UserError as error:
-            assert str(tmp_path / "d.jsonl") in str(error) and "too small" in str(error) and f"data.{split}" in str(error)
+            assert (str(tmp_path / "d.jsonl") in str(error) and "too small" in str(error)
+                    and f"data.{split}" in str(error))
             outcomes.append("refused")
     assert sorted(outcomes, key=str) == [1, "refused", "refused"]
 
@@ -205,7 +207,8 @@ def test_tasks_choose_queries_and_an_absent_or_unworded_one_is_named(tmp_path):
 
 def test_half_of_a_surrogate_pair_can_not_be_written(tmp_path):
     whole, half = query("whole"), replace(query("half"), context="\ud800")
-    assert "query 'half': a text holds half of a surrogate pair" in complaint(write_queries, tmp_path / "d.jsonl", [whole, half])
+    assert ("query 'half': a text holds half of a surrogate pair"
+            in complaint(write_queries, tmp_path / "d.jsonl", [whole, half]))
     assert not list(tmp_path.iterdir())
 
 

@@ -11,18 +11,20 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from ranker import distributed
+from ranker.engine import distributed
 from ranker.data import Ask, Group
 from ranker.errors import exit_status
 from ranker.states import Experience, joined
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4", "--eval.every=2", "--eval.queries=1",
-         "--data.tasks=passage-5,passage-7", "--model.device=cpu", "--rollout.max_new_tokens=64"]
+SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4",
+         "--eval.every=2", "--eval.queries=1", "--data.tasks=passage-5,passage-7", "--model.device=cpu",
+         "--rollout.max_new_tokens=64"]
 
 
 def trained(folder, processes, *arguments):
-    script = [str(ROOT / "train.py")] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(ROOT / "train.py")]
+    script = [str(ROOT / "train.py")] if processes == 1 else [
+        "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(ROOT / "train.py")]
     return subprocess.run([sys.executable, *script, *SHORT, *map(str, arguments), f"--run.dir={folder}"],
                           capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240)
 
@@ -45,7 +47,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path, config, options):
     steps = 3 if "--train.steps=3" in options else 2
     assert [r["step"] for r in records[1]] == list(range(steps + 1))
     for a, b in zip(*records):
-        for name in a.keys() - {"seconds", "tokens_per_second", "peak_gb", "validation", "sampler_gap", "sampler_gap_max", "step"}:
+        for name in a.keys() - {"seconds", "tokens_per_second", "peak_gb", "validation", "sampler_gap",
+                                "sampler_gap_max", "step"}:
             assert a[name] == pytest.approx(b[name], rel=1e-3, abs=1e-4), name
         assert a.get("validation") == pytest.approx(b.get("validation")) if "validation" in a else "validation" not in b
     texts = [[json.loads(line)["text"] for line in (runs[n] / "completions.jsonl").open()] for n in (1, 2)]
@@ -54,7 +57,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path, config, options):
 
 def test_a_step_that_can_not_be_shared_out_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    monkeypatch.setattr(sys, "argv", ["train.py", str(ROOT / "configs/iranker.yaml"), "--rollout.prompts_per_step=3", f"--run.dir={tmp_path / 'run'}"])
+    monkeypatch.setattr(sys, "argv", ["train.py", str(ROOT / "configs/iranker.yaml"), "--rollout.prompts_per_step=3",
+                                      f"--run.dir={tmp_path / 'run'}"])
     assert exit_status(train.main) == 2
     assert "must be a multiple of the 2 processes" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
@@ -80,7 +84,8 @@ def test_completions_of_several_processes_are_numbered_through():
 
 
 def test_a_single_process_is_alone():
-    assert distributed.first() and distributed.gather(3) == [3] and distributed.share(5) == range(5) and distributed.summed({"a": 1.0}) == {"a": 1.0}
+    assert (distributed.first() and distributed.gather(3) == [3] and distributed.share(5) == range(5)
+            and distributed.summed({"a": 1.0}) == {"a": 1.0})
 
 
 @pytest.mark.parametrize("device, cuda, backend", [

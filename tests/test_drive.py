@@ -1,6 +1,6 @@
-"""Behind the driver, one who knows ranks perfectly, one who is silent ranks at chance with every query failed, and a liar
-ranks worst; what a query gets depends on its own answers and seed, not on its neighbours. Sampled training states always
-hold a positive, at every place alike."""
+"""Behind the driver, one who knows ranks perfectly, one who is silent ranks at chance with every query failed, and a
+liar ranks worst; what a query gets depends on its own answers and seed, not on its neighbours. Sampled training states
+always hold a positive, at every place alike."""
 
 import random
 from collections import Counter
@@ -43,9 +43,11 @@ def test_an_oracle_ranks_the_positive_first_and_a_liar_last(n):
 
 def test_an_oracle_orders_graded_and_tied_relevance_perfectly_and_a_liar_the_other_way_round():
     rng = random.Random(0)
-    queries = [query(f"q{i}", [rng.choice((0, 0.25, 0.5, 1, 3)) for _ in range(rng.randint(2, 15))] + [1]) for i in range(60)]
+    queries = [query(f"q{i}", [rng.choice((0, 0.25, 0.5, 1, 3)) for _ in range(rng.randint(2, 15))] + [1])
+               for i in range(60)]
     for right, wrong in zip(drive.run(elimination, queries, oracle), drive.run(elimination, queries, liar)):
-        assert right.gains == sorted(right.gains, reverse=True) and metrics.of(right.gains)["nDCG@20"] == pytest.approx(1)
+        assert (right.gains == sorted(right.gains, reverse=True)
+                and metrics.of(right.gains)["nDCG@20"] == pytest.approx(1))
         assert wrong.gains == sorted(wrong.gains)
 
 
@@ -59,7 +61,8 @@ def test_every_built_in_task_is_solved_by_an_oracle():
 def test_a_model_that_decides_nothing_ranks_at_chance_and_fails_every_query(model, status):
     n, queries = 5, [one_positive(5, f"q{i}") for i in range(400)]
     rankings = drive.run(elimination, queries, model)
-    chance = metrics.random_order(queries[0].relevance)["MRR"]  # H_n / n; one query's RR has an sd of 0.28, the mean 0.014
+    # H_n / n; one query's RR has an sd of 0.28, the mean 0.014
+    chance = metrics.random_order(queries[0].relevance)["MRR"]
     assert sum(map(mrr, rankings)) / 400 == pytest.approx(chance, abs=0.045)
     assert all(r.failed == r.calls == n - 1 and r.statuses == {status: n - 1} for r in rankings)
 
@@ -73,7 +76,8 @@ def test_chance_does_not_depend_on_where_the_positive_stands():
 @pytest.mark.parametrize("n", [2, 3, 7, 20])
 def test_n_candidates_cost_n_minus_1_asks_with_pools_that_shrink_by_the_named(n):
     asked = []
-    [ranking] = drive.run(elimination, [one_positive(n)], oracle, on_ask=lambda ask, round, _: asked.append((round, ask)))
+    [ranking] = drive.run(elimination, [one_positive(n)], oracle,
+                          on_ask=lambda ask, round, _: asked.append((round, ask)))
     assert ranking.calls == elimination.calls(n) == n - 1 == len(asked)
     assert [round for round, _ in asked] == list(range(n - 1))
     assert [len(ask.pool) for _, ask in asked] == list(range(n, 1, -1))
@@ -89,7 +93,8 @@ def test_one_candidate_needs_no_ask():
 
 def test_a_ranking_depends_on_seed_and_query_alone():
     queries = [one_positive(2 + i % 9, f"q{i}") for i in range(30)]
-    orders = lambda chosen, seed=0: {r.query.id: r.order for r in drive.run(elimination, chosen, mute, seed)}  # noqa: E731
+    orders = lambda chosen, seed=0: {r.query.id: r.order  # noqa: E731
+                                     for r in drive.run(elimination, chosen, mute, seed)}
     together = orders(queries)
     assert orders(queries[::-1]) == together
     for q in queries[::7]:
@@ -128,7 +133,8 @@ def test_all_queries_of_a_round_are_asked_in_one_batch():
 
 def test_costs_are_counted_for_the_query_that_caused_them():
     def model(asks):
-        return [(len(ask.pool), SimpleNamespace(tokens=3, cut=None, answer=c.answer, seconds=0.5)) for ask, (_, c) in zip(asks, oracle(asks))]
+        return [(len(ask.pool), SimpleNamespace(tokens=3, cut=None, answer=c.answer, seconds=0.5))
+                for ask, (_, c) in zip(asks, oracle(asks))]
 
     short, long = drive.run(elimination, [one_positive(2, "a"), one_positive(4, "b")], model)
     assert (short.calls, short.prompt_tokens, short.completion_tokens) == (1, 2, 3)
@@ -146,7 +152,8 @@ def pointwise(query, rng):
 
 
 def test_a_ranker_may_ask_many_things_at_once_beside_one_that_asks_one():
-    both = SimpleNamespace(__name__="both", rank=lambda q, rng: (pointwise if q.id[0] == "p" else elimination.rank)(q, rng))
+    both = SimpleNamespace(__name__="both",
+                           rank=lambda q, rng: (pointwise if q.id[0] == "p" else elimination.rank)(q, rng))
     queries = [query("p1", [0, 2, 4, 1]), query("e1", [0, 2, 4, 1]), query("p2", [3, 0])]
     rankings = drive.run(both, queries, oracle)
     assert [r.gains for r in rankings] == [[4, 2, 1, 0], [4, 2, 1, 0], [3, 0]]
@@ -174,7 +181,8 @@ def test_a_list_of_one_ask_receives_a_list_of_one_answer():
     assert ranking.gains == [2, 1, 0] and ranking.calls == 1
 
 
-@pytest.mark.parametrize("result", [[], ["q-0"], ["q-0", "q-0", "q-1"], ["q-0", "q-1", "q-2", "q-3"], ["text 0", "text 1"]])
+@pytest.mark.parametrize("result", [[], ["q-0"], ["q-0", "q-0", "q-1"], ["q-0", "q-1", "q-2", "q-3"],
+                                    ["text 0", "text 1"]])
 def test_a_ranker_that_loses_or_doubles_a_candidate_is_a_bug(result):
     def rank(query, rng):
         yield Ask(query, query.ids, "order")
@@ -193,8 +201,10 @@ def test_rankers_are_found_by_the_name_of_their_file_and_take_options():
     assert drive.load_ranker({"name": "elimination"}).rank.func is elimination.rank
     sliding = drive.load_ranker({"name": "sliding", "window": "4", "step": 2})
     assert sliding.calls(10) == 4 and len(sliding.sampled_ask(one_positive(9), random.Random(0)).pool) == 4
-    for section, words in (({"name": "elimination", "window": 4}, "ranker has no option 'window'"), ({"name": "sliding", "step": 20}, "step below the window"),
-                           ({"name": "sliding", "windw": 4}, "did you mean 'window'"), ({"name": "sliding", "window": 1.5}, "ranker.window must be a whole number")):
+    for section, words in (({"name": "elimination", "window": 4}, "ranker has no option 'window'"),
+                           ({"name": "sliding", "step": 20}, "step below the window"),
+                           ({"name": "sliding", "windw": 4}, "did you mean 'window'"),
+                           ({"name": "sliding", "window": 1.5}, "ranker.window must be a whole number")):
         with pytest.raises(UserError, match=words):
             drive.load_ranker(section, "my.yaml")
 
@@ -239,12 +249,14 @@ def test_sampled_states_repeat_for_a_seed():
 
 # the options of elimination: lists that stay, several at a time, logits at the end
 
-OPTIONS = [{"pool": "append"}, {"drop": 3}, {"pool": "append", "drop": 4}, {"final": 5}, {"pool": "append", "drop": 2, "final": 6}]
+OPTIONS = [{"pool": "append"}, {"drop": 3}, {"pool": "append", "drop": 4}, {"final": 5},
+           {"pool": "append", "drop": 2, "final": 6}]
 
 
 def knowing_logits(ask):
     """What the scripted oracle says where only logits are read: every candidate, the least likely first."""
-    return f"<answer>{' > '.join(f'[{ask.pool.index(c) + 1}]' for c in sorted(ask.pool, key=lambda c: ask.query.rel[c]))}</answer>"
+    worst_first = sorted(ask.pool, key=lambda c: ask.query.rel[c])
+    return f"<answer>{' > '.join(f'[{ask.pool.index(c) + 1}]' for c in worst_first)}</answer>"
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -252,7 +264,8 @@ def test_an_oracle_ranks_perfectly_however_elimination_asks(options):
     ranker = drive.load_ranker({"name": "elimination", **options})
     model = llms.scripted(lambda ask: knowing_logits(ask) if ask.by_logits else llms.right_answer(ask))
     rng = random.Random(0)
-    queries = [query(f"q{n}-{i}", [rng.choice((0, 1, 2, 4)) for _ in range(n - 1)] + [1]) for n in range(1, 21) for i in range(3)]
+    queries = [query(f"q{n}-{i}", [rng.choice((0, 1, 2, 4)) for _ in range(n - 1)] + [1]) for n in range(1, 21)
+               for i in range(3)]
     for ranking in drive.run(ranker, queries, model):
         assert ranking.gains == sorted(ranking.gains, reverse=True)
         assert ranking.calls == ranker.calls(len(ranking.query.ids)) and ranking.failed == 0
@@ -261,7 +274,8 @@ def test_an_oracle_ranks_perfectly_however_elimination_asks(options):
 def test_what_is_asked_once_the_list_stays_and_several_leave():
     asked = []
     ranker = drive.load_ranker({"name": "elimination", "pool": "append", "drop": 3, "final": 3})
-    model = llms.scripted(lambda ask: asked.append(ask) or (knowing_logits(ask) if ask.by_logits else llms.right_answer(ask)))
+    model = llms.scripted(lambda ask: asked.append(ask)
+                          or (knowing_logits(ask) if ask.by_logits else llms.right_answer(ask)))
     one = query("q", [5, 1, 0, 2, 4, 3, 6])
     [ranking] = drive.run(ranker, [one], model)
     assert [(ask.out, ask.drop, ask.by_logits) for ask in asked] == [
@@ -277,8 +291,10 @@ def test_a_candidate_that_is_out_can_not_be_named_again_nor_more_than_asked_for(
     one = query("q", [5, 1, 0, 2, 4], ["red", "blue", "green", "black", "white"])
     ask = Ask(one, one.ids, "eliminate", out=("q-2",), drop=2)
     status = lambda answer: parse(f"<answer>{answer}</answer>", ask).status  # noqa: E731
-    assert [status(answer) for answer in ("[1]", "[2] > [5]", "2, 5", "red > blue", "[3]", "green", "[1] > [3]", "[1] > [2] > [4]", "[1] > [1]")] == [
-        "ok", "ok", "ok", "ok", "not_a_candidate", "not_a_candidate", "not_a_candidate", "repetition", "repetition"]
+    assert ([status(answer) for answer in ("[1]", "[2] > [5]", "2, 5", "red > blue", "[3]", "green", "[1] > [3]",
+                                           "[1] > [2] > [4]", "[1] > [1]")]
+            == ["ok", "ok", "ok", "ok", "not_a_candidate", "not_a_candidate", "not_a_candidate", "repetition",
+                "repetition"])
     assert parse("<answer>[4] > [1]</answer>", ask).value == ("q-3", "q-0")
 
 
@@ -298,7 +314,8 @@ def test_training_draws_the_form_that_ranking_asks_in(options):
     assert set(seen) == set(range(2, 9))
 
 
-@pytest.mark.parametrize("options, words", [({"pool": "both"}, "rewrite or append"), ({"drop": 0}, "at least 1"), ({"final": 1}, "at least 2")])
+@pytest.mark.parametrize("options, words", [({"pool": "both"}, "rewrite or append"), ({"drop": 0}, "at least 1"),
+                                            ({"final": 1}, "at least 2")])
 def test_options_that_make_no_sense_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         drive.load_ranker({"name": "elimination", **options})

@@ -1,5 +1,6 @@
-"""Whatever comes from outside, a config, a data file or a completion, is read or refused in the way that is promised, and nothing else
-happens: no exception of another kind, no half-read value. `bench/bench_fuzz.py` runs many more completions and measures them."""
+"""Whatever comes from outside, a config, a data file or a completion, is read or refused in the way that is promised,
+and nothing else happens: no exception of another kind, no half-read value. `bench/bench_fuzz.py` runs many more
+completions and measures them."""
 
 import contextlib
 import io
@@ -21,8 +22,10 @@ TEXT = st.text(alphabet=st.characters(codec=None), max_size=30)  # half surrogat
 DEFAULTS = config.as_dict(config.Config())
 SETTINGS = [(section, key) for section, values in DEFAULTS.items() for key in values]
 PLAIN = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.dates()
-         | st.sampled_from(["1e-5", "tiny", "~x", "runs/a", "nf4", "elimination", "top1_hit", "\0", "0x" + "f" * 4000, "9" * 400, "n" * 300]))
-VALUE = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(PLAIN, inner, max_size=3), max_leaves=6)
+         | st.sampled_from(["1e-5", "tiny", "~x", "runs/a", "nf4", "elimination", "top1_hit", "\0", "0x" + "f" * 4000,
+                            "9" * 400, "n" * 300]))
+VALUE = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(PLAIN, inner, max_size=3),
+                     max_leaves=6)
 
 
 @st.composite
@@ -30,14 +33,17 @@ def sections(draw):
     """Nested dicts that are nearly a config: real names with any value, and names that are none."""
     raw = {}
     for section, key in draw(st.lists(st.sampled_from(SETTINGS), max_size=5)):
-        raw.setdefault(section, {})[key if draw(st.integers(0, 9)) else draw(PLAIN)] = draw(VALUE | st.just(DEFAULTS[section][key]))
+        value = draw(VALUE | st.just(DEFAULTS[section][key]))
+        raw.setdefault(section, {})[key if draw(st.integers(0, 9)) else draw(PLAIN)] = value
     if not draw(st.integers(0, 4)):
         raw[draw(st.sampled_from(sorted(DEFAULTS)) | PLAIN)] = draw(VALUE)
     return raw
 
 
-OVERRIDE = st.builds(lambda name, value: f"--{name}={value}", st.sampled_from([".".join(s) for s in SETTINGS]) | st.text(max_size=15),
-                     st.sampled_from(["1", "1e-5", "true", "[", "{", "[" * 3000, "!!int ''", "!!bool x", "*a", "ppo", "sliding", "\ud800"]) | TEXT)
+OVERRIDE = st.builds(lambda name, value: f"--{name}={value}",
+                     st.sampled_from([".".join(s) for s in SETTINGS]) | st.text(max_size=15),
+                     st.sampled_from(["1", "1e-5", "true", "[", "{", "[" * 3000, "!!int ''", "!!bool x", "*a", "ppo",
+                                      "sliding", "\ud800"]) | TEXT)
 
 
 def config_or_error(path, overrides) -> None:
@@ -56,7 +62,8 @@ def one_line(main) -> None:
     with contextlib.redirect_stderr(io.StringIO()) as caught:
         status = exit_status(main)
     text = caught.getvalue()
-    assert status == 0 and not text or status == 2 and text.startswith("error: ") and text.count("\n") == 1 and len(text) <= 301
+    assert (status == 0 and not text
+            or status == 2 and text.startswith("error: ") and text.count("\n") == 1 and len(text) <= 301)
 
 
 @few
@@ -68,7 +75,8 @@ def test_any_config_loads_or_ends_in_one_line(tmp_path, raw, overrides):
 
 
 @few
-@given(text=st.text(alphabet=st.sampled_from("trainlp:{}[],-&*!|>?#%@\"'\n \t01e.~=<"), max_size=60), data=st.binary(max_size=20))
+@given(text=st.text(alphabet=st.sampled_from("trainlp:{}[],-&*!|>?#%@\"'\n \t01e.~=<"), max_size=60),
+       data=st.binary(max_size=20))
 def test_any_text_and_any_bytes_load_or_end_in_one_line(tmp_path, text, data):
     path = tmp_path / "my.yaml"
     path.write_bytes([text.encode(), b"train:\n  lr: " + text.encode(), data, text.encode() + data][len(text) % 4])
@@ -76,9 +84,13 @@ def test_any_text_and_any_bytes_load_or_end_in_one_line(tmp_path, text, data):
 
 
 GOOD = {"id": "q2", "task": "rank", "context": ["old", "new"], "relevance": [1, 0.5], "group": "g",
-        "candidates": [{"id": "a", "text": "wool", "cost": 1, "performance": 0.5}, {"id": "b", "text": "rain", "cost": 2, "performance": 1}]}
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.sampled_from([10**400, "a", "", "q 1", -0.0]),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["id", "text", "cost", "x"]), inner, max_size=3), max_leaves=5)
+        "candidates": [{"id": "a", "text": "wool", "cost": 1, "performance": 0.5},
+                       {"id": "b", "text": "rain", "cost": 2, "performance": 1}]}
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | TEXT
+                    | st.sampled_from([10**400, "a", "", "q 1", -0.0]),
+                    lambda inner: (st.lists(inner, max_size=3)
+                                   | st.dictionaries(st.sampled_from(["id", "text", "cost", "x"]), inner, max_size=3)),
+                    max_leaves=5)
 
 
 @st.composite
@@ -96,7 +108,8 @@ def lines(draw) -> bytes:
     text = json.dumps(record, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
     if kind != 2:
         i, j = sorted((draw(st.integers(0, len(text))), draw(st.integers(0, len(text)))))
-        text = draw(st.sampled_from((text[:i] + text[j:], text[:j] + text[i:], text[:i] + draw(st.binary(max_size=5)) + text[i:])))
+        text = draw(st.sampled_from((text[:i] + text[j:], text[:j] + text[i:],
+                                     text[:i] + draw(st.binary(max_size=5)) + text[i:])))
     return text
 
 
@@ -115,12 +128,15 @@ def test_any_line_of_data_is_queries_or_an_error_that_names_it(tmp_path, line):
     for query in queries:
         assert isinstance(query, Query) and len(set(query.ids)) == len(query.ids) == len(query.relevance) >= 2
         assert all(0 <= value <= 1e9 for value in query.relevance) and max(query.relevance) > 0
-        json.dumps([query.id, query.task, query.context, query.ids, list(query.texts.values())], ensure_ascii=False).encode("utf-8")
+        json.dumps([query.id, query.task, query.context, query.ids, list(query.texts.values())],
+                   ensure_ascii=False).encode("utf-8")
 
 
-PIECES = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "[1]", "[2] > [1]", "[0]", "[99]", "[", "]", " > ", "\n", ", ", "3", "7/10", "Alien",
-                          "aliens", "Rocky II", "Heat", "none of them", "［３］", "【4】", "[²]", "\u200b", "\u202e", "\0", "\ud800", "9" * 5000, "<|im_end|>",
-                          " > ".join(f"[{k}]" for k in range(1, 11)), "[" * 500, "<answer>" * 200, "(" * 500, "Rocky II " * 60, "candidate" + " " * 20_000 + "x"])
+PIECES = st.sampled_from(["<think>", "</think>", "<answer>", "</answer>", "[1]", "[2] > [1]", "[0]", "[99]", "[", "]",
+                          " > ", "\n", ", ", "3", "7/10", "Alien", "aliens", "Rocky II", "Heat", "none of them", "［３］",
+                          "【4】", "[²]", "\u200b", "\u202e", "\0", "\ud800", "9" * 5000, "<|im_end|>",
+                          " > ".join(f"[{k}]" for k in range(1, 11)), "[" * 500, "<answer>" * 200, "(" * 500,
+                          "Rocky II " * 60, "candidate" + " " * 20_000 + "x"])
 
 
 @st.composite
@@ -129,8 +145,10 @@ def completions(draw) -> str:
     text = draw(st.sampled_from([case["text"] for case in GOLDEN]) | st.just(""))
     for piece in draw(st.lists(PIECES | TEXT, max_size=5)):
         i, j = sorted((draw(st.integers(0, len(text))), draw(st.integers(0, len(text)))))
-        text = draw(st.sampled_from((text[:i] + piece + text[i:], text[:i] + piece + text[j:], text[:j] + piece + text[i:])))
-    return draw(st.sampled_from((text, f"<answer>{text}</answer>", f"<think>a</think>\n<answer>{text}</answer>", f"{text}</think><answer>[1]</answer>")))
+        text = draw(st.sampled_from((text[:i] + piece + text[i:], text[:i] + piece + text[j:],
+                                     text[:j] + piece + text[i:])))
+    return draw(st.sampled_from((text, f"<answer>{text}</answer>", f"<think>a</think>\n<answer>{text}</answer>",
+                                 f"{text}</think><answer>[1]</answer>")))
 
 
 @few
@@ -143,8 +161,10 @@ def test_any_completion_is_a_whole_decision_or_a_named_failure(text, decision, s
     assert parse(text, question, finished) == answer
 
 
-@pytest.mark.parametrize("section", [{"name": "elimination"}, {"name": "listwise"}, {"name": "sliding", "window": 4, "step": 2, "passes": 2},
-                                     {"name": "setwise", "children": 3}, {"name": "setwise", "children": 2, "votes": 3}, {"name": "pointwise", "score": "written"}], ids=lambda s: s["name"])
+@pytest.mark.parametrize("section", [{"name": "elimination"}, {"name": "listwise"},
+                                     {"name": "sliding", "window": 4, "step": 2, "passes": 2},
+                                     {"name": "setwise", "children": 3}, {"name": "setwise", "children": 2, "votes": 3},
+                                     {"name": "pointwise", "score": "written"}], ids=lambda s: s["name"])
 @settings(few, max_examples=40)
 @given(texts=st.lists(completions(), min_size=1, max_size=12), finished=st.booleans())
 def test_any_completions_end_in_a_permutation(section, texts, finished):

@@ -1,4 +1,5 @@
-"""DRanker: the whole list is read, paid by its nDCG, and ranked; what the published reward got wrong stays right here."""
+"""DRanker: the whole list is read, paid by its nDCG, and ranked; what the published reward got wrong stays right
+here."""
 
 import itertools
 import random
@@ -40,10 +41,12 @@ def test_the_reward_falls_strictly_with_the_rank_of_the_positive(n):
 def test_graded_relevance_has_linear_gain_and_the_ideal_of_the_pool():
     question = query([0, 3, 1, 2])
     [value] = paid(question, "[3] > [2] > [1] > [4]", k=3)
-    assert value == pytest.approx(metrics.of([1, 3, 0, 2], names=["nDCG@3"])["nDCG@3"]) and paid(question, "[2] > [4] > [3] > [1]") == [1.0]
+    assert (value == pytest.approx(metrics.of([1, 3, 0, 2], names=["nDCG@3"])["nDCG@3"])
+            and paid(question, "[2] > [4] > [3] > [1]") == [1.0])
 
 
-@pytest.mark.parametrize("garbage", ["pppppp", "((((((((", "", ">>>", "[9] > [8]", "text", "<answer>[1] > [2]", "[2] > [1]</think>"])
+@pytest.mark.parametrize("garbage", ["pppppp", "((((((((", "", ">>>", "[9] > [8]", "text", "<answer>[1] > [2]",
+                                     "[2] > [1]</think>"])
 def test_garbage_is_worth_the_least(garbage):
     question = query([0, 0, 1, 0, 0])
     worst = min(paid(question, *(listed(order) for order in itertools.permutations(range(1, 6)))))
@@ -53,10 +56,11 @@ def test_garbage_is_worth_the_least(garbage):
 def test_missing_repeated_and_foreign_identifiers_lose_the_share_they_cost():
     question = query([0, 1, 0, 0, 0])
     complete, missing, repeated, foreign, extra = paid(
-        question, "[1] > [2] > [3] > [4] > [5]", "[1] > [2] > [3] > [4]", "[1] > [2] > [3] > [4] > [4]", "[1] > [2] > [3] > [4] > [9]",
-        "[1] > [2] > [3] > [4] > [5] > [5]")
+        question, "[1] > [2] > [3] > [4] > [5]", "[1] > [2] > [3] > [4]", "[1] > [2] > [3] > [4] > [4]",
+        "[1] > [2] > [3] > [4] > [9]", "[1] > [2] > [3] > [4] > [5] > [5]")
     assert complete == pytest.approx(0.630930, abs=1e-6)
-    assert missing == repeated == foreign == pytest.approx(0.430930, abs=1e-6)  # four of five, as published for a missing one
+    # four of five, as published for a missing one
+    assert missing == repeated == foreign == pytest.approx(0.430930, abs=1e-6)
     assert extra == pytest.approx(0.630930 - 1 / 6, abs=1e-6)
 
 
@@ -101,5 +105,7 @@ def test_nothing_is_asked_about_a_single_candidate():
 def test_training_states_hold_every_candidate_in_random_order_or_a_positive_among_fewer():
     question = query([0, 0, 1, 0, 0, 0])
     asks = [listwise.sampled_ask(question, random.Random(i)) for i in range(50)]
-    assert all(sorted(a.pool) == sorted(question.ids) and a.decision == "order" for a in asks) and len({a.pool for a in asks}) > 40
-    assert all(len(a.pool) == 3 and "q-2" in a.pool for a in (listwise.sampled_ask(question, random.Random(i), 3) for i in range(50)))
+    assert (all(sorted(a.pool) == sorted(question.ids) and a.decision == "order" for a in asks)
+            and len({a.pool for a in asks}) > 40)
+    assert all(len(a.pool) == 3 and "q-2" in a.pool
+               for a in (listwise.sampled_ask(question, random.Random(i), 3) for i in range(50)))

@@ -10,7 +10,7 @@ import torch
 from ranker import config as settings, log
 from ranker.data import Answer, Completion, Group
 from ranker.errors import UserError, exit_status
-from ranker.rollout import Sampler, sample_groups
+from ranker.engine.sampler import Sampler, sample_groups
 
 
 def steps(values, key="reward"):
@@ -37,7 +37,8 @@ def test_a_collapse_is_announced_once(values, at):
 
 def test_it_names_what_fell_and_why():
     [message] = filter(None, map(log.collapse(0.3, 4), steps([1.0] * 5 + [0.2] * 4, "parse_rate")))
-    assert message.startswith("collapse: parse_rate was 1.00 and has been below 0.70 for 4 steps") and "max_new_tokens" in message and "train.beta" in message
+    assert (message.startswith("collapse: parse_rate was 1.00 and has been below 0.70 for 4 steps")
+            and "max_new_tokens" in message and "train.beta" in message)
 
 
 NORMAL = {"truncated": 0.1, "parse_rate": 0.9, "dead": 0.5, "reward": 0.5, "shortened": 0.0, "sampler_gap": 1e-6}
@@ -192,7 +193,8 @@ def drawn(folder, monkeypatch, count):
     figures = []
     monkeypatch.setattr(log, "write_figure", lambda path, figure: figures.append(figure))
     log.curves(folder)
-    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for axis in figures[0].axes for line in axis.lines}
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for axis in figures[0].axes
+            for line in axis.lines}
 
 
 def test_curves_have_every_step_of_a_short_run_and_a_bounded_number_of_points_of_a_long_one(tmp_path, monkeypatch):
@@ -202,5 +204,6 @@ def test_curves_have_every_step_of_a_short_run_and_a_bounded_number_of_points_of
     assert short["parse_rate"][0] == [0, 1, 2, 4, 5, 6, 7, 8] and short["mean"] == ([0, 2, 4, 6, 8], [0, 1, 2, 3, 4])
     monkeypatch.setattr(log, "POINTS", 5)
     long = drawn(tmp_path, monkeypatch, 19)
-    assert long["reward"] == ([3, 7, 11, 15, 19], [1.5, 3.5, 5.5, 7.5, 9.5])  # means of four steps, and of the points so far
+    # means of four steps, and of the points so far
+    assert long["reward"] == ([3, 7, 11, 15, 19], [1.5, 3.5, 5.5, 7.5, 9.5])
     assert long["mean"] == ([0, 4, 8, 12, 16, 18], [0, 2, 4, 6, 8, 9])  # the last always

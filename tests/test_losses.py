@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ranker.losses import (cohort_advantages, explained_variance, gae, kl_terms, live, policy_loss, returns_to_go, value_loss,
-                           whiten)
+from ranker.losses import (cohort_advantages, explained_variance, gae, kl_terms, live, policy_loss, returns_to_go,
+                           value_loss, whiten)
 
 R = torch.tensor([1, 0, 0.5, 0.2])
 ONE = torch.zeros(4, dtype=torch.long)
@@ -21,7 +21,8 @@ def test_advantages_are_mean_only_or_divided_by_the_population_deviation():
 
 
 def test_mean_only_is_leave_one_out_up_to_its_constant():
-    torch.testing.assert_close(cohort_advantages(R, ONE) * 4 / 3, torch.tensor([0.766667, -0.566667, 0.1, -0.3]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(cohort_advantages(R, ONE) * 4 / 3, torch.tensor([0.766667, -0.566667, 0.1, -0.3]),
+                               atol=1e-6, rtol=0)
 
 
 def test_cohorts_of_any_size_and_order_are_compared_among_themselves_only():
@@ -54,12 +55,14 @@ def test_gae_and_returns_equal_the_direct_double_sum_on_padded_data(gamma, lam):
     torch.manual_seed(0)
     lengths = torch.tensor([6, 1, 4])
     mask = torch.arange(6) < lengths[:, None]
-    rewards, values = torch.randn(3, 6, dtype=torch.double) * mask, torch.randn(3, 6, dtype=torch.double)  # values beyond the mask are junk
+    # values beyond the mask are junk
+    rewards, values = torch.randn(3, 6, dtype=torch.double) * mask, torch.randn(3, 6, dtype=torch.double)
     advantages, returns = gae(rewards, values, mask, gamma, lam)
     for i, n in enumerate(lengths.tolist()):
         value = lambda t, i=i, n=n: values[i, t] if t < n else 0.0  # noqa: E731
         for t in range(n):
-            direct = sum((gamma * lam) ** (s - t) * (rewards[i, s] + gamma * value(s + 1) - value(s)) for s in range(t, n))
+            direct = sum((gamma * lam) ** (s - t) * (rewards[i, s] + gamma * value(s + 1) - value(s))
+                         for s in range(t, n))
             torch.testing.assert_close(advantages[i, t], direct)
             torch.testing.assert_close(returns[i, t], direct + values[i, t])
     assert not advantages[~mask].any() and not returns[~mask].any()
@@ -76,7 +79,8 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one_over_the_mask():
     values, mask = torch.randn(4, 5) * 3 + 2, torch.arange(5) < torch.tensor([5, 2, 3, 1])[:, None]
     white = whiten(values, mask)
     kept = white[mask]
-    assert kept.mean().abs() < 1e-5 and kept.std(unbiased=False) == pytest.approx(1, abs=1e-4) and not white[~mask].any()
+    assert (kept.mean().abs() < 1e-5 and kept.std(unbiased=False) == pytest.approx(1, abs=1e-4)
+            and not white[~mask].any())
 
 
 def test_the_value_loss_is_clipped_around_the_old_value_and_takes_the_larger_error():
@@ -90,7 +94,8 @@ def test_the_value_loss_is_clipped_around_the_old_value_and_takes_the_larger_err
 
 def test_explained_variance_is_one_for_a_perfect_critic_and_zero_for_a_constant_one():
     returns = torch.tensor([0.0, 1.0, 3.0])
-    assert explained_variance(returns, returns) == 1 and explained_variance(torch.full((3,), 7.0), returns) == pytest.approx(0)
+    assert (explained_variance(returns, returns) == 1
+            and explained_variance(torch.full((3,), 7.0), returns) == pytest.approx(0))
 
 
 def direct_loss(logprobs, old, advantages, mask, denominator, low, high, reference, beta, kind):
@@ -115,7 +120,8 @@ def test_the_loss_and_its_gradient_equal_the_direct_formula_on_random_tensors(ki
     old, reference = (logprobs.detach() + 0.3 * torch.randn(5, 7, dtype=torch.double) for _ in range(2))
     advantages, lengths = torch.randn(5, 1, dtype=torch.double), torch.tensor([7, 3, 5, 1, 6])
     mask = torch.arange(7) < lengths[:, None]
-    loss, sums = policy_loss(logprobs, old, advantages, mask, 22.0, clip_low=0.2, clip_high=0.28, reference=reference, beta=0.1, kl=kind)
+    loss, sums = policy_loss(logprobs, old, advantages, mask, 22.0, clip_low=0.2, clip_high=0.28, reference=reference,
+                             beta=0.1, kl=kind)
     expected = direct_loss(logprobs, old, advantages, mask, 22.0, 0.2, 0.28, reference, 0.1, kind)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(torch.autograd.grad(loss, logprobs)[0], torch.autograd.grad(expected, logprobs)[0])
@@ -129,17 +135,20 @@ def test_clipping_stops_the_gradient_on_the_side_that_went_far_enough():
     loss, sums = policy_loss(logprobs, old, sign, torch.ones(1, 4), 1.0)
     gradient = torch.autograd.grad(loss, logprobs)[0][0]
     assert gradient[0] == 0 and gradient[1] == 0 and gradient[2] == 1.5 and gradient[3] == -0.5
-    assert sums["clip_low"] == sums["clip_high"] == 1.0 and sums["drift"] == pytest.approx(2 * (0.5 - math.log(1.5)) + 2 * (-0.5 - math.log(0.5)))
+    assert (sums["clip_low"] == sums["clip_high"] == 1.0
+            and sums["drift"] == pytest.approx(2 * (0.5 - math.log(1.5)) + 2 * (-0.5 - math.log(0.5))))
 
 
 def kl_gradients(kind, samples=200_000):
-    """Exact gradient of KL(policy, reference) on a categorical policy, and the mean gradient of the loss term on its samples."""
+    """Exact gradient of KL(policy, reference) on a categorical policy, and the mean gradient of the loss term on its
+    samples."""
     torch.manual_seed(0)
     logits = torch.randn(5, dtype=torch.double).requires_grad_()
     reference = torch.randn(5, dtype=torch.double).log_softmax(0)
     policy = logits.log_softmax(0)
     exact = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)[0]
-    tokens = torch.multinomial(policy.detach().exp(), samples, replacement=True, generator=torch.Generator().manual_seed(1))
+    tokens = torch.multinomial(policy.detach().exp(), samples, replacement=True,
+                               generator=torch.Generator().manual_seed(1))
     chosen = policy[tokens][None]
     ratio = (chosen - chosen.detach()).exp()
     found = torch.autograd.grad(kl_terms(chosen, reference[tokens][None], ratio, kind).mean(), logits)[0]
@@ -157,7 +166,8 @@ def test_a_step_on_the_kl_term_pulls_the_policy_toward_the_reference_from_both_s
     for start in (-1.0, -3.0):
         logprobs = torch.full((1, 1), start, requires_grad=True)
         reference = torch.full((1, 1), -2.0)
-        loss, _ = policy_loss(logprobs, logprobs.detach(), torch.zeros(1, 1), torch.ones(1, 1), 1.0, reference=reference, beta=1.0, kl=kind)
+        loss, _ = policy_loss(logprobs, logprobs.detach(), torch.zeros(1, 1), torch.ones(1, 1), 1.0,
+                              reference=reference, beta=1.0, kl=kind)
         gradient = torch.autograd.grad(loss, logprobs)[0].item()
         assert (gradient > 0) == (start > -2.0)  # descent lowers what is above the reference and raises what is below
 
@@ -166,7 +176,8 @@ def test_the_logged_kl_is_k3():
     logprobs = torch.tensor([[0.0, 0.1, -0.1, -0.5]])
     for i, value in enumerate((0.0, 0.004837, 0.005171, 0.148721)):
         one = logprobs[:, i:i + 1]
-        assert policy_loss(one, one, torch.zeros(1, 1), torch.ones(1, 1), 1.0, reference=torch.zeros(1, 1))[1]["kl"] == pytest.approx(value, abs=1e-6)
+        assert (policy_loss(one, one, torch.zeros(1, 1), torch.ones(1, 1), 1.0, reference=torch.zeros(1, 1))[1]["kl"]
+                == pytest.approx(value, abs=1e-6))
 
 
 def test_one_micro_batch_of_eight_equals_eight_of_one():
@@ -175,6 +186,7 @@ def test_one_micro_batch_of_eight_equals_eight_of_one():
     mask = torch.arange(6) < torch.tensor([6, 1, 4, 2, 5, 3, 6, 2])[:, None]
     advantages, tokens = torch.randn(8, 1), mask.sum().item()
     whole = torch.autograd.grad(policy_loss(logprobs, logprobs.detach(), advantages, mask, tokens)[0], logprobs)[0]
-    parts = sum(torch.autograd.grad(policy_loss(logprobs[i:i + 1], logprobs[i:i + 1].detach(), advantages[i:i + 1], mask[i:i + 1], tokens)[0],
-                                    logprobs)[0] for i in range(8))
+    rows = [slice(i, i + 1) for i in range(8)]
+    alone = [policy_loss(logprobs[i], logprobs[i].detach(), advantages[i], mask[i], tokens)[0] for i in rows]
+    parts = sum(torch.autograd.grad(loss, logprobs)[0] for loss in alone)
     torch.testing.assert_close(whole, parts)

@@ -1,4 +1,5 @@
-"""The memory plan: bytes predicted from a few short probes against those of whole batches, and what to lower where they are too many."""
+"""The memory plan: bytes predicted from a few short probes against those of whole batches, and what to lower where they
+are too many."""
 
 import copy
 import random
@@ -10,12 +11,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import train
-from ranker import config as settings, memory, policy as policies, rewarding
+from ranker import config as settings, rewarding
+from ranker.engine import memory, policy as policies
 from ranker.drive import load_ranker
 from ranker.errors import LONGEST, UserError
 from ranker.objectives import grpo
-from ranker.rollout import Sampler
-from ranker.score import pack, score
+from ranker.engine.sampler import Sampler
+from ranker.engine.score import pack, score
 from ranker.stages import Stage
 from ranker.world import queries
 
@@ -129,7 +131,8 @@ def test_checkpointing_is_planned_with_it_on_and_foreseen_with_it_off(make_polic
     off, on = (costs_of(make_policy(gradient_checkpointing=checkpointing)) for checkpointing in (False, True))
     found = learn(make_policy(gradient_checkpointing=True), *shape)
     config = settings.Config(rollout=settings.Rollout(prompts_per_step=3, completions_per_prompt=4, max_new_tokens=40),
-                             train=settings.Train(tokens_per_batch=1080), model=settings.Model(gradient_checkpointing=True))
+                             train=settings.Train(tokens_per_batch=1080),
+                             model=settings.Model(gradient_checkpointing=True))
     for costs, error in ((on, 0.1), (off, 0.25)):
         items = plan_of(costs, config, longest=200).items(config)["learning"]
         assert items["activations"] + items.get("logits", 0) == pytest.approx(found, rel=error)
@@ -144,7 +147,8 @@ def test_prompts_are_planned_by_tokens_and_masks_and_the_dense_copy_by_the_weigh
     found = tensors_of(lambda: sampler.next_logits([[5] * 120] * 9))
     assert costs.dense + memory.total(costs.prefill, memory.prompt_terms(9, 120)) == pytest.approx(found, rel=0.05)
     layers = [module for name, module in policy.causal_lm.named_modules() if name.endswith("_proj")]
-    assert costs.dense == (4 * sum(layer.in_features * layer.out_features for layer in layers) if weights == "dense" else 0)
+    assert costs.dense == (4 * sum(layer.in_features * layer.out_features for layer in layers) if weights == "dense"
+                           else 0)
 
 
 def test_measuring_leaves_weights_gradients_and_random_numbers_as_they_were(make_policy):
@@ -163,20 +167,25 @@ def plan_of(costs, config, longest=200, count=4, asks=3):
 def test_the_plan_meets_what_the_phases_of_a_step_take(make_policy, new, prefill):
     """In bytes of tensors, which every machine counts alike. Random weights seldom end before they must."""
     policy = make_policy()
-    config = settings.Config(rollout=settings.Rollout(prompts_per_step=6, completions_per_prompt=6, max_new_tokens=new, tokens_per_prefill=prefill),
+    config = settings.Config(rollout=settings.Rollout(prompts_per_step=6, completions_per_prompt=6, max_new_tokens=new,
+                                                      tokens_per_prefill=prefill),
                              train=settings.Train(tokens_per_batch=2000))
     ranker, sampler = load_ranker(config.ranker), Sampler(policy, config.rollout)
     training, validation = queries("passage-5", "train", 6), queries("passage-5", "validation", 8)
     optimizer = ADAM(policy.adapter_parameters().values())
-    ask = max((ranker.sampled_ask(q, random.Random(0), 5) for q in [*training, *validation]), key=lambda a: len(policy.prompter.encode(a)))
+    ask = max((ranker.sampled_ask(q, random.Random(0), 5) for q in [*training, *validation]),
+              key=lambda a: len(policy.prompter.encode(a)))
     plan = memory.plan(config, policy, sampler, optimizer, ask, len(validation), ranker.calls(5))
     found = {"validation": tensors_of(lambda: train.validate(config, sampler, ranker, validation, 0))}
     with memory.Meter() as meter:
-        experience, _ = train.roll_out(Stage(1, config, rewarding.load(config.reward), grpo, training.__getitem__), sampler, ranker, {})
+        experience, _ = train.roll_out(Stage(1, config, rewarding.load(config.reward), grpo, training.__getitem__),
+                                       sampler, ranker, {})
     found["sampling"] = meter.peak
-    found["learning"] = tensors_of(lambda: train.update(config, policy, None, grpo, experience, torch.ones(36), torch.ones(36) > 0, 1))
+    found["learning"] = tensors_of(lambda: train.update(config, policy, None, grpo, experience, torch.ones(36),
+                                                        torch.ones(36) > 0, 1))
     for phase, items in plan.items(config).items():
-        held = sum(items[item] for item in (*plan.costs.held, "heap") if item in items)  # resident before, and what no tensor fills
+        # resident before, and what no tensor fills
+        held = sum(items[item] for item in (*plan.costs.held, "heap") if item in items)
         assert sum(items.values()) - held == pytest.approx(found[phase], rel=0.2), phase
 
 
@@ -197,14 +206,18 @@ def test_a_phase_is_measured_by_its_own_peak(make_policy):
     assert plan.measured["learning"] - before == pytest.approx(size, rel=0.2)  # the highest so far
 
 
-BIG = memory.Costs({"weights": 2e9, "adapter": 1e8, "optimizer": 2e8, "other": 0}, 6e9, 36864, 36, [5e7, 1e5, 5.0], [5e7, 4e6],
-                   [0.0, 4.5e6, 4.6e6, 3e4, 72.0], [1e8, 4.6e6, 4.7e6, 3e4, 72.0], 2.4e6, 441, 147456, False)  # about what 3 billion parameters take
+# about what 3 billion parameters take
+BIG = memory.Costs({"weights": 2e9, "adapter": 1e8, "optimizer": 2e8, "other": 0}, 6e9, 36864, 36, [5e7, 1e5, 5.0],
+                   [5e7, 4e6], [0.0, 4.5e6, 4.6e6, 3e4, 72.0], [1e8, 4.6e6, 4.7e6, 3e4, 72.0], 2.4e6, 441, 147456,
+                   False)
 
 
-@pytest.mark.parametrize("phase, first", [("validation", "rollout.tokens_per_batch"), ("sampling", "rollout.tokens_per_batch"),
-                                          ("learning", "train.tokens_per_batch")])
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError(),
-                                   RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to")])
+@pytest.mark.parametrize("phase, first",
+                         [("validation", "rollout.tokens_per_batch"), ("sampling", "rollout.tokens_per_batch"),
+                          ("learning", "train.tokens_per_batch")])
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to")])
 def test_out_of_memory_names_three_settings_with_values_that_would_fit(monkeypatch, phase, first, error):
     config = settings.Config(rollout=settings.Rollout(weights="dense"))
     plan = plan_of(BIG, config, 1400, 90, 19)
@@ -236,7 +249,8 @@ def test_a_plan_that_was_too_low_is_lowered_all_the_same(monkeypatch):
     plan = plan_of(BIG, settings.Config(), 1400)
     monkeypatch.setattr(memory, "available", lambda device: 1e12)
     peaks = [float(peak) for peak in re.findall(r"\((\S+) GB\)", plan.advice("learning"))]
-    assert len(peaks) == 3 and peaks == sorted(peaks, reverse=True) and peaks[0] * 1e9 <= 0.9 * plan.peaks(plan.config)["learning"]
+    assert (len(peaks) == 3 and peaks == sorted(peaks, reverse=True)
+            and peaks[0] * 1e9 <= 0.9 * plan.peaks(plan.config)["learning"])
 
 
 def test_other_errors_stay_bugs():

@@ -16,10 +16,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
-from ranker import config as settings, policy as policies
+from ranker import config as settings
+from ranker.engine import policy as policies
 from ranker.errors import LONGEST, UserError
-from ranker.rollout import Sampler
-from ranker.score import pack, score_all
+from ranker.engine.sampler import Sampler
+from ranker.engine.score import pack, score_all
 
 NEW, CLOSE, BUDGET = 24, 1e-4, 10**6
 GQA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -302,7 +303,7 @@ def test_a_fault_in_bf16_is_found_all_the_same(tokenizer, tmp_path, monkeypatch)
     folder = save(tmp_path / "base", tokenizer, "Qwen2", GQA | {"num_hidden_layers": 12})
     model = settings.Model(name=str(folder), quantize="none", device="cpu", dtype="bfloat16", max_prompt=180)
     last = lambda layout: layout.visible[..., -1:, :].expand_as(layout.visible)  # noqa: E731  what the last token sees
-    monkeypatch.setattr("ranker.attention.Layout.visible_in", lambda layout, window: (None, last(layout)))
+    monkeypatch.setattr("ranker.engine.attention.Layout.visible_in", lambda layout, window: (None, last(layout)))
     with pytest.raises(UserError, match="gives other logits scored in packed rows than its own code does"):
         policies.load(model)
 

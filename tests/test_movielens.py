@@ -1,5 +1,5 @@
-"""Ratings become queries as the protocol says: per user by time, a history of 20, the next movie as the target, 19 negatives
-the user never rated. All layouts of the raw data give the same queries; broken files are named."""
+"""Ratings become queries as the protocol says: per user by time, a history of 20, the next movie as the target, 19
+negatives the user never rated. All layouts of the raw data give the same queries; broken files are named."""
 
 import csv
 import gzip
@@ -17,7 +17,8 @@ from ranker.prepare import movielens
 
 REAL = Path(__file__).parents[2] / "shared/data/ml_latest_small"
 TITLES = {m: f"Movie {m} (1990)" for m in map(str, range(1, 61))} | {
-    "7": "City of Lost Children, The (Cité des enfants perdus, La) (1995)", "8": '"Quoted", The', "9": "Movie 10 (1990)"}
+    "7": "City of Lost Children, The (Cité des enfants perdus, La) (1995)", "8": '"Quoted", The',
+    "9": "Movie 10 (1990)"}
 
 
 def event(user, movie, time) -> tuple[str, str, str]:
@@ -96,7 +97,8 @@ def test_negatives_are_distinct_movies_that_the_user_never_rated_and_somebody_di
         for query, rated in ((one, range(1, 26)), (two, range(30, 51))):
             negatives = [c for c in query.ids if c not in query.positives]
             assert len(query.ids) == len(set(query.ids)) == 20 and sorted(query.relevance) == [0.0] * 19 + [1.0]
-            assert not set(map(int, negatives)) & set(rated) and set(map(int, negatives)) <= {*range(1, 26), *range(30, 51)}
+            assert (not set(map(int, negatives)) & set(rated)
+                    and set(map(int, negatives)) <= {*range(1, 26), *range(30, 51)})
             assert all(query.texts[c] == TITLES[c] for c in query.ids)
 
 
@@ -123,7 +125,8 @@ def test_a_users_query_does_not_depend_on_the_other_users_order(tmp_path):
 def test_ratings_of_equal_time_keep_the_order_of_the_file(tmp_path):
     order = [3, 1, 2, *range(20, 3, -1), 22, 21]
     events = [event(1, m, 77) for m in order] + [event(2, m, m) for m in range(23, 60)]
-    for folder in (write_csv(tmp_path / "csv", events), write_recbole(tmp_path / "recbole", events), write_dat(tmp_path / "dat", events)):
+    for folder in (write_csv(tmp_path / "csv", events), write_recbole(tmp_path / "recbole", events),
+                   write_dat(tmp_path / "dat", events)):
         [one, _], _ = prepare(folder)
         assert one.context == tuple(TITLES[str(m)] for m in order[1:-1]) and one.positives == ("21",)
 
@@ -138,13 +141,15 @@ def test_times_are_compared_as_numbers(tmp_path):
 def test_commas_quotes_accents_and_repeated_titles_survive_to_the_file(tmp_path):
     events = [event(1, m, i) for i, m in enumerate([*range(20, 40), 7])]
     events += [event(2, m, i) for i, m in enumerate([*range(41, 57), 11, 12, 8, 9, 10])]
-    for name, folder in (("csv", write_csv(tmp_path / "csv", events)), ("recbole", write_recbole(tmp_path / "recbole", events))):
+    for name, folder in (("csv", write_csv(tmp_path / "csv", events)),
+                         ("recbole", write_recbole(tmp_path / "recbole", events))):
         queries, _ = prepare(folder)
         write_queries(tmp_path / f"{name}.jsonl", queries)
         assert read_queries(tmp_path / f"{name}.jsonl") == queries
         assert queries[0].texts["7"] == "City of Lost Children, The (Cité des enfants perdus, La) (1995)"
         assert queries[1].context[-2:] == ('"Quoted", The', "Movie 10 (1990)")
-        assert queries[1].texts["10"] == "Movie 10 (1990)" and "9" not in queries[1].ids  # one title, two movies: 9 was seen
+        # one title, two movies: 9 was seen
+        assert queries[1].texts["10"] == "Movie 10 (1990)" and "9" not in queries[1].ids
     assert (tmp_path / "csv.jsonl").read_bytes() == (tmp_path / "recbole.jsonl").read_bytes()
 
 
@@ -156,7 +161,8 @@ def test_users_that_give_no_query_are_counted_by_reason(tmp_path):
     rest = [event("kept", m, m) for m in range(40, 61)]
     queries, dropped = prepare(write_csv(tmp_path, short + unknown + harmless + all_seen + rest))
     assert [q.id for q in queries] == ["movielens.old-unknown", "movielens.kept"]
-    assert sorted(dropped.items()) == [("users with an item that has no title", 1), ("users with fewer than 19 items they never touched to choose from", 1),
+    assert sorted(dropped.items()) == [("users with an item that has no title", 1),
+                                       ("users with fewer than 19 items they never touched to choose from", 1),
                                        ("users with fewer than 21 items", 1)]
     assert all("99" not in q.ids for q in queries)
 
@@ -166,7 +172,8 @@ def test_a_history_of_any_length_shows_the_newest(tmp_path):
     (one, two, three), dropped = prepare(folder, history=3, candidates=5)
     assert one.context == tuple(TITLES[m] for m in ("22", "23", "24")) and len(one.ids) == 5 and not dropped
     (one, *_), dropped = prepare(folder, history=30, min_history=20)
-    assert one.context == tuple(TITLES[str(m)] for m in range(1, 25)) and dropped == {"users with fewer than 21 items": 1}
+    assert (one.context == tuple(TITLES[str(m)] for m in range(1, 25))
+            and dropped == {"users with fewer than 21 items": 1})
 
 
 def test_the_folder_and_what_it_lacks_are_named(tmp_path):
@@ -212,7 +219,8 @@ def test_the_real_ratings_give_the_same_596_queries_from_both_layouts(tmp_path):
     assert prepare(tmp_path / "recbole") == (queries, dropped)
     assert len(queries) == 596 and sum(dropped.values()) == 610 - 596
     assert all(len(q.ids) == len(set(q.ids)) == 20 and len(q.context) == 20 and len(q.positives) == 1 for q in queries)
-    assert sum(q.ids.index(q.positives[0]) for q in queries) / 596 == pytest.approx(9.5, abs=0.75)  # no leak by place; sd 0.24
+    # no leak by place; sd 0.24
+    assert sum(q.ids.index(q.positives[0]) for q in queries) / 596 == pytest.approx(9.5, abs=0.75)
 
 
 def test_a_blank_last_line_and_a_byte_order_mark_do_no_harm(tmp_path):

@@ -1,5 +1,5 @@
-"""Rows of MS MARCO become pools by the paper's filter, whatever their layout; judged passages of a track become pools of
-one relevant passage, or of graded ones. No place and no id tells the answer. Broken files are named."""
+"""Rows of MS MARCO become pools by the paper's filter, whatever their layout; judged passages of a track become pools
+of one relevant passage, or of graded ones. No place and no id tells the answer. Broken files are named."""
 
 import gzip
 import json
@@ -38,7 +38,8 @@ def lists(one):
 
 
 def objects(one):
-    return one | {"passages": [{"is_selected": flag, "url": "u", "passage_text": text} for flag, text in one["passages"]]}
+    return one | {"passages": [{"is_selected": flag, "url": "u", "passage_text": text}
+                               for flag, text in one["passages"]]}
 
 
 def write(path, records, indent=None):
@@ -87,7 +88,8 @@ def test_parquet_gives_the_same_queries(tmp_path):
 def test_parquet_without_pyarrow_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
-    assert complaint(tmp_path / "x.parquet").startswith(f"{tmp_path / 'x.parquet'}: parquet needs pyarrow (pip install pyarrow)")
+    assert complaint(tmp_path / "x.parquet").startswith(f"{tmp_path / 'x.parquet'}: "
+                                                        "parquet needs pyarrow (pip install pyarrow)")
 
 
 def test_a_query_holds_all_passages_and_the_selected_one_is_its_positive(tmp_path):
@@ -127,11 +129,14 @@ def test_the_positive_stands_anywhere(tmp_path):
     (row(1, passages={"is_selected": [0, 1], "passage_text": ["a", "b", "c"]}), "3 passage_text for 2 is_selected"),
     (row(1, passages={"is_selected": [0, 1]}), "'passages' must have is_selected and passage_text"),
     (row(1, passages="text"), "'passages' must have is_selected and passage_text"),
-    (row(1, passages=[{"is_selected": 1, "passage_text": "a"}, {"passage_text": "b"}]), "is_selected must be 0 or 1, got [1, None]"),
+    (row(1, passages=[{"is_selected": 1, "passage_text": "a"}, {"passage_text": "b"}]),
+     "is_selected must be 0 or 1, got [1, None]"),
     (row(1, passages=[{"is_selected": 1, "passage_text": "a"}, "b"]), "is_selected must be 0 or 1, got [1, None]"),
-    (row(1, passages={"is_selected": [0, "1"], "passage_text": ["a", "b"]}), "is_selected must be 0 or 1, got [0, '1']"),
+    (row(1, passages={"is_selected": [0, "1"], "passage_text": ["a", "b"]}),
+     "is_selected must be 0 or 1, got [0, '1']"),
     (row(1, passages={"is_selected": [0, 1], "passage_text": ["a", None]}), "passage_text must be a text, got None"),
-    (row(1, passages={"is_selected": [0, 1], "passage_text": ["a", "\ud800"]}), "passage_text holds half of a surrogate pair"),
+    (row(1, passages={"is_selected": [0, 1], "passage_text": ["a", "\ud800"]}),
+     "passage_text holds half of a surrogate pair"),
     (lists(row(1, query=" ")), "'query' must be a text, got ' '"),
     (lists(row("a b")), "'query_id' must be an id without spaces, got 'a b'"),
     (lists(row(None)), "'query_id' must be an id without spaces, got None"),
@@ -160,12 +165,16 @@ GRADES = [3, 2, 1, 1, -1, *[0] * 10]  # of the passages of a question; those aft
 
 
 def write_track(folder, questions=3, grades=GRADES, hits=20, found=20):
-    """(retrieved passages, judgements, run): question q has the passages q-0, q-1, ..., of which a run may find fewer."""
-    retrieved = [{"query": f"what is {q}?", "hits": [{"content": f"text {q}-{i}", "qid": q, "docid": f"{q}-{i}", "rank": i + 1}
-                                                     for i in range(hits)]} for q in range(questions)]
+    """(retrieved passages, judgements, run): question q has the passages q-0, q-1, ..., of which a run may find
+    fewer."""
+    retrieved = [{"query": f"what is {q}?",
+                  "hits": [{"content": f"text {q}-{i}", "qid": q, "docid": f"{q}-{i}", "rank": i + 1}
+                           for i in range(hits)]} for q in range(questions)]
     write(folder / "hits.json", [retrieved], 1)
-    (folder / "qrels").write_text("".join(f"{q} 0 {q}-{i} {grade}\n" for q in range(questions) for i, grade in enumerate(grades)))
-    (folder / "run").write_text("".join(f"{q} Q0 {q}-{i} {i} {9 - i // 2} tag\n" for q in range(questions) for i in reversed(range(found))))
+    (folder / "qrels").write_text("".join(f"{q} 0 {q}-{i} {grade}\n" for q in range(questions)
+                                          for i, grade in enumerate(grades)))
+    (folder / "run").write_text("".join(f"{q} Q0 {q}-{i} {i} {9 - i // 2} tag\n" for q in range(questions)
+                                        for i in reversed(range(found))))
     return folder / "hits.json", {"qrels": folder / "qrels"}
 
 
@@ -192,7 +201,8 @@ def test_graded_pools_take_any_judged_passages_with_their_grades(tmp_path):
     seen = set()
     for seed in range(20):
         for query in prepare(path, seed=seed, graded=True, **options)[0]:
-            assert query.relevance == tuple(max(grade(c), 0) for c in query.ids) and max(query.relevance) > min(query.relevance)
+            assert (query.relevance == tuple(max(grade(c), 0) for c in query.ids)
+                    and max(query.relevance) > min(query.relevance))
             seen |= set(query.relevance)
     assert seen == {0, 1, 2, 3}
 
@@ -203,22 +213,26 @@ def test_relevant_passages_are_drawn_alike_and_stand_anywhere(tmp_path):
     places = Counter(q.ids.index(q.positives[0]) for q in queries)
     assert sorted(places) == [0, 1, 2, 3, 4] and all(50 < n < 110 for n in places.values())  # 80 expected, sd 8
     assert all(150 < n < 250 for n in Counter(grade(q.positives[0]) for q in queries).values())
-    assert all(90 < n < 210 for n in Counter(c.split("-")[1] for q in queries for c in q.ids if c not in q.positives).values())  # 145
+    # 145
+    assert all(90 < n < 210
+               for n in Counter(c.split("-")[1] for q in queries for c in q.ids if c not in q.positives).values())
     assert prepare(path, sizes="5", **options)[0] == queries != prepare(path, seed=1, sizes="5", **options)[0]
 
 
 def test_only_passages_of_the_run_are_drawn(tmp_path):
     path, options = write_track(tmp_path, found=10)  # six of them count as judged 0
     queries, dropped = prepare(path, run=tmp_path / "run", **options)
-    assert {int(c.split("-")[1]) for q in queries for c in q.ids} <= set(range(10)) and [len(q.ids) for q in queries] == [5, 7] * 3
+    assert ({int(c.split("-")[1]) for q in queries for c in q.ids} <= set(range(10))
+            and [len(q.ids) for q in queries] == [5, 7] * 3)
     assert dropped == {"pools of 9: too few passages of the grades needed": 3}
 
 
-@pytest.mark.parametrize("grades, options", [([1, *[0] * 12], {}), ([2, 1, 1, 1, 0, 0, 0], {}), ([0] * 12, {"graded": True}),
-                                             ([2, 0, 0, 0], {"graded": True})])
+@pytest.mark.parametrize("grades, options", [([1, *[0] * 12], {}), ([2, 1, 1, 1, 0, 0, 0], {}),
+                                             ([0] * 12, {"graded": True}), ([2, 0, 0, 0], {"graded": True})])
 def test_questions_without_the_grades_are_counted(tmp_path, grades, options):
     path, files = write_track(tmp_path, grades=grades)
-    assert prepare(path, **files, **options) == ([], {f"pools of {n}: too few passages of the grades needed": 3 for n in (5, 7, 9)})
+    assert prepare(path, **files, **options) == ([], {f"pools of {n}: too few passages of the grades needed": 3
+                                                      for n in (5, 7, 9)})
 
 
 def test_the_pools_of_a_question_stand_in_one_split(tmp_path, monkeypatch):
@@ -228,12 +242,14 @@ def test_the_pools_of_a_question_stand_in_one_split(tmp_path, monkeypatch):
         entry["query"] = " ".join(f"w{i}x{k}" for k in range(6))  # no near-duplicates
     write(path, [hits])
     out = tmp_path / "out.jsonl"
-    monkeypatch.setattr(sys, "argv", ["prepare", "msmarco", str(path), "--qrels", str(options["qrels"]), "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["prepare", "msmarco", str(path), "--qrels", str(options["qrels"]), "--out",
+                                      str(out)])
     command.main()
     splits = {}
     for query in read_queries(out):
         splits.setdefault(query.id.split(".")[1], set()).add(split_of(query.group, 0))
-    assert len(splits) == 60 and all(len(found) == 1 for found in splits.values()) and len(set.union(*splits.values())) == 3
+    assert (len(splits) == 60 and all(len(found) == 1 for found in splits.values())
+            and len(set.union(*splits.values())) == 3)
 
 
 @pytest.mark.parametrize("content, words", [
@@ -241,11 +257,13 @@ def test_the_pools_of_a_question_stand_in_one_split(tmp_path, monkeypatch):
     ('[\n{"query": "x",, "hits": []}]', ":2: not JSON"),
     ('{"query": "x"}', ": question 1: expected {query, hits: [{content, qid, docid}, ...]}"),
     ('[{"query": "x", "hits": []}]', ": question 1: expected {query, hits:"),
-    ('[{"query": "x", "hits": [{"content": "a", "docid": "d"}]}]', ": question 1: 'qid' must be an id without spaces, got None"),
+    ('[{"query": "x", "hits": [{"content": "a", "docid": "d"}]}]',
+     ": question 1: 'qid' must be an id without spaces, got None"),
     ('[{"query": "x", "hits": [{"qid": 1, "docid": "d"}]}]', ": question 1: 'content' must be a text, got None"),
     ('[{"query": "x", "hits": [{"content": "a", "qid": 1, "docid": "d"}, {"content": "a", "qid": 2, "docid": "e"}]}]',
      ": question 1: its hits must share a qid that no other question has, got 1, 2"),
-    ('[{"query": "x", "hits": [{"content": "a", "qid": 1, "docid": 1}]}, {"query": "y", "hits": [{"content": "a", "qid": 1, "docid": 2}]}]',
+    ('[{"query": "x", "hits": [{"content": "a", "qid": 1, "docid": 1}]}, '
+     '{"query": "y", "hits": [{"content": "a", "qid": 1, "docid": 2}]}]',
      ": question 2: its hits must share a qid that no other question has, got 1"),
 ])
 def test_a_broken_file_of_retrieved_passages_is_named(tmp_path, content, words):
@@ -268,8 +286,10 @@ def test_27_rows_of_the_real_sample_pass_the_papers_filter():
     queries, dropped = prepare(path)
     assert Counter(q.task for q in queries) == {"passage-5": 9, "passage-7": 15, "passage-9": 3}
     assert dropped == {"rows with no selected passages": 11, "rows with several selected passages": 20,
-                       "rows whose number of passages is not 5 or 7 or 9": 73, "rows with more than 2600 characters of passages": 69}
-    assert Counter(q.task for q in prepare(path, max_characters=10**6)[0]) == {"passage-5": 9, "passage-7": 22, "passage-9": 65}
+                       "rows whose number of passages is not 5 or 7 or 9": 73,
+                       "rows with more than 2600 characters of passages": 69}
+    assert Counter(q.task for q in prepare(path, max_characters=10**6)[0]) == {"passage-5": 9, "passage-7": 22,
+                                                                               "passage-9": 65}
     [query], _ = prepare(SAMPLE / "raw_v1.1_layout_example.json")
     raw = json.loads((SAMPLE / "raw_v1.1_layout_example.json").read_text(encoding="utf-8"))
     assert query.task == "passage-7" and query.texts[query.positives[0]] == raw["passages"][2]["passage_text"]
@@ -279,7 +299,8 @@ def test_27_rows_of_the_real_sample_pass_the_papers_filter():
 def test_pools_of_the_real_track():
     files = {"qrels": DL19 / "qrels.dl19-passage.txt.gz", "run": DL19 / "run.dl19.bm25_top100.txt.gz"}
     queries, dropped = prepare(DL19 / "retrieve_results_dl19_bm25_top100.json.gz", **files)
-    assert Counter(q.task for q in queries) == {"passage-5": 38, "passage-7": 36, "passage-9": 36} and sum(dropped.values()) == 3 * 43 - 110
+    assert (Counter(q.task for q in queries) == {"passage-5": 38, "passage-7": 36, "passage-9": 36}
+            and sum(dropped.values()) == 3 * 43 - 110)
     queries, dropped = prepare(DL19 / "retrieve_results_dl19_bm25_top100.json.gz", graded=True, **files)
     assert len(queries) == 3 * 43 and not dropped and {r for q in queries for r in q.relevance} == {0, 1, 2, 3}
     assert len({q.group for q in queries}) == 43

@@ -1,4 +1,5 @@
-"""ERank: every candidate alone is given a number; the policy's probabilities tell equal numbers apart, and are what the model itself says."""
+"""ERank: every candidate alone is given a number; the policy's probabilities tell equal numbers apart, and are what the
+model itself says."""
 
 import math
 import random
@@ -7,18 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ranker import drive, llms, rollout
+from ranker import drive, llms
+from ranker.engine import sampler
 from ranker.config import Rollout
 from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
 from ranker.errors import UserError
 from ranker.rankers import pointwise
-from ranker.rollout import Sampler, add_scores, complete, greedy_model
-from ranker.traces import Traces
+from ranker.engine.sampler import Sampler, add_scores, complete, greedy_model
+from ranker.evaluation.ask_log import Traces
 
 
 def query(relevance, context="", texts=None, name="q") -> Query:
-    return Query(name, "rank", context, tuple(Candidate(f"c{i}", texts[i] if texts else f"text {i}") for i in range(len(relevance))),
-                 tuple(map(float, relevance)))
+    return Query(name, "rank", context, tuple(Candidate(f"c{i}", texts[i] if texts else f"text {i}")
+                                              for i in range(len(relevance))), tuple(map(float, relevance)))
 
 
 def saying(**answers):
@@ -67,7 +69,8 @@ def test_ties_keep_the_order_given_and_what_cannot_be_read_comes_last():
 
 def test_all_candidates_are_asked_about_at_once_each_alone():
     turns = []
-    r = drive.run(drive.load_ranker({"name": "pointwise", "score": "written"}), [FOUR], llms.scripted(llms.right_answer),
+    r = drive.run(drive.load_ranker({"name": "pointwise", "score": "written"}), [FOUR],
+                  llms.scripted(llms.right_answer),
                   on_ask=lambda ask, turn, _: turns.append((turn, ask.pool, ask.decision)))[0]
     assert turns == [(0, (c,), "score") for c in FOUR.ids] and r.order[0] == "c3" and r.calls == pointwise.calls(4) == 4
     assert drive.run(pointwise, [query([1])], llms.scripted(llms.right_answer))[0].calls == pointwise.calls(1) == 0
@@ -82,14 +85,19 @@ def test_a_model_without_probabilities_is_asked_for_in_one_line():
 
 def test_a_first_stage_is_mixed_in_by_z_scores():
     three = query([0, 0, 1])
-    first, written = pointwise.standardised(pointwise.places(three)), pointwise.standardised({"c0": 3.0, "c1": 4.0, "c2": 8.0})
-    assert first["c0"] > first["c1"] > first["c2"] and [sum(first.values()), sum(v * v for v in first.values())] == pytest.approx([0, 3])
-    assert written == pytest.approx({"c0": -2 / math.sqrt(14 / 3), "c1": -1 / math.sqrt(14 / 3), "c2": 3 / math.sqrt(14 / 3)})
+    first, written = (pointwise.standardised(pointwise.places(three)),
+                      pointwise.standardised({"c0": 3.0, "c1": 4.0, "c2": 8.0}))
+    assert (first["c0"] > first["c1"] > first["c2"]
+            and [sum(first.values()), sum(v * v for v in first.values())] == pytest.approx([0, 3]))
+    assert written == pytest.approx({"c0": -2 / math.sqrt(14 / 3), "c1": -1 / math.sqrt(14 / 3),
+                                     "c2": 3 / math.sqrt(14 / 3)})
     model = saying(c0=3, c1=4, c2=8)
     for weight in (0.0, 0.2, 0.4, 0.5, 0.9):
         mixed = {c: weight * first[c] + (1 - weight) * written[c] for c in three.ids}
-        assert ranked(three, model, score="written", first_stage=weight).order == sorted(three.ids, key=lambda c: -mixed[c])
-    assert [order(three, model, score="written", first_stage=weight) for weight in (0.1, 0.4, 0.9)] == ["210", "201", "012"]
+        assert (ranked(three, model, score="written", first_stage=weight).order
+                == sorted(three.ids, key=lambda c: -mixed[c]))
+    assert ([order(three, model, score="written", first_stage=weight) for weight in (0.1, 0.4, 0.9)]
+            == ["210", "201", "012"])
 
 
 def test_numbers_that_are_all_equal_leave_the_first_stage_and_the_unreadable_stays_last():
@@ -98,8 +106,8 @@ def test_numbers_that_are_all_equal_leave_the_first_stage_and_the_unreadable_sta
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"score": "sum"}, "product, expectation, written"), ({"first_stage": 1}, "below 1"), ({"first_stage": -0.1}, "from 0"),
-    ({"pool": 1}, "at least 2"), ({"pool": -1}, "at least 2")])
+    ({"score": "sum"}, "product, expectation, written"), ({"first_stage": 1}, "below 1"),
+    ({"first_stage": -0.1}, "from 0"), ({"pool": 1}, "at least 2"), ({"pool": -1}, "at least 2")])
 def test_options_that_make_no_sense_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         drive.load_ranker({"name": "pointwise"} | options)
@@ -110,7 +118,8 @@ def test_training_asks_about_every_candidate_or_about_a_positive_and_some_others
     whole, some = (drive.load_ranker({"name": "pointwise", "pool": pool}) for pool in (0, 3))
     for seed in range(50):
         asks = whole.sampled_asks(question, random.Random(seed))
-        assert sorted(ask.pool[0] for ask in asks) == sorted(question.ids) and {(ask.decision, len(ask.pool)) for ask in asks} == {("score", 1)}
+        assert (sorted(ask.pool[0] for ask in asks) == sorted(question.ids)
+                and {(ask.decision, len(ask.pool)) for ask in asks} == {("score", 1)})
         asks = some.sampled_asks(question, random.Random(seed))
         assert len({ask.pool for ask in asks}) == 3 and ("c2",) in [ask.pool for ask in asks]
     assert {whole.sampled_ask(question, random.Random(seed)).pool[0] for seed in range(50)} == set(question.ids)
@@ -128,7 +137,8 @@ def encode(policy, text) -> list[int]:
 
 
 def tokenizer_of(encode, decode):
-    return type("Tokenizer", (), {"__call__": lambda self, text, **options: encode(text, **options), "decode": lambda self, ids: decode(ids)})()
+    return type("Tokenizer", (), {"__call__": lambda self, text, **options: encode(text, **options),
+                                  "decode": lambda self, ids: decode(ids)})()
 
 
 def by_hand(policy, ids, rest="") -> list[float]:
@@ -165,7 +175,8 @@ def test_ten_may_be_two_tokens(make_policy, asks):
 
     def apart(text, **options):
         """A tokenizer that never joins two digits."""
-        return {"input_ids": [i for part in text.replace("10", "1\0000").split("\0") for i in real(part, **options)["input_ids"]]}
+        return {"input_ids": [i for part in text.replace("10", "1\0000").split("\0")
+                              for i in real(part, **options)["input_ids"]]}
 
     policy.tokenizer = tokenizer_of(apart, real.decode)
     assert len(encode(policy, "10</answer>")) == len(encode(policy, "1</answer>")) + 1
@@ -176,14 +187,16 @@ def test_ten_may_be_two_tokens(make_policy, asks):
         assert completion.answer.scores == pytest.approx(by_hand(policy, policy.prompter.encode(ask) + head), abs=1e-5)
 
 
-@pytest.mark.parametrize("written", ["<think> <answer>3</answer> is too low</think>\n<answer> 7 / 10\n</answer>",  # the last one counts
-                                     "<think> a</think><answer>\n7</answer>", "<answer>7</answer>"])
+@pytest.mark.parametrize("written", [
+    "<think> <answer>3</answer> is too low</think>\n<answer> 7 / 10\n</answer>",  # the last one counts
+    "<think> a</think><answer>\n7</answer>", "<answer>7</answer>"])
 def test_the_place_is_where_the_answer_that_counts_begins(make_policy, asks, written):
     policy, ask = make_policy(), ask_of(asks)
     ids = encode(policy, written)
     head = encode(policy, written[:written.rindex("<answer>") + len("<answer>")])
     assert ids[:len(head)] == head
-    assert scored(policy, ask, ids).answer.scores == pytest.approx(by_hand(policy, policy.prompter.encode(ask) + head), abs=1e-5)
+    assert scored(policy, ask, ids).answer.scores == pytest.approx(by_hand(policy, policy.prompter.encode(ask) + head),
+                                                                   abs=1e-5)
 
 
 def test_a_token_that_goes_on_behind_the_tag_is_taken_apart(make_policy, asks):
@@ -209,7 +222,8 @@ def writer(policy, texts) -> Sampler:
     """A sampler that writes the text of each prompt."""
     class Writer(Sampler):
         def __call__(self, prompts, *rest):
-            return [[(ids, [0.0] * len(ids), True)] for prompt in prompts for ids in [encode(policy, texts[tuple(prompt)])]]
+            return [[(ids, [0.0] * len(ids), True)] for prompt in prompts
+                    for ids in [encode(policy, texts[tuple(prompt)])]]
     return Writer(policy, Rollout(tokens_per_prefill=1500))
 
 
@@ -220,10 +234,12 @@ def test_the_policy_behind_the_driver_ranks_by_its_own_probabilities(make_policy
     texts = {tuple(policy.prompter.encode(ask)): f"<think> a</think>\n<answer>{number}</answer>"
              for ask, number in zip(each, [7, 7, 7, 3, 3, "x"] * 9)}
     found = [completion.answer for _, completion in greedy_model(writer(policy, texts))(each)]
-    assert [a.ok for a in found] == [bool(a.scores) for a in found] and len({a.scores for a in found if a.ok}) == sum(a.ok for a in found)
+    assert ([a.ok for a in found] == [bool(a.scores) for a in found]
+            and len({a.scores for a in found if a.ok}) == sum(a.ok for a in found))
     r = ranked(question, greedy_model(writer(policy, texts)))
     expected = {c: a.value[0] * a.scores[a.value[0]] if a.ok else -1.0 for c, a in zip(question.ids, found)}
-    assert [expected[c] for c in r.order] == pytest.approx(sorted(expected.values(), reverse=True)) and r.failed == sum(not a.ok for a in found)
+    assert ([expected[c] for c in r.order] == pytest.approx(sorted(expected.values(), reverse=True))
+            and r.failed == sum(not a.ok for a in found))
     head = encode(policy, "<think> a</think>\n<answer>")
     assert found[3].scores == pytest.approx(by_hand(policy, policy.prompter.encode(each[3]) + head), abs=1e-5)
 
@@ -235,7 +251,8 @@ class Killed(BaseException):
 def test_an_evaluation_that_was_killed_ranks_by_the_same_probabilities(tmp_path):
     rng = random.Random(0)
     shares = {f"c{i}": [rng.random() for _ in range(11)] for i in range(5)}
-    model, questions = saying(**{c: (7, p) for c, p in shares.items()}), [query([1, 0, 0, 0, 0], name=f"q{i}") for i in range(2)]
+    model, questions = (saying(**{c: (7, p) for c, p in shares.items()}),
+                        [query([1, 0, 0, 0, 0], name=f"q{i}") for i in range(2)])
     ranker = drive.load_ranker({"name": "pointwise"})
     expected = drive.run(ranker, questions, model)
     assert expected[0].order != list(questions[0].ids)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ranker import config as settings, policy as policies
+from ranker import config as settings
+from ranker.engine import policy as policies
 from ranker.errors import UserError
-from ranker.score import pack, score
+from ranker.engine.score import pack, score
 
 
 def logits(model, policy, ask):
@@ -71,8 +72,10 @@ def test_a_saved_adapter_is_a_peft_folder_with_the_same_logits(make_policy, base
     policies.save_adapter(policy, tmp_path / "adapter")
     expected = logits(policy.model, policy, asks[0])
     base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
-    torch.testing.assert_close(logits(peft.PeftModel.from_pretrained(base, tmp_path / "adapter"), policy, asks[0]), expected)
-    ours = policies.load(settings.Model(name=str(base_folder), quantize="none", device="cpu"), adapter=tmp_path / "adapter")
+    torch.testing.assert_close(logits(peft.PeftModel.from_pretrained(base, tmp_path / "adapter"), policy, asks[0]),
+                               expected)
+    ours = policies.load(settings.Model(name=str(base_folder), quantize="none", device="cpu"),
+                         adapter=tmp_path / "adapter")
     torch.testing.assert_close(logits(ours.model, ours, asks[0]), expected)
     assert ours.adapter_parameters() and not list((tmp_path / "adapter").glob("*.bin"))
 
@@ -119,7 +122,8 @@ def test_an_adapter_of_another_base_is_refused(make_policy, base_folder, tmp_pat
 
 def test_a_cut_download_is_one_line(base_folder, tmp_path):
     for path in base_folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes()[:2000] if path.suffix == ".safetensors" else path.read_bytes())
+        (tmp_path / path.name).write_bytes(path.read_bytes()[:2000] if path.suffix == ".safetensors"
+                                           else path.read_bytes())
     with pytest.raises(UserError, match="cannot load model"):
         load(name=str(tmp_path))
 

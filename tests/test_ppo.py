@@ -5,7 +5,7 @@ import torch
 
 from ranker import config as settings
 from ranker.objectives import grpo, ppo
-from ranker.score import pack, score
+from ranker.engine.score import pack, score
 
 TRAIN = settings.Train(objective="ppo", value_lr=1e-2, beta=0.1, kl_in="reward", value_warmup=2)
 
@@ -96,14 +96,16 @@ def test_on_a_bandit_of_one_token_ppo_finds_the_arm_that_pays():
         signals, _ = ppo.signals(train, {k: (arms[k:k + 1] == 2).float() for k in range(16)}, passes)
         signal = {name: torch.stack([tensors[k] for k in range(16)]) for name, tensors in signals.items()}
         for _ in range(2):
-            loss, _ = ppo.loss(train, step, logits.log_softmax(0)[arms][:, None], value.expand(16)[:, None], torch.ones(16, 1), signal, 16)
+            loss, _ = ppo.loss(train, step, logits.log_softmax(0)[arms][:, None], value.expand(16)[:, None],
+                               torch.ones(16, 1), signal, 16)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
     assert logits.softmax(0)[2] > 0.9 and 0.5 < value.item() <= 1.2
 
 
-@pytest.mark.parametrize("override, named", [("--train.value_lr=0", "value head"), ("--train.gamma=1.5", "train.gamma")])
+@pytest.mark.parametrize("override, named",
+                         [("--train.value_lr=0", "value head"), ("--train.gamma=1.5", "train.gamma")])
 def test_ppo_without_what_it_needs_is_refused(override, named, tmp_path):
     path = tmp_path / "ppo.yaml"
     path.write_text("train: {objective: ppo, value_lr: 0.01}")

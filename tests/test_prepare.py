@@ -1,4 +1,5 @@
-"""What all preparations share: groups that never split, near-duplicates found exactly, files written whole or not at all; TREC and request files."""
+"""What all preparations share: groups that never split, near-duplicates found exactly, files written whole or not at
+all; TREC and request files."""
 
 import itertools
 import json
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ranker import config as settings, sources, trec, world
-from ranker.baselines import tokens
+from ranker import config as settings, sources, trec_files, world
+from ranker.evaluation.baselines import tokens
 from ranker.data import Candidate, Query, read_queries, write_queries
 from ranker.errors import UserError, exit_status
 from ranker.prepare import __main__ as prepare, _groups
@@ -65,7 +66,8 @@ def query(name, context, group="") -> Query:
 def run_prepare(monkeypatch, queries, *arguments):
     """`python -m ranker.prepare movielens` with other queries behind it."""
     from ranker.prepare import movielens
-    monkeypatch.setattr(movielens, "prepare", lambda args, dropped: (dropped.update({"short ones": 3}), iter(queries))[1])
+    monkeypatch.setattr(movielens, "prepare",
+                        lambda args, dropped: (dropped.update({"short ones": 3}), iter(queries))[1])
     monkeypatch.setattr("sys.argv", ["prepare", "movielens", "folder", *map(str, arguments)])
     return exit_status(prepare.main)
 
@@ -85,7 +87,8 @@ def test_no_group_and_no_near_duplicate_context_stands_in_two_splits(tmp_path, m
             assert split[f"q{i}"] == split[f"q{j}"], (texts[i], texts[j])
     out = capsys.readouterr().out
     counts = Counter(split.values())
-    assert f"{counts['train']} training, {counts['validation']} validation, {counts['test']} test" in out and "dropped 3: short ones" in out
+    assert (f"{counts['train']} training, {counts['validation']} validation, {counts['test']} test" in out
+            and "dropped 3: short ones" in out)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
@@ -96,11 +99,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
     assert run_prepare(monkeypatch, broken(), "--out", tmp_path / "q.jsonl") == 2
     assert [p.name for p in tmp_path.iterdir()] == ["q.jsonl"] and (tmp_path / "q.jsonl").read_text() == "before"
     assert run_prepare(monkeypatch, [], "--out", tmp_path / "q.jsonl") == 2
-    assert "no query came out of it; dropped: 3 short ones" in capsys.readouterr().err and (tmp_path / "q.jsonl").read_text() == "before"
+    assert ("no query came out of it; dropped: 3 short ones" in capsys.readouterr().err
+            and (tmp_path / "q.jsonl").read_text() == "before")
 
 
-@pytest.mark.parametrize("arguments, words", [([], "name a data set"), (["movilens"], "did you mean 'movielens'"), (["movielens"], "--help"),
-                                              (["movielens", "nowhere", "--out", "x.jsonl"], "there is no folder nowhere")])
+@pytest.mark.parametrize("arguments, words", [
+    ([], "name a data set"), (["movilens"], "did you mean 'movielens'"), (["movielens"], "--help"),
+    (["movielens", "nowhere", "--out", "x.jsonl"], "there is no folder nowhere")])
 def test_a_wrong_command_ends_with_one_line(tmp_path, monkeypatch, capsys, arguments, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["prepare", *arguments])
@@ -118,29 +123,37 @@ def test_a_held_out_file_may_not_share_a_group_with_training(tmp_path):
 
 @pytest.fixture
 def trec_files(tmp_path):
-    (tmp_path / "run").write_text("1 Q0 a 1 3.0 t\n1 Q0 b 2 2.5 t more words\n1 Q0 c 3 1 t\n2 Q0 a 1 1 t\n2 Q0 c 2 0 t\n3 Q0 a 1 1 t\n3 Q0 b 1 0 t\n")
+    (tmp_path / "run").write_text("1 Q0 a 1 3.0 t\n1 Q0 b 2 2.5 t more words\n1 Q0 c 3 1 t\n2 Q0 a 1 1 t\n"
+                                  "2 Q0 c 2 0 t\n3 Q0 a 1 1 t\n3 Q0 b 1 0 t\n")
     (tmp_path / "qrels").write_text("1 0 b 2\n1 0 c -1\n2 0 b 1\n4 0 a 1\n")
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"_id": d, "title": d.upper(), "text": f"text {d}"}) + "\n" for d in "abc"))
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"_id": d, "title": d.upper(), "text": f"text {d}"})
+                                                   + "\n" for d in "abc"))
     (tmp_path / "topics.tsv").write_text("1\tfirst\n2\tsecond\n3\tthird\n")
-    return [str(tmp_path / name) for name in ("run", "qrels", "corpus.jsonl")] + ["--topics", str(tmp_path / "topics.tsv")]
+    return ([str(tmp_path / name) for name in ("run", "qrels", "corpus.jsonl")]
+            + ["--topics", str(tmp_path / "topics.tsv")])
 
 
 def test_a_trec_run_becomes_queries_in_its_order(trec_files, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["prepare", "trec", *trec_files, "--out", str(tmp_path / "q.jsonl"), "--requests_out", str(tmp_path / "r.jsonl")])
+    monkeypatch.setattr("sys.argv", ["prepare", "trec", *trec_files, "--out", str(tmp_path / "q.jsonl"),
+                                     "--requests_out", str(tmp_path / "r.jsonl")])
     assert exit_status(prepare.main) == 0
     [q] = read_queries(tmp_path / "q.jsonl")
     assert (q.id, q.context, q.ids, q.relevance, q.texts["b"]) == ("1", "first", ("a", "b", "c"), (0, 2, 0), "B text b")
     out = capsys.readouterr().out
-    for words in ("dropped 1: queries of the run without judgements", "dropped 1: queries without a relevant document", "dropped 1: judged queries with fewer"):
+    for words in ("dropped 1: queries of the run without judgements", "dropped 1: queries without a relevant document",
+                  "dropped 1: judged queries with fewer"):
         assert words in out
     request = json.loads((tmp_path / "r.jsonl").read_text())
-    assert request["query"] == {"text": "first", "qid": "1"} and [c["docid"] for c in request["candidates"]] == ["a", "b", "c"]
-    monkeypatch.setattr("sys.argv", ["prepare", "requests", str(tmp_path / "r.jsonl"), trec_files[1], "--out", str(tmp_path / "again.jsonl")])
+    assert (request["query"] == {"text": "first", "qid": "1"}
+            and [c["docid"] for c in request["candidates"]] == ["a", "b", "c"])
+    monkeypatch.setattr("sys.argv", ["prepare", "requests", str(tmp_path / "r.jsonl"), trec_files[1], "--out",
+                                     str(tmp_path / "again.jsonl")])
     assert exit_status(prepare.main) == 0 and read_queries(tmp_path / "again.jsonl") == [q]
 
 
 @pytest.mark.parametrize("name, text, words", [
-    ("run", "1 Q0 a 1 3.0 t\n1 Q0 b 2 3.0 t\n", "documents of query '1' have equal scores; say how to order them: --ties"),
+    ("run", "1 Q0 a 1 3.0 t\n1 Q0 b 2 3.0 t\n",
+     "documents of query '1' have equal scores; say how to order them: --ties"),
     ("run", "1 Q0 a 1 x t\n", "run:1: the score 'x' is no number"),
     ("run", "1 Q0 a 1\n", "run:1: 4 columns, expected 3 or 6"),
     ("run", "1 Q0 a 1 3 t\n1 Q0 a 2 2 t\n", "run:2: document 'a' of query '1' stands twice"),
@@ -160,36 +173,41 @@ def test_a_broken_trec_file_is_named_with_its_line(trec_files, tmp_path, monkeyp
     assert words in err and err.strip().count("\n") == 0 and not (tmp_path / "q.jsonl").exists()
 
 
-@pytest.mark.parametrize("text, words", [("[1]\n", "expected a JSON object"), ('{"query": "x"}\n', ":1: a request needs"),
-                                         ('{"query": {"text": "x", "qid": 1}, "candidates": [{"docid": 1}]}\n', ":1: candidate 1 needs 'docid' and 'doc'")])
+@pytest.mark.parametrize("text, words", [
+    ("[1]\n", "expected a JSON object"), ('{"query": "x"}\n', ":1: a request needs"),
+    ('{"query": {"text": "x", "qid": 1}, "candidates": [{"docid": 1}]}\n', ":1: candidate 1 needs 'docid' and 'doc'")])
 def test_a_broken_request_is_named_with_its_line(tmp_path, monkeypatch, capsys, text, words):
     (tmp_path / "r.jsonl").write_text(text)
     (tmp_path / "qrels").write_text("1 0 a 1\n")
-    monkeypatch.setattr("sys.argv", ["prepare", "requests", str(tmp_path / "r.jsonl"), str(tmp_path / "qrels"), "--out", str(tmp_path / "q.jsonl")])
+    monkeypatch.setattr("sys.argv", ["prepare", "requests", str(tmp_path / "r.jsonl"), str(tmp_path / "qrels"), "--out",
+                                     str(tmp_path / "q.jsonl")])
     assert exit_status(prepare.main) == 2 and words in capsys.readouterr().err
 
 
 def test_ties_are_broken_as_asked(tmp_path):
     (tmp_path / "run").write_text("1 b 2\n1 a 2\n1 c 2.00000001\n1 d 9\n")
     qrels = {"1": {"d": 1, "b": 1}}
-    assert trec.read_run(tmp_path / "run", "trec")["1"] == ["d", "c", "b", "a"]  # in single precision c ties too
-    assert trec.read_run(tmp_path / "run", "input")["1"] == ["d", "c", "b", "a"]
-    assert trec.read_run(tmp_path / "run", "pessimistic", qrels)["1"] == ["d", "c", "a", "b"]
+    assert trec_files.read_run(tmp_path / "run", "trec")["1"] == ["d", "c", "b", "a"]  # in single precision c ties too
+    assert trec_files.read_run(tmp_path / "run", "input")["1"] == ["d", "c", "b", "a"]
+    assert trec_files.read_run(tmp_path / "run", "pessimistic", qrels)["1"] == ["d", "c", "a", "b"]
     (tmp_path / "run").write_text("1 a 1\n1 c 1\n1 b 1.00000001\n")
-    assert trec.read_run(tmp_path / "run", "trec")["1"] == ["c", "b", "a"] and trec.read_run(tmp_path / "run", "input")["1"] == ["b", "a", "c"]
+    assert (trec_files.read_run(tmp_path / "run", "trec")["1"] == ["c", "b", "a"]
+            and trec_files.read_run(tmp_path / "run", "input")["1"] == ["b", "a", "c"])
 
 
 def test_runs_that_we_write_never_tie_and_come_back(tmp_path):
     orders = {f"q{i}": random.Random(i).sample([f"d{j}" for j in range(1000)], 1000) for i in range(3)}
-    trec.write_run(tmp_path / "run", orders.items(), "tag")
-    assert trec.read_run(Path(tmp_path / "run")) == orders == trec.read_run(tmp_path / "run", "trec")
+    trec_files.write_run(tmp_path / "run", orders.items(), "tag")
+    assert trec_files.read_run(Path(tmp_path / "run")) == orders == trec_files.read_run(tmp_path / "run", "trec")
 
 
 def test_the_world_can_be_written_to_a_file(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("sys.argv", ["prepare", "world", "--queries", "2", "--tasks", "passage-5", "rec-movie", "--out", str(tmp_path / "world.jsonl")])
+    monkeypatch.setattr("sys.argv", ["prepare", "world", "--queries", "2", "--tasks", "passage-5", "rec-movie", "--out",
+                                     str(tmp_path / "world.jsonl")])
     assert exit_status(prepare.main) == 0
     expected = [world.query(task, "train", i) for task in ("passage-5", "rec-movie") for i in range(2)]
-    assert [(q.id, q.candidates, q.relevance) for q in read_queries(tmp_path / "world.jsonl")] == [(q.id, q.candidates, q.relevance) for q in expected]
+    assert ([(q.id, q.candidates, q.relevance) for q in read_queries(tmp_path / "world.jsonl")]
+            == [(q.id, q.candidates, q.relevance) for q in expected])
     monkeypatch.setattr("sys.argv", ["prepare", "world", "--queries", "0", "--out", str(tmp_path / "none.jsonl")])
     assert exit_status(prepare.main) == 2 and "--queries must be at least 1" in capsys.readouterr().err
 

@@ -1,4 +1,5 @@
-"""Rows as the authors' scripts write them are taken apart into context, candidates and relevance; whatever does not fit is named."""
+"""Rows as the authors' scripts write them are taken apart into context, candidates and relevance; whatever does not fit
+is named."""
 
 import argparse
 import gzip
@@ -14,11 +15,12 @@ from ranker.data import read_queries
 from ranker.errors import UserError
 from ranker.prepare import __main__ as command, ranking_bench
 
-NAMES = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost", "Passage-5", "Passage-7", "Passage-9")
+NAMES = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost", "Passage-5",
+         "Passage-7", "Passage-9")
 HISTORY = ["Ocean's Eleven (2001)", 'The "Burbs" (1989)', "Babe, 'Pig' in the City (1998)", "Fast &amp; Loose"]
 SHOWN = ("Ocean's Eleven (2001)", 'The "Burbs" (1989)', "Babe, 'Pig' in the City (1998)", "Fast & Loose")
-MODELS = {"Small (8b)": "Each token price is 0.2. Short: good at chat.", "Small (8b)-Turbo": "Each token price is 0.3. Fast.",
-          "Big": "Each token price is 0.9."}
+MODELS = {"Small (8b)": "Each token price is 0.2. Short: good at chat.",
+          "Small (8b)-Turbo": "Each token price is 0.3. Fast.", "Big": "Each token price is 0.9."}
 TEXTS = {"passage 0": "Fleas: a year.", "passage 1": "Dogs bark.", "passage 2": "Please think step by step about cats."}
 
 
@@ -27,9 +29,11 @@ def pasted(titles) -> str:
     return "[" + ", ".join(f"'{i}. {title}'" for i, title in enumerate(titles)) + "]"
 
 
-def rec(history=HISTORY, candidates=("Heat (1995)", "Alien &amp; Co", "Big (1988)"), gt="Big (1988)", task="Rec-Movie", listed=pasted):
+def rec(history=HISTORY, candidates=("Heat (1995)", "Alien &amp; Co", "Big (1988)"), gt="Big (1988)", task="Rec-Movie",
+        listed=pasted):
     problem = (f"I've watched the following items in the past, in order:\n{listed(history)}\n\n"
-               f"Now there are {len(candidates)} candidate items that I might like next:\n{pasted(candidates)}\n\nPlease rank them.")
+               f"Now there are {len(candidates)} candidate items that I might like next:\n"
+               f"{pasted(candidates)}\n\nPlease rank them.")
     return {"task_name": task, "problem": problem, "candidates": list(candidates), "gt": gt, "user_id": "7"}
 
 
@@ -43,9 +47,11 @@ def router(question="What is 2 + 2?", candidates=tuple(MODELS), gt="Small (8b)",
 
 def passage(texts=TEXTS, gt="passage 2", task="Passage-5", candidates=None):
     listed = "\n".join(f"{i}: {text}" for i, text in texts.items())
-    problem = (f"## Here is a query: how long do fleas live and candidate passages:\n{listed}\n\nPlease think step by step about each. "
+    problem = (f"## Here is a query: how long do fleas live and candidate passages:\n{listed}\n\n"
+               "Please think step by step about each. "
                "Return the passage IDs in order (e.g.,\npassage 1\npassage 3). You MUST rank all passages.\n    ")
-    return {"task_name": task, "problem": problem, "candidates": list(texts.values()) if candidates is None else candidates, "gt": gt}
+    return {"task_name": task, "problem": problem,
+            "candidates": list(texts.values()) if candidates is None else candidates, "gt": gt}
 
 
 def write(path, rows):
@@ -111,14 +117,16 @@ def test_the_positive_is_found_by_its_raw_title_and_equal_titles_are_all_positiv
 
 
 def test_numbered_titles_keep_numbers_of_their_own():
-    assert query(rec(history=["7. Sinn", "10 Things, '2. Act'", "3. 4. 5"])).context == ("7. Sinn", "10 Things, '2. Act'", "3. 4. 5")
+    assert (query(rec(history=["7. Sinn", "10 Things, '2. Act'", "3. 4. 5"])).context
+            == ("7. Sinn", "10 Things, '2. Act'", "3. 4. 5"))
 
 
 def test_a_model_is_shown_with_its_description_and_found_by_its_full_name():
     found = query(router())
     assert found.context == "What is 2 + 2?" and found.positives == ("c1",)
     assert found.texts == {"c1": "Small (8b): Each token price is 0.2. Short: good at chat.",
-                           "c2": "Small (8b)-Turbo: Each token price is 0.3. Fast.", "c3": "Big: Each token price is 0.9."}
+                           "c2": "Small (8b)-Turbo: Each token price is 0.3. Fast.",
+                           "c3": "Big: Each token price is 0.9."}
     assert query(router(candidates=("Other", "Big"), gt="Other")).texts["c1"] == "Other"
 
 
@@ -130,12 +138,15 @@ def test_a_question_to_route_may_look_like_a_prompt():
 
 def test_passages_are_found_by_the_ids_of_the_problem_in_the_order_listed():
     found = query(passage())
-    assert found.context == "how long do fleas live" and found.positives == ("c3",) and list(found.texts.values()) == list(TEXTS.values())
-    found = query(passage({"passage 4": "d", "passage 0": "two\nlines", "passage 2": "c"}, gt="passage 0"))  # as in the iterative subset
+    assert (found.context == "how long do fleas live" and found.positives == ("c3",)
+            and list(found.texts.values()) == list(TEXTS.values()))
+    # as in the iterative subset
+    found = query(passage({"passage 4": "d", "passage 0": "two\nlines", "passage 2": "c"}, gt="passage 0"))
     assert found.texts == {"c1": "d", "c2": "two\nlines", "c3": "c"} and found.positives == ("c2",)
     assert query(passage(candidates=list(TEXTS))) == query(passage())
     texts = {f"passage {i}": f"text {i}" for i in range(12)}
-    assert query(passage(texts, gt="passage 1")).positives == ("c2",) and query(passage(texts, gt="passage 11")).positives == ("c12",)
+    assert (query(passage(texts, gt="passage 1")).positives == ("c2",)
+            and query(passage(texts, gt="passage 11")).positives == ("c12",))
 
 
 def test_a_file_of_rows_needs_no_package_and_becomes_a_file_that_trains(tmp_path, monkeypatch, no_datasets):
@@ -143,13 +154,15 @@ def test_a_file_of_rows_needs_no_package_and_becomes_a_file_that_trains(tmp_path
     for name in ("my rows.jsonl", "my rows.jsonl.gz"):
         queries = prepare(write(tmp_path / name, rows))
         assert [q.id for q in queries] == [f"ranking-bench.my-rows.{i}" for i in (1, 2, 3)]
-    monkeypatch.setattr("sys.argv", ["prepare", "ranking-bench", str(tmp_path / name), "--out", str(tmp_path / "out.jsonl")])
+    monkeypatch.setattr("sys.argv", ["prepare", "ranking-bench", str(tmp_path / name), "--out",
+                                     str(tmp_path / "out.jsonl")])
     command.main()
     assert read_queries(tmp_path / "out.jsonl") == queries
 
 
 def test_pools_of_one_query_stay_in_one_split(tmp_path, monkeypatch):
-    rows = [router(task=task, candidates=list(MODELS)[:n]) for task in NAMES[3:6] for n in (2, 3)] + [router("Name a flower")]
+    rows = ([router(task=task, candidates=list(MODELS)[:n]) for task in NAMES[3:6] for n in (2, 3)]
+            + [router("Name a flower")])
     path = write(tmp_path / "rows.jsonl", rows)
     monkeypatch.setattr("sys.argv", ["prepare", "ranking-bench", str(path), "--out", str(tmp_path / "out.jsonl")])
     command.main()
@@ -170,7 +183,8 @@ def test_a_parquet_file_is_read_through_the_package(tmp_path, loaded):
     loaded.rows = [rec()]
     (tmp_path / "rows.parquet").touch()
     assert [q.id for q in prepare(tmp_path / "rows.parquet")] == ["ranking-bench.rows.1"]
-    assert loaded.options == {"path": "parquet", "data_files": str(tmp_path / "rows.parquet"), "split": "train", "streaming": True}
+    assert loaded.options == {"path": "parquet", "data_files": str(tmp_path / "rows.parquet"), "split": "train",
+                              "streaming": True}
     assert complaint(tmp_path / "gone.parquet") == f"there is no file {tmp_path / 'gone.parquet'}"
 
 
@@ -183,7 +197,8 @@ def test_what_the_package_can_not_load_is_told_in_one_line(monkeypatch, loaded):
         yield rec()
         raise ConnectionError("the hub does not answer")
     loaded.rows = broken()
-    assert complaint() == "ulab-ai/Ranking-bench (direct.train) could not be loaded: ConnectionError: the hub does not answer"
+    assert (complaint() == "ulab-ai/Ranking-bench (direct.train) could not be loaded: ConnectionError: "
+            "the hub does not answer")
 
 
 def test_a_row_that_does_not_fit_is_named_with_its_number_and_fields(tmp_path, loaded):
@@ -210,7 +225,8 @@ def test_a_row_that_does_not_fit_is_named_with_its_number_and_fields(tmp_path, l
     (dict(router(), problem=rec()["problem"]), "its problem has no query before 'and LLM condidates:'"),
     (router(gt="Small"), "gt 'Small' is none of the candidates"),
     (dict(passage(), problem="## Here is a query: x"), "its problem has no passages between"),
-    (passage(candidates=["Fleas: a year.", "Dogs bark.", "another"]), "the passages in its problem are not its candidates"),
+    (passage(candidates=["Fleas: a year.", "Dogs bark.", "another"]),
+     "the passages in its problem are not its candidates"),
     (passage(candidates=["Fleas: a year.", "Dogs bark."]), "the passages in its problem are not its candidates"),
     (passage(gt="passage 3"), "gt 'passage 3' is none of the candidates"),
     (passage(gt="Dogs bark."), "gt 'Dogs bark.' is none of the candidates"),

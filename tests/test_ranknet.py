@@ -1,4 +1,5 @@
-"""Learning from the logits of identifiers: the losses against published oracles, the objective, the states, the ranker, a teacher."""
+"""Learning from the logits of identifiers: the losses against published oracles, the objective, the states, the ranker,
+a teacher."""
 
 import random
 
@@ -10,25 +11,28 @@ from ranker.data import Candidate, Query
 from ranker.drive import load_ranker, run
 from ranker.errors import UserError
 from ranker.objectives import ranknet
-from ranker.rollout import Sampler, greedy_model
-from ranker.score import pack, score, stack
+from ranker.engine.sampler import Sampler, greedy_model
+from ranker.engine.score import pack, score, stack
 
 SCORES, RANKS = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([2.0, 1.0, 3.0])  # the teacher has the second item first
 FIRST = {"name": "first"}
 
 
 @pytest.mark.parametrize("kind, expected", [
-    ("ranknet", 0.584484), ("weighted_ranknet", 0.180485), ("lambdarank", 0.112013), ("ndcg2", 0.128598), ("listnet", 1.252908)])
+    ("ranknet", 0.584484), ("weighted_ranknet", 0.180485), ("lambdarank", 0.112013), ("ndcg2", 0.128598),
+    ("listnet", 1.252908)])
 def test_the_losses_of_a_list_equal_the_published_functions(kind, expected):
     assert losses.rank_loss(SCORES, RANKS, kind).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_tied_scores_keep_their_pairs_since_those_come_from_integer_ranks():
-    assert losses.rank_loss(torch.tensor([1.0, 1.0, 0.0]), RANKS, "weighted_ranknet").item() == pytest.approx(0.124006, abs=1e-6)
+    assert (losses.rank_loss(torch.tensor([1.0, 1.0, 0.0]), RANKS, "weighted_ranknet").item()
+            == pytest.approx(0.124006, abs=1e-6))
 
 
 def test_the_lambda_loss_without_weights_is_ranknet_in_bits():
-    assert losses.rank_loss(SCORES, RANKS, "ranknet").item() / torch.log(torch.tensor(2.0)).item() == pytest.approx(0.843232, abs=1e-6)
+    assert (losses.rank_loss(SCORES, RANKS, "ranknet").item() / torch.log(torch.tensor(2.0)).item()
+            == pytest.approx(0.843232, abs=1e-6))
 
 
 KINDS = ("ranknet", "weighted_ranknet", "lambdarank", "ndcg2", "listnet", "top1", "pointwise")
@@ -51,7 +55,8 @@ def test_a_list_without_a_pair_costs_nothing_and_tied_scores_are_no_nan(kind):
 
 def test_scores_and_log_probabilities_give_the_same_loss():
     for kind in KINDS[:-1]:
-        torch.testing.assert_close(losses.rank_loss(SCORES, RANKS, kind), losses.rank_loss(SCORES.log_softmax(0), RANKS, kind))
+        torch.testing.assert_close(losses.rank_loss(SCORES, RANKS, kind),
+                                   losses.rank_loss(SCORES.log_softmax(0), RANKS, kind))
 
 
 def test_equal_relevance_shares_a_rank_and_what_is_unscored_has_none():
@@ -76,14 +81,17 @@ def batch_loss(policy, train, experience, parts, rows=None):
     task = torch.tensor([r["task"] for row in rewarding.score(parts, experience.groups) for r in row])
     cohorts = torch.tensor(experience.cohorts)
     credit, alive = ranknet.credit(train, task, task, cohorts)
-    spread = lambda values: {k: torch.full((len(completions[k].ids),), float(values[k])) for k in alive.nonzero()[:, 0].tolist()}  # noqa: E731
+    spread = lambda values: {k: torch.full((len(completions[k].ids),), float(values[k]))  # noqa: E731
+                             for k in alive.nonzero()[:, 0].tolist()}
     signals, _ = ranknet.signals(train, spread(credit), {"cohort": spread(cohorts)})
     total = 0.0
-    packed = pack([g.prompt for g in experience.groups], [[c.ids for c in g.completions] for g in experience.groups], 10**9, lambda k: bool(alive[k]))
+    packed = pack([g.prompt for g in experience.groups], [[c.ids for c in g.completions] for g in experience.groups],
+                  10**9, lambda k: bool(alive[k]))
     for batch in [[row] for row in packed] if rows == "apart" else [packed]:
         keys = [k for row in batch for k in row.keys]
         logprobs, _, mask = score(policy, batch, 1.0)
-        total = total + ranknet.loss(train, 1, logprobs, None, mask, {n: stack(s, keys, mask) for n, s in signals.items()}, 999)[0]
+        total = total + ranknet.loss(train, 1, logprobs, None, mask,
+                                     {n: stack(s, keys, mask) for n, s in signals.items()}, 999)[0]
     return total
 
 
@@ -96,13 +104,15 @@ def test_the_joint_loss_is_the_mean_over_lists_of_what_the_logits_and_the_writte
         with torch.no_grad():
             logits = policy.causal_lm(input_ids=torch.tensor([prompt])).logits[0, -1]
             written = group.completions[-1].ids
-            whole = policy.causal_lm(input_ids=torch.tensor([prompt + written])).logits[0, len(prompt) - 1:-1].log_softmax(-1)
+            both = policy.causal_lm(input_ids=torch.tensor([prompt + written])).logits[0]
+            whole = both[len(prompt) - 1:-1].log_softmax(-1)
         scores = logits[policy.prompter.identifier_tokens(len(ask.pool))]
         relevance = torch.tensor([ask.query.rel[c] for c in ask.pool])
         ranks = 1.0 + (relevance[:, None] < relevance).sum(1)
         lm = -whole.gather(-1, torch.tensor(written)[:, None]).mean()
         expected += (10 * losses.rank_loss(scores, ranks, "weighted_ranknet") + lm) / 2
-    together, apart = batch_loss(policy, train, experience, parts), batch_loss(policy, train, experience, parts, "apart")
+    together, apart = (batch_loss(policy, train, experience, parts),
+                       batch_loss(policy, train, experience, parts, "apart"))
     assert together.item() == pytest.approx(expected.item(), rel=1e-4) == apart.item()
 
 
@@ -111,7 +121,8 @@ def test_the_written_list_is_the_right_order_and_is_not_taught_with_a_weight_of_
     experience, parts = experience_of(policy, [nine()])
     [group] = experience.groups
     written = group.completions[-1]
-    assert written.text.startswith("<answer>[") and [group.ask.query.rel[c] for c in written.answer.value] == [2, 1, 0, 0, 0]
+    assert (written.text.startswith("<answer>[")
+            and [group.ask.query.rel[c] for c in written.answer.value] == [2, 1, 0, 0, 0])
     begun = policy.prompter.to_answer.rpartition("<answer>")[2]
     assert begun + policy.tokenizer.decode(written.ids) == written.text.removeprefix("<answer>")
     task = torch.tensor([r["task"] for r in rewarding.score(parts, [group])[0]])
@@ -145,10 +156,12 @@ def test_a_teachers_run_replaces_the_relevance_of_what_is_learned_from(tmp_path)
     run_file = tmp_path / "run.trec"
     run_file.write_text("".join(f"q Q0 q-{c} {r} {9 - r} t\n" for r, c in enumerate((3, 0, 4, 1, 2), 1)))
     [query] = labels.by_teacher([nine(), nine(5, "unranked")], run_file)
-    assert sorted(query.ids, key=query.rel.get, reverse=True) == [f"q-{c}" for c in (3, 0, 4, 1, 2)] and set(query.relevance) == {1, 2, 3, 4, 5}
+    assert (sorted(query.ids, key=query.rel.get, reverse=True) == [f"q-{c}" for c in (3, 0, 4, 1, 2)]
+            and set(query.relevance) == {1, 2, 3, 4, 5})
 
 
-@pytest.mark.parametrize("lines, message", [("q Q0 q-0 1 9 t\n", "without its candidate 'q-1'"), ("x Q0 q-0 1 9 t\n", "none of the training queries")])
+@pytest.mark.parametrize("lines, message", [("q Q0 q-0 1 9 t\n", "without its candidate 'q-1'"),
+                                            ("x Q0 q-0 1 9 t\n", "none of the training queries")])
 def test_a_teacher_that_ranks_in_part_or_something_else_is_refused(tmp_path, lines, message):
     (tmp_path / "run.trec").write_text(lines)
     with pytest.raises(UserError, match=message):

@@ -1,5 +1,5 @@
-"""The step reward pays what the paper published, form never pays and never outweighs being right, and no known hack earns
-more than an honest try. Every completion goes through the real parser, as in training."""
+"""The step reward pays what the paper published, form never pays and never outweighs being right, and no known hack
+earns more than an honest try. Every completion goes through the real parser, as in training."""
 
 import random
 from itertools import combinations, permutations, product
@@ -164,7 +164,8 @@ def test_a_random_valid_policy_earns_the_published_mean(n, mean):
 def test_an_oracle_earns_everything_and_a_liar_nothing():
     rng = random.Random(0)
     for _ in range(100):
-        question = ask([rng.choice((0, 1, 2)) for _ in range(rng.randint(2, 9))] + [3, 0], rng.choice(("eliminate", "pick")))
+        question = ask([rng.choice((0, 1, 2)) for _ in range(rng.randint(2, 9))] + [3, 0],
+                       rng.choice(("eliminate", "pick")))
         for graded in (False, True):
             assert paid(question, llms.right_answer(question), llms.wrong_answer(question), graded=graded) == [1, 0]
 
@@ -194,7 +195,8 @@ def test_of_all_answers_the_least_relevant_ones_and_no_others_earn_the_most(size
 def test_a_right_answer_in_wrong_form_is_worth_more_than_a_wrong_one_in_right_form():
     for weight in (0.0, 0.2, 0.99):
         parts = rewarding.load({"top1_hit": 1.0, "format": weight})
-        [rows] = rewarding.score(parts, [group(ONE, "so: <answer>[1]</answer>", say("[3]"), say("[1]"), say("[9]"), "")])
+        [rows] = rewarding.score(parts,
+                                 [group(ONE, "so: <answer>[1]</answer>", say("[3]"), say("[1]"), say("[9]"), "")])
         totals = [row["total"] for row in rows]
         assert totals == pytest.approx([1 - weight, 0, 1, -0.5, -1 - weight])
         assert totals[2] >= totals[0] > totals[1] > totals[3] > totals[4]

@@ -1,4 +1,5 @@
-"""Sampling: a prompt computed once for its group gives what separate decoding gives; stops, log-probabilities, seeds."""
+"""Sampling: a prompt computed once for its group gives what separate decoding gives; stops, log-probabilities,
+seeds."""
 
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -8,17 +9,20 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ranker import attention, log, rollout, traces, world
-from ranker.attention import PromptCache, decoding
+from ranker import log, world
+from ranker.engine import attention, sampler
+from ranker.evaluation import ask_log
+from ranker.engine.attention import PromptCache, decoding
 from ranker.config import Rollout
 from ranker.drive import load_ranker, run
 from ranker.errors import UserError
-from ranker.rollout import Known, Sampler, greedy_model, sample_groups
-from ranker.score import pack, score_all
+from ranker.engine.sampler import Known, Sampler, greedy_model, sample_groups
+from ranker.engine.score import pack, score_all
 
 
 def sampler_of(policy, max_new_tokens, batch=10**6, prefill=10**6, weights="nf4"):
-    return Sampler(policy, Rollout(max_new_tokens=max_new_tokens, tokens_per_batch=batch, tokens_per_prefill=prefill, weights=weights))
+    return Sampler(policy, Rollout(max_new_tokens=max_new_tokens, tokens_per_batch=batch, tokens_per_prefill=prefill,
+                                   weights=weights))
 
 
 def sampled(sampler, prompts, count, temperature=0.0, seed=0):
@@ -57,11 +61,13 @@ def test_the_prompt_goes_through_the_model_once_for_its_group(make_policy, asks,
     policy = make_policy()
     sampler, shapes = sampler_of(policy, 5, prefill=200), []
     forward = sampler._forward
-    monkeypatch.setattr(sampler, "_forward", lambda ids, **rest: shapes.append(tuple(ids.shape)) or forward(ids, **rest))
+    monkeypatch.setattr(sampler, "_forward",
+                        lambda ids, **rest: shapes.append(tuple(ids.shape)) or forward(ids, **rest))
     prompts = prompts_of(policy, asks)
     sampled(sampler, prompts, 8, 1.0)
     prefills = [shape for shape in shapes if shape[1] > 1]
-    assert sum(rows for rows, _ in prefills) == 4 and len(prefills) > 1 and {width for _, width in prefills} <= set(map(len, prompts))
+    assert (sum(rows for rows, _ in prefills) == 4 and len(prefills) > 1
+            and {width for _, width in prefills} <= set(map(len, prompts)))
     assert all(length == 1 and rows <= 32 for rows, length in shapes[len(prefills):])
 
 
@@ -91,10 +97,12 @@ def test_an_answer_tag_ends_the_completion_whatever_tokens_it_is_made_of(make_po
         ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
         ends = [k for k in range(1, len(ids) + 1) if ids[k - 1] in sampler.closing and sampler._ends(ids[:k])]
         first = min(ends)
-        assert "</answer>" in policy.tokenizer.decode(ids[:first]) and "</answer>" not in policy.tokenizer.decode(ids[:first - 1])
+        assert ("</answer>" in policy.tokenizer.decode(ids[:first])
+                and "</answer>" not in policy.tokenizer.decode(ids[:first - 1]))
 
 
-@pytest.mark.parametrize("temperature, quantize, weights", [(1.0, "none", "nf4"), (0.6, "none", "dense"), (1.0, "nf4", "dense")])
+@pytest.mark.parametrize("temperature, quantize, weights", [(1.0, "none", "nf4"), (0.6, "none", "dense"),
+                                                            (1.0, "nf4", "dense")])
 def test_sampler_and_scorer_give_the_same_log_probabilities(make_policy, asks, temperature, quantize, weights):
     policy = make_policy(quantize)
     stop_early(policy)
@@ -109,7 +117,8 @@ def test_samples_follow_the_distribution_at_their_temperature(make_policy, asks)
     policy = make_policy()
     prompt = prompts_of(policy, asks, 1)
     results = sampled(sampler_of(policy, 1), prompt, 20_000, 0.8)[0]
-    counts = torch.bincount(torch.tensor([ids[0] for ids, _, _ in results]), minlength=policy.head.weight.shape[0]) / 20_000
+    counts = torch.bincount(torch.tensor([ids[0] for ids, _, _ in results]),
+                            minlength=policy.head.weight.shape[0]) / 20_000
     with torch.no_grad():
         expected = (policy.causal_lm(input_ids=torch.tensor(prompt)).logits[0, -1] / 0.8).softmax(-1)
     assert (counts - expected).abs().max() < 0.015 and (counts - expected).abs().sum() < 0.15
@@ -117,7 +126,8 @@ def test_samples_follow_the_distribution_at_their_temperature(make_policy, asks)
 
 def test_the_same_seed_gives_the_same_completions_and_another_seed_others(make_policy, asks):
     sampler = sampler_of(make_policy(), 8)
-    draw = lambda seed: [c.ids for g in sample_groups(sampler, asks[:3], 4, 1.0, seed) for c in g.completions]  # noqa: E731
+    draw = lambda seed: [c.ids for g in sample_groups(sampler, asks[:3], 4, 1.0, seed)  # noqa: E731
+                         for c in g.completions]
     assert draw(1) == draw(1) != draw(2)
 
 
@@ -136,15 +146,19 @@ def test_a_prompt_that_was_cut_says_so_in_traces_logs_and_counts(make_policy, as
     lengths = [len(policy.prompter.encode(ask)) for ask in asks]
     policy.prompter.max_tokens = sorted(lengths)[-2]
     cuts = [policy.prompter.fitted(ask)[1] for ask in asks]
-    assert [cut is not None for cut in cuts] == [length > policy.prompter.max_tokens for length in lengths] and {True, False} == {cut is None for cut in cuts}
+    assert ([cut is not None for cut in cuts] == [length > policy.prompter.max_tokens for length in lengths]
+            and {True, False} == {cut is None for cut in cuts})
     sampler = sampler_of(policy, 2)
-    for groups in (sample_groups(sampler, asks, 2, 1.0), rollout.by_logits(sampler, asks)):
-        assert [[c.cut for c in g.completions] for g in groups] == [[cut] * len(g.completions) for g, cut in zip(groups, cuts)]
+    for groups in (sample_groups(sampler, asks, 2, 1.0), sampler.by_logits(sampler, asks)):
+        assert [[c.cut for c in g.completions] for g in groups] == [[cut] * len(g.completions)
+                                                                    for g, cut in zip(groups, cuts)]
         rewards = [[{}] * len(g.completions) for g in groups]
         logged = log.completion_records(1, groups, rewards, [0.0] * 2 * len(asks))
         assert [record.get("cut") for record in logged] == [c.cut for g in groups for c in g.completions]
-    traced = [traces.record(("row", 0, ask.query.id, 0), ask, *answer) for ask, answer in zip(asks, greedy_model(sampler)(asks))]
-    assert [record.get("cut") for record in traced] == cuts and [("cut" in record) for record in traced] == [cut is not None for cut in cuts]
+    traced = [ask_log.record(("row", 0, ask.query.id, 0), ask, *answer)
+              for ask, answer in zip(asks, greedy_model(sampler)(asks))]
+    assert ([record.get("cut") for record in traced] == cuts
+            and [("cut" in record) for record in traced] == [cut is not None for cut in cuts])
 
 
 @pytest.mark.parametrize("thought", ["", "x</answer>", "<answer>[2]</answer>", "<answer></answer> <answer></answer>"])
@@ -161,7 +175,8 @@ def test_an_answer_tag_quoted_inside_the_thought_ends_nothing(make_policy):
     policy = make_policy()
     sampler = sampler_of(policy, 5)
     encode = lambda text: policy.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    ends = lambda ids: any(ids[k - 1] in sampler.closing and sampler._ends(ids[:k]) for k in range(1, len(ids) + 1))  # noqa: E731
+    ends = lambda ids: any(ids[k - 1] in sampler.closing and sampler._ends(ids[:k])  # noqa: E731
+                           for k in range(1, len(ids) + 1))
     assert not ends(encode("<think> I will write <answer>[1]</answer> later"))
     assert not ends(encode("<think> <answer>[1]</answer></think>\n"))
     assert ends(encode("<think> <answer>[1]</answer></think>\n<answer>[2]</answer>"))
@@ -173,7 +188,7 @@ def test_a_template_that_opens_the_thought_gives_it_back_to_the_completion(make_
     policy.prompter = type(policy.prompter)(policy.tokenizer, 1400)
     assert policy.prompter.prefill == "<think>"
     written = policy.tokenizer("a</think>\n<answer>[1]</answer>", add_special_tokens=False)["input_ids"]
-    completion = rollout.complete(policy, asks[0], written, [0.0] * len(written), True)
+    completion = sampler.complete(policy, asks[0], written, [0.0] * len(written), True)
     assert completion.answer.ok and completion.text.startswith("<think>a</think>")
 
 
@@ -189,7 +204,8 @@ def test_what_is_drawn_for_a_prompt_depends_on_its_seed_not_on_its_batch(make_po
     stop_early(policy)
     prompts = prompts_of(policy, asks, 6)
     together = sampler_of(policy, 12)(prompts, [5, 1, 3, 4, 2, 5], 1.0, range(6))
-    alone = [sampler_of(policy, 12)([prompt], [count], 1.0, [seed])[0] for seed, (prompt, count) in enumerate(zip(prompts, [5, 1, 3, 4, 2, 5]))]
+    alone = [sampler_of(policy, 12)([prompt], [count], 1.0, [seed])[0]
+             for seed, (prompt, count) in enumerate(zip(prompts, [5, 1, 3, 4, 2, 5]))]
     ids = lambda results: [[ids for ids, _, _ in group] for group in results]  # noqa: E731
     assert ids(together) == ids(alone)
     monkeypatch.setattr(rollout, "LOOK_EVERY", 1)
@@ -200,15 +216,18 @@ def test_what_is_drawn_for_a_prompt_depends_on_its_seed_not_on_its_batch(make_po
 @pytest.mark.parametrize("heads", [2, 6])
 def test_attention_over_a_shared_prompt_is_that_over_a_copy_of_it_a_row(heads):
     torch.manual_seed(0)
-    d, prompts, completions = 8, torch.randn(2, 3, 2, 5, 8), torch.randn(2, 6, 2, 4, 8)  # [keys and values][B or rows, kv, length, d]
+    # [keys and values][B or rows, kv, length, d]
+    d, prompts, completions = 8, torch.randn(2, 3, 2, 5, 8), torch.randn(2, 6, 2, 4, 8)
     real = torch.tensor([[True] * 5, [False] * 2 + [True] * 3, [True] * 5])
     owner = torch.tensor([0, 0, 0, 1, 2, 2])
     cache = PromptCache([tuple(prompts)], real, owner, room=4)
 
     def check(rows, t):
         cache.window.width = int(cache.window.at.fill_(t)) + 1
-        query, found = torch.randn(len(rows), heads, 1, d), cache.layers[0].update(completions[0, rows, :, t:t + 1], completions[1, rows, :, t:t + 1])
-        keys, values = (torch.cat([prompts[i][owner[rows]], completions[i, rows, :, :t + 1]], 2).repeat_interleave(heads // 2, 1) for i in (0, 1))
+        query, found = (torch.randn(len(rows), heads, 1, d),
+                        cache.layers[0].update(completions[0, rows, :, t:t + 1], completions[1, rows, :, t:t + 1]))
+        keys, values = (torch.cat([prompts[i][owner[rows]], completions[i, rows, :, :t + 1]], 2)
+                        .repeat_interleave(heads // 2, 1) for i in (0, 1))
         mask = torch.cat([real[owner[rows]], torch.ones(len(rows), t + 1, dtype=torch.bool)], 1)[:, None, None]
         expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, mask, scale=0.3)
         got, _ = decoding(SimpleNamespace(layer_idx=0), query, *found, None, 0.3, prompt_cache=cache)
@@ -247,7 +266,8 @@ def test_scores_of_decoding_are_fp32_whatever_a_model_computes_in(monkeypatch):
     assert seen == [((12, 3, 8), (12, 8, 5), torch.float32)]
 
 
-WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "lift_fresh_copy", "unique_dim", "_unique2", "repeat_interleave"}
+WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "lift_fresh_copy", "unique_dim", "_unique2",
+           "repeat_interleave"}
 
 
 @contextmanager
@@ -260,7 +280,8 @@ def failing():
 
 
 class Recorded(TorchDispatchMode):
-    """A CUDA graph on the CPU: the operations of a step, whose tensors stay where they are, done again by calling it."""
+    """A CUDA graph on the CPU: the operations of a step, whose tensors stay where they are, done again by calling
+    it."""
 
     def __init__(self, step):
         super().__init__()
@@ -272,7 +293,8 @@ class Recorded(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         assert operation.overloadpacket.__name__ not in WAITING, "the host waits for the device, or the device for it"
-        assert not any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1:])) or "index" not in str(operation)
+        assert (not any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1:]))
+                or "index" not in str(operation))
         for argument, tensor in zip(operation._schema.arguments, args):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 self.before.append((tensor, tensor.clone()))
@@ -290,7 +312,8 @@ class Recorded(TorchDispatchMode):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("quantize, weights", [("none", "nf4"), ("nf4", "nf4"), ("nf4", "dense")])
-def test_steps_that_are_replayed_draw_what_steps_that_are_computed_draw(make_policy, asks, monkeypatch, quantize, weights, temperature):
+def test_steps_that_are_replayed_draw_what_steps_that_are_computed_draw(
+        make_policy, asks, monkeypatch, quantize, weights, temperature):
     policy, graphs = make_policy(quantize), []
     policy.stop_ids = frozenset(range(0, len(policy.tokenizer), 25))
     monkeypatch.setattr(rollout, "captured", lambda step: graphs.append(Recorded(step)) or graphs[-1])
@@ -301,7 +324,8 @@ def test_steps_that_are_replayed_draw_what_steps_that_are_computed_draw(make_pol
     sampler.block = 8
     found = sampler(prompts, counts, temperature, range(12))
     assert len(graphs) == 4 and sum(graph.replays for graph in graphs) > 20
-    rows = {len(next(out for operation, _, _, out in graph.calls if operation is torch.ops.aten.embedding.default)) for graph in graphs}
+    rows = {len(next(out for operation, _, _, out in graph.calls if operation is torch.ops.aten.embedding.default))
+            for graph in graphs}
     assert len(rows) > 1  # some left between two blocks
     for group, other in zip(expected, found, strict=True):
         assert [(ids, finished) for ids, _, finished in group] == [(ids, finished) for ids, _, finished in other]
@@ -329,11 +353,11 @@ def test_a_model_that_cannot_be_captured_is_decoded_kernel_by_kernel(no_capture,
         raise error
     streams = no_capture(ends)
     error = RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
-    assert rollout.captured(lambda: refused(error)) is None
+    assert sampler.captured(lambda: refused(error)) is None
     assert "not permitted when stream is capturing); it goes on kernel by kernel" in caplog.text
     assert streams == ["before"]
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):  # the plan says what to lower
-        rollout.captured(lambda: refused(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")))
+        sampler.captured(lambda: refused(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")))
 
 
 def test_after_a_failed_capture_the_same_tokens_are_drawn_and_none_is_tried_again(make_policy, asks, no_capture,
@@ -374,14 +398,17 @@ def test_plain_weights_while_sampling_leave_the_policy_as_it_was(make_policy):
 
 
 def eliminated(policy, queries, shared, max_new_tokens=8, **options):
-    """(rankings, prompt tokens that went through the model) of an elimination; `shared`: prompts are kept between asks."""
+    """(rankings, prompt tokens that went through the model) of an elimination; `shared`: prompts are kept between
+    asks."""
     ranker = load_ranker({"name": "elimination", **options})
     sampler = sampler_of(policy, max_new_tokens)
     sampler.settings.tokens_kept = 10**6 if shared else 0
     computed, forward = [], sampler._forward
-    sampler._forward = lambda ids, **rest: (computed.append(ids.numel() if ids.shape[1] > 1 else 0), forward(ids, **rest))[1]
+    sampler._forward = lambda ids, **rest: (computed.append(ids.numel() if ids.shape[1] > 1 else 0),
+                                            forward(ids, **rest))[1]
     asked = []
-    rankings = run(ranker, queries, greedy_model(sampler), on_ask=lambda ask, turn, completion: asked.append((ask, completion.ids, completion.logprobs)))
+    rankings = run(ranker, queries, greedy_model(sampler),
+                   on_ask=lambda ask, turn, completion: asked.append((ask, completion.ids, completion.logprobs)))
     return rankings, sum(computed), asked
 
 
@@ -389,7 +416,8 @@ def eliminated(policy, queries, shared, max_new_tokens=8, **options):
 def test_a_prompt_kept_between_asks_changes_no_token(make_policy, pool):
     policy = make_policy()
     policy.stop_ids = frozenset(range(0, len(policy.tokenizer), 5))
-    queries = [world.query(task, "test", i) for i, task in enumerate(["rec-movie", "passage-5", "router-cost", "passage-9", "rec-game"])]
+    queries = [world.query(task, "test", i)
+               for i, task in enumerate(["rec-movie", "passage-5", "router-cost", "passage-9", "rec-game"])]
     kept, cost, asks_kept = eliminated(policy, queries, True, pool=pool)
     scratch, full, asks_scratch = eliminated(policy, queries, False, pool=pool)
     assert [r.order for r in kept] == [r.order for r in scratch]

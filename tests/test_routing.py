@@ -1,5 +1,6 @@
 """Scores and costs become queries: a question under every objective, in one split; relevance is utility above the worst
-model, by costs that only training questions normalise; of a few-shot prompt the question is left. Broken files are named."""
+model, by costs that only training questions normalise; of a few-shot prompt the question is left. Broken files are
+named."""
 
 import ast
 import csv
@@ -33,7 +34,8 @@ def measured(*pairs, models=MODELS):
 
 
 def default_rows():
-    """(sample, task, question, model -> (score, cost)) of 60 questions in two tasks, unlike each other, each with one best model."""
+    """(sample, task, question, model -> (score, cost)) of 60 questions in two tasks, unlike each other, each with one
+    best model."""
     rng = random.Random(5)
     return [(f"q.{i}", f"task{i % 2}", " ".join(f"w{i}x{k}" for k in range(6)),
              measured(*((float(m == i % 4), rng.uniform(1e-4, 1e-2)) for m in range(4)))) for i in range(60)]
@@ -48,7 +50,8 @@ def write_wide(path, rows, literal=True):
     models = list(rows[0][3])
     with gzip.open(path, "wt", newline="") if path.suffix == ".gz" else path.open("w", newline="") as file:
         out = csv.writer(file)
-        out.writerow(["sample_id", "eval_name", "split", "prompt", *models, *(f"{m}|total_cost" for m in models), "oracle"])
+        out.writerow(["sample_id", "eval_name", "split", "prompt", *models, *(f"{m}|total_cost" for m in models),
+                      "oracle"])
         for sample, task, text, found in rows:
             scores, costs = zip(*(found[m] for m in models))
             out.writerow([sample, task, "test", repr([text]) if literal else text, *scores, *costs, "?"])
@@ -79,7 +82,8 @@ def finished(path, monkeypatch):
 
 
 def dearer(rows, samples):
-    return [(*row[:3], {m: (score, cost * 1000) for m, (score, cost) in row[3].items()}) if row[0] in samples else row for row in rows]
+    return [(*row[:3], {m: (score, cost * 1000) for m, (score, cost) in row[3].items()}) if row[0] in samples else row
+            for row in rows]
 
 
 def complaint(path, **options) -> str:
@@ -111,19 +115,22 @@ def test_relevance_is_the_utility_above_the_worst_model(tmp_path):
     expected = [(1, 0, 0.5, 1), (0, 0, 0.125, 0.25), (0, 0.6, 0.5, 0.4)]  # utilities less 0, 0 and -0.6
     for query, values in zip(queries, expected):
         assert query.rel == pytest.approx(dict(zip(("ace", "lab/bee", "cow_7b", "dog"), values)), abs=1e-9)
-        assert {c.id: (c.performance, c.cost) for c in query.candidates} == {"_".join(m.split()): found for m, found in rows[0][3].items()}
+        assert {c.id: (c.performance, c.cost) for c in query.candidates} == {"_".join(m.split()): found
+                                                                             for m, found in rows[0][3].items()}
     [query], _ = prepare(tmp_path / "wide.csv", objectives="cost", weights="cost=1:0.4")
     assert query.rel == pytest.approx(dict(zip(("ace", "lab/bee", "cow_7b", "dog"), (0.6, 0, 0.4, 0.8))), abs=1e-9)
 
 
 def test_equal_models_share_a_grade_and_where_all_are_equal_nothing_is_asked(tmp_path):
     first, second = (name for _, name in zip(range(2), in_split("train")))
-    rows = [(first, "t", "one", measured((0.3, 0.02), (0.1 + 0.2, 0.02), (0.0, 0.01), (0.3, 0.03))),  # 0.1 + 0.2 is more than 0.3
+    # 0.1 + 0.2 is more than 0.3
+    rows = [(first, "t", "one", measured((0.3, 0.02), (0.1 + 0.2, 0.02), (0.0, 0.01), (0.3, 0.03))),
             (second, "t", "two", measured((1, 0.01), (1, 0.02), (1, 0.03), (1, 0.04)))]
     queries, dropped = prepare(write_wide(tmp_path / "wide.csv", rows))
     by_id = {q.id: q for q in queries}
     assert set(by_id[f"routing.performance.{first}"].positives) == {"ace", "lab/bee", "dog"}
-    assert all(by_id[f"routing.{o}.{first}"].rel["ace"] == by_id[f"routing.{o}.{first}"].rel["lab/bee"] for o in routing_objectives())
+    assert all(by_id[f"routing.{o}.{first}"].rel["ace"] == by_id[f"routing.{o}.{first}"].rel["lab/bee"]
+               for o in routing_objectives())
     assert f"routing.performance.{second}" not in by_id and len(queries) == 5
     assert dropped == {"performance: all models are equal": 1}
 
@@ -144,14 +151,16 @@ def test_a_question_stands_in_one_split_under_all_objectives(tmp_path, monkeypat
     splits = [{split_of(q.group or q.id, 0) for q in queries} for queries in found.values()]
     assert len(found) == 60 and all(len(queries) == 3 for queries in found.values())
     assert all(len(split) == 1 for split in splits) and set.union(*splits) == {"train", "validation", "test"}
-    assert any(len({split_of(q.id, 0) for q in queries}) > 1 for queries in found.values())  # by their ids they would be torn apart
+    # by their ids they would be torn apart
+    assert any(len({split_of(q.id, 0) for q in queries}) > 1 for queries in found.values())
 
 
 def test_costs_of_questions_outside_training_change_no_training_relevance(tmp_path, monkeypatch):
     """A near-duplicate of a test question belongs to the test, whatever split its own id would have."""
     rows = default_rows()
     test, twin = next(in_split("test", "t")), next(in_split("train", "t"))
-    rows += [(test, "task0", "how long is the river Velm", rows[0][3]), (twin, "task0", "How long is the river Velm?", rows[1][3])]
+    rows += [(test, "task0", "how long is the river Velm", rows[0][3]),
+             (twin, "task0", "How long is the river Velm?", rows[1][3])]
     before = finished(write_wide(tmp_path / "wide.csv", rows), monkeypatch)
     held = {sample for sample, queries in before.items() if split_of(queries[0].group, 0) != "train"}
     assert {test, twin} <= held and len(held) > 4
@@ -170,7 +179,8 @@ def test_costs_of_questions_outside_training_change_no_training_relevance(tmp_pa
 def test_costs_are_normalised_within_a_task(tmp_path):
     first, second = (name for _, name in zip(range(2), in_split("train")))
     costs = (0.01, 0.02, 0.03, 0.05)
-    rows = [(first, "dear", "one", measured(*((0, 100 * c) for c in costs))), (second, "cheap", "two", measured(*((0, c) for c in costs)))]
+    rows = [(first, "dear", "one", measured(*((0, 100 * c) for c in costs))),
+            (second, "cheap", "two", measured(*((0, c) for c in costs)))]
     (one, two), _ = prepare(write_wide(tmp_path / "wide.csv", rows), objectives="cost")
     assert one.rel == pytest.approx(two.rel) and max(one.relevance) == pytest.approx(0.8)
 
@@ -188,7 +198,8 @@ EXAMPLES = "".join(f"Choose a letter.\n\nIs {n} odd?\nA) yes\nB) no\nAnswer:\n{'
     (EXAMPLES + "Which is the\n\nlongest?\nA) this\nAnswer:", "Which is the\n\nlongest?\nA) this\nAnswer:"),
     (EXAMPLES + "Choose a letter.\n\nIs 9 odd? Answer:", "Choose a letter.\n\nIs 9 odd? Answer:"),
     ("Is 9 odd?\nAnswer:", "Is 9 odd?\nAnswer:"),
-    ("Explain this log:\nAnswer:\n42\n\nWhy 42?", "Explain this log:\nAnswer:\n42\n\nWhy 42?"),  # the prompt does not end as examples do
+    # the prompt does not end as examples do
+    ("Explain this log:\nAnswer:\n42\n\nWhy 42?", "Explain this log:\nAnswer:\n42\n\nWhy 42?"),
 ], ids=["blank line inside", "instruction kept", "no examples", "no few-shot prompt"])
 def test_of_a_prompt_with_worked_examples_the_whole_question_is_left(tmp_path, prompt, question):
     rows = [(next(in_split("train")), "t", prompt, default_rows()[0][3])]
@@ -215,13 +226,15 @@ def test_the_best_model_stands_anywhere(tmp_path):
 def test_models_are_described_by_their_exact_names_and_priced_by_the_fields(tmp_path, caplog):
     models = ("LLaMA-3 (8b)", "LLaMA-3-Turbo (8b)", "LLaMA-3 (70b)", "LLaMA-3")
     rows = [(next(in_split("train")), "t", "one", measured((1, 1), (0, 2), (0, 3), (0, 4), models=models))]
-    described = {"LLaMA-3-Turbo (8b)": {"feature": "Costs 0.8,\nit says.", "input_price": 0.9, "output_price": 2}, "other": {},
+    described = {"LLaMA-3-Turbo (8b)": {"feature": "Costs 0.8,\nit says.", "input_price": 0.9, "output_price": 2},
+                 "other": {},
                  "LLaMA-3 (8b)": {"feature": "Small.", "input_price": 0.2, "output_price": 0.2, "model": "x"}}
     (tmp_path / "models.json").write_text(json.dumps(described))
     (query, *_), _ = prepare(write_wide(tmp_path / "wide.csv", rows), models=tmp_path / "models.json")
     assert query.texts == {
         "LLaMA-3_(8b)": "LLaMA-3 (8b): Small. USD per million tokens: 0.2 for input, 0.2 for output.",
-        "LLaMA-3-Turbo_(8b)": "LLaMA-3-Turbo (8b): Costs 0.8, it says. USD per million tokens: 0.9 for input, 2 for output.",
+        "LLaMA-3-Turbo_(8b)": "LLaMA-3-Turbo (8b): Costs 0.8, it says. "
+                              "USD per million tokens: 0.9 for input, 2 for output.",
         "LLaMA-3_(70b)": "Language model LLaMA-3 (70b)", "LLaMA-3": "Language model LLaMA-3"}
     assert "describes none of LLaMA-3 (70b), LLaMA-3;" in caplog.text
 
@@ -231,7 +244,8 @@ def test_models_are_described_by_their_exact_names_and_priced_by_the_fields(tmp_
     ("[1]", ":1: expected {name: {feature, input_price, output_price}}"),
     ('{"ace": {"feature": "x", "input_price": 1}}', ": 'ace': 'output_price' None is no number"),
     ('{"ace": {"feature": 3, "input_price": 1, "output_price": 1}}', ": 'ace': 'feature' must be a text, got 3"),
-    ('{"ace": {"feature": "\\ud800", "input_price": 1, "output_price": 1}}', ": 'ace': 'feature' holds half of a surrogate pair"),
+    ('{"ace": {"feature": "\\ud800", "input_price": 1, "output_price": 1}}',
+     ": 'ace': 'feature' holds half of a surrogate pair"),
 ])
 def test_a_broken_description_is_named(tmp_path, content, words):
     (tmp_path / "models.json").write_text(content)
@@ -243,7 +257,8 @@ def test_names_that_would_share_an_id_are_refused(tmp_path):
     name = next(in_split("train"))
     for rows in ([(name, "t", "one", {"a b": (1, 1), "a_b": (0, 1)})],
                  [("a b", "t", "one", {"m": (1, 1)}), ("a_b", "t", "two", {"m": (1, 1)})]):
-        assert complaint(write_wide(tmp_path / "wide.csv", rows)) == f"{tmp_path / 'wide.csv'}: the names 'a b' and 'a_b' would have one id"
+        assert (complaint(write_wide(tmp_path / "wide.csv", rows))
+                == f"{tmp_path / 'wide.csv'}: the names 'a b' and 'a_b' would have one id")
 
 
 HEAD = "sample_id,eval_name,prompt,m,m|total_cost\n"
@@ -262,13 +277,18 @@ HEAD = "sample_id,eval_name,prompt,m,m|total_cost\n"
     (HEAD + "a,t,['x'],1,nan\n", ":2: the cost of 'm' 'nan' is no number"),
     (HEAD + "a,t,['x'],1,1\na,t,['x'],1,1\n", ":3: 'a' had a score of 'm' in an earlier row"),
     (HEAD + "a,t,['x'],1\n", ":2: 4 columns, expected 5"),
-    (HEAD + "a,t,\"['x',\n]\",1,1\nb,t,['y'],?,1\n", ":4: the score of 'm' '?' is no number"),  # a record of two lines before it
+    # a record of two lines before it
+    (HEAD + "a,t,\"['x',\n]\",1,1\nb,t,['y'],?,1\n", ":4: the score of 'm' '?' is no number"),
     ("task_id,query_id,llm,cost,query\n", ":1: no column 'effect'"),
     ("task_id,query_id,llm,effect,query\n", ":1: no column 'cost'"),
-    ("task_id,query_id,llm,effect,cost\n", ":1: no column 'query' or 'prompt' (found: task_id, query_id, llm, effect, cost)"),
-    ("task_id,query_id,llm,effect,cost,query\nt,a,m,1,1,\"x\ny\"\nt,a,n,1,1,z\n", ":4: 'a' had another task or question in an earlier row"),
-    ("task_id,query_id,llm,effect,cost,query\nt,a,m,1,1,x\nu,a,n,1,1,x\n", ":3: 'a' had another task or question in an earlier row"),
-    ("task_id,query_id,llm,effect,cost,query\nt,a,m,1,1,x\nt,a,m,1,1,x\n", ":3: 'a' had a score of 'm' in an earlier row"),
+    ("task_id,query_id,llm,effect,cost\n",
+     ":1: no column 'query' or 'prompt' (found: task_id, query_id, llm, effect, cost)"),
+    ("task_id,query_id,llm,effect,cost,query\nt,a,m,1,1,\"x\ny\"\nt,a,n,1,1,z\n",
+     ":4: 'a' had another task or question in an earlier row"),
+    ("task_id,query_id,llm,effect,cost,query\nt,a,m,1,1,x\nu,a,n,1,1,x\n",
+     ":3: 'a' had another task or question in an earlier row"),
+    ("task_id,query_id,llm,effect,cost,query\nt,a,m,1,1,x\nt,a,m,1,1,x\n",
+     ":3: 'a' had a score of 'm' in an earlier row"),
     ("task_id,query_id,llm,effect,cost,query\nt,a,m,1,1, \n", ":2: 'query' must be a text"),
 ])
 def test_a_broken_table_is_named_with_its_line(tmp_path, text, words):
@@ -314,7 +334,8 @@ def test_the_real_table_gives_a_query_per_question_and_objective(real):
     assert count == {"router-performance": 3150 - 597, "router-balance": 3150, "router-cost": 3150}
     assert dropped == {"performance: all models are equal": 597}
     assert all(len(q.ids) == 11 and min(q.relevance) == 0 for q in queries)
-    assert sum(len(q.positives) > 1 for q in queries if q.task == "router-performance") + 597 == pytest.approx(0.983 * 3150, abs=2)
+    assert (sum(len(q.positives) > 1 for q in queries if q.task == "router-performance") + 597
+            == pytest.approx(0.983 * 3150, abs=2))
     assert sum(len(q.positives) > 1 for q in queries if q.task != "router-performance") < 20
     assert len({q.context for q in queries}) == 3148  # two MBPP questions stand there twice
 
@@ -325,9 +346,11 @@ def test_the_cheapest_positive_of_the_real_table_is_its_oracle(real):
         rows = {row["sample_id"]: row for row in csv.DictReader(file)}
     for query in real[0]:
         row = rows[query.group]
-        assert ast.literal_eval(row["prompt"])[0].endswith(query.context) and query.context.count("Answer:") == (row["eval_name"] != "mbpp")
+        assert (ast.literal_eval(row["prompt"])[0].endswith(query.context)
+                and query.context.count("Answer:") == (row["eval_name"] != "mbpp"))
         if query.task == "router-performance":
-            assert min((c for c in query.candidates if c.id in query.positives), key=lambda c: c.cost).id == row["oracle_model_to_route_to"]
+            assert (min((c for c in query.candidates if c.id in query.positives), key=lambda c: c.cost).id
+                    == row["oracle_model_to_route_to"])
 
 
 @needs_real
@@ -349,17 +372,20 @@ def test_costs_of_the_real_table_are_normalised_over_what_the_trainer_trains_on(
 @needs_real
 def test_the_real_long_table_holds_the_same_scores_and_costs(real, tmp_path):
     for path, count in ((LONG, 2000), (WIDE, 200)):  # the first 200 questions of both, to save time
-        with gzip.open(path, "rt", encoding="utf-8", newline="") as file, (tmp_path / path.stem).open("w", encoding="utf-8") as cut:
+        with (gzip.open(path, "rt", encoding="utf-8", newline="") as file,
+              (tmp_path / path.stem).open("w", encoding="utf-8") as cut):
             csv.writer(cut).writerows(islice(csv.reader(file), 1 + count))
     queries, dropped = prepare(tmp_path / LONG.stem, prompts=tmp_path / WIDE.stem)
     known = {q.id: q for q in real[0]}
     assert len(queries) == 600 - dropped["performance: all models are equal"] > 500
     for query in queries:
         there = {c.id: (c.performance, c.cost) for c in known[query.id].candidates if c.id != "claude-v1"}
-        assert {c.id: (c.performance, c.cost) for c in query.candidates} == there and query.context == known[query.id].context
+        assert ({c.id: (c.performance, c.cost) for c in query.candidates} == there
+                and query.context == known[query.id].context)
 
 
-@pytest.mark.skipif(not (REAL / "graphrouter_meta").is_dir(), reason="no ../shared/data/graphrouter_meta beside the repository")
+@pytest.mark.skipif(not (REAL / "graphrouter_meta").is_dir(),
+                    reason="no ../shared/data/graphrouter_meta beside the repository")
 def test_the_real_descriptions_of_ten_models_are_told_apart():
     path = REAL / "graphrouter_meta/LLM_Descriptions_v1.json"
     names = list(json.loads(path.read_text(encoding="utf-8")))

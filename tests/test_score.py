@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ranker.attention import equal_groups, layout
+from ranker.engine.attention import equal_groups, layout
 from ranker.losses import cohort_advantages, policy_loss
-from ranker.score import batches, chunk_of, head_logprobs, pack, score, score_all, stack
+from ranker.engine.score import batches, chunk_of, head_logprobs, pack, score, score_all, stack
 
 BUDGET = 4000
 
@@ -23,8 +23,10 @@ def completions_of(policy, groups=3, seed=0):
 def one_by_one(policy, prompt, completion, temperature):
     """The plain way: the whole row through the model, logits shifted by one."""
     with policy.attend("sdpa"):
-        logits = policy.causal_lm(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0].float() / temperature
-    return logits.log_softmax(-1)[torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1), torch.tensor(completion)]
+        logits = (policy.causal_lm(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0].float()
+                  / temperature)
+    places = torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)
+    return logits.log_softmax(-1)[places, torch.tensor(completion)]
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
@@ -59,7 +61,8 @@ def test_gradient_checkpointing_changes_nothing(make_policy, asks):
         policy = make_policy(gradient_checkpointing=checkpointing)
         with policy.training_graph():
             assert any(module.training for module in policy.model.modules()) == checkpointing
-            logprobs, _, mask = score(policy, pack([policy.prompter.encode(asks[0])], completions_of(policy, 1), BUDGET), 1.0)
+            logprobs, _, mask = score(policy,
+                                      pack([policy.prompter.encode(asks[0])], completions_of(policy, 1), BUDGET), 1.0)
             (logprobs * mask).sum().backward()
         assert not any(module.training for module in policy.model.modules())
         gradients.append(torch.cat([p.grad.flatten() for p in policy.adapter_parameters().values()]))
@@ -73,7 +76,7 @@ def test_the_head_in_chunks_equals_one_log_softmax(monkeypatch, limit, value):
     targets = torch.randint(0, 50, (23,))
     plain = (head(states) / 0.5).log_softmax(-1)[torch.arange(23), targets]
     expected = torch.autograd.grad(plain.sum(), states)[0]
-    monkeypatch.setattr(f"ranker.score.{limit}", value)
+    monkeypatch.setattr(f"ranker.engine.score.{limit}", value)
     assert chunk_of(head) == 5
     chunked = head_logprobs(head, states, targets, 0.5)
     torch.testing.assert_close(chunked, plain)
@@ -85,7 +88,7 @@ def test_equal_groups_share_their_prompt_by_expanding_it_as_on_cuda(make_policy,
     policy, found = make_policy(), []
     prompts, groups = [policy.prompter.encode(ask) for ask in asks[:3]], completions_of(policy)
     for group in (0, 4):
-        monkeypatch.setattr("ranker.score.layout",
+        monkeypatch.setattr("ranker.engine.score.layout",
                             lambda *arguments, group=group: replace(layout(*arguments), group=group))
         policy.model.zero_grad()
         with policy.training_graph():
@@ -164,7 +167,8 @@ def test_masks_come_from_lengths_so_pad_and_end_tokens_inside_count(make_policy,
 def test_no_gradient_is_added_up_in_an_order_of_chance(make_policy, asks):
     policy = make_policy()
     with policy.training_graph():
-        logprobs, _, _ = score(policy, pack([policy.prompter.encode(ask) for ask in asks[:2]], completions_of(policy, 2), BUDGET), 1.0)
+        logprobs, _, _ = score(policy, pack([policy.prompter.encode(ask) for ask in asks[:2]],
+                                            completions_of(policy, 2), BUDGET), 1.0)
     seen, todo = set(), [logprobs.grad_fn]
     while todo:
         node = todo.pop()

@@ -1,4 +1,5 @@
-"""Rank-R1's search: with an oracle heapsort finds exactly the best for every length; what cannot be read is counted and leaves a permutation."""
+"""Rank-R1's search: with an oracle heapsort finds exactly the best for every length; what cannot be read is counted and
+leaves a permutation."""
 
 import random
 from collections import Counter
@@ -23,7 +24,8 @@ def ranked(queries, model=ORACLE, on_ask=None, seed=0, **options):
     return drive.run(drive.load_ranker({"name": "setwise"} | options), queries, model, seed, on_ask)
 
 
-@pytest.mark.parametrize("children, depth, longest", [(19, 10, 120), (9, 10, 120), (3, 5, 120), (2, 1, 120), (1, 3, 25)])
+@pytest.mark.parametrize("children, depth, longest", [(19, 10, 120), (9, 10, 120), (3, 5, 120), (2, 1, 120),
+                                                      (1, 3, 25)])
 def test_an_oracle_finds_exactly_the_best_and_the_rest_keeps_the_order_given(children, depth, longest):
     for r in ranked([query(n) for n in range(longest + 1)], children=children, depth=depth):
         n, best = len(r.query.ids), sorted(r.query.ids, key=lambda c: -r.query.rel[c])[:depth]
@@ -74,18 +76,22 @@ def test_a_model_that_says_nothing_keeps_the_parent_each_time_and_every_failure_
             [r] = ranked([query(n)], MUTE, children=children, depth=4)
             first, *others = r.query.ids
             assert r.order[:4] == [first, *others[::-1]][:4]  # the last stands in for each one taken from the top
-            assert sorted(r.order) == sorted(r.query.ids) and r.failed == r.calls and set(r.statuses) <= {"missing_answer"}
+            assert (sorted(r.order) == sorted(r.query.ids) and r.failed == r.calls
+                    and set(r.statuses) <= {"missing_answer"})
 
 
 def test_a_failed_comparison_costs_only_its_own_decision():
-    down = Query("q", "rank", "", tuple(Candidate(f"c{i}", "") for i in range(30)), tuple(float(i) for i in range(30, 0, -1)))  # best first
+    # best first
+    down = Query("q", "rank", "", tuple(Candidate(f"c{i}", "") for i in range(30)),
+                 tuple(float(i) for i in range(30, 0, -1)))
     flaky = llms.scripted(lambda ask: "" if len(ask.pool) == 20 else llms.right_answer(ask))
     [r] = ranked([down], flaky, depth=1)
     assert r.order == list(down.ids) and (r.calls, r.failed) == (2, 1)
 
 
 def test_rankings_repeat_for_a_seed_and_depend_on_it():
-    show = lambda seed: (pools := [], ranked([query(30)], seed=seed, on_ask=lambda ask, *_: pools.append(ask.pool)))[0]  # noqa: E731
+    show = lambda seed: (pools := [],  # noqa: E731
+                         ranked([query(30)], seed=seed, on_ask=lambda ask, *_: pools.append(ask.pool)))[0]
     assert show(0) == show(0) != show(1)
 
 
@@ -139,7 +145,8 @@ def test_training_draws_one_positive_among_negatives_in_random_order():
         assert ask.decision == "pick" and len(ask.pool) == 5 and sum(c in graded.positives for c in ask.pool) == 1
     assert {ask.pool.index(c) for ask in asks for c in ask.pool if c in graded.positives} == set(range(5))
     assert {c for ask in asks for c in ask.pool} == set(graded.ids)
-    assert len(ranker.sampled_ask(graded, random.Random(0), 3).pool) == 3 and len(ranker.sampled_ask(graded, random.Random(0), 9).pool) == 5
+    assert (len(ranker.sampled_ask(graded, random.Random(0), 3).pool) == 3
+            and len(ranker.sampled_ask(graded, random.Random(0), 9).pool) == 5)
     [ask] = ranker.sampled_asks(graded, random.Random(3))
     assert ask == asks[3]
 

@@ -1,4 +1,5 @@
-"""The sliding window closes at the head for every length: with an oracle one pass finds the best window - step, enough passes everything."""
+"""The sliding window closes at the head for every length: with an oracle one pass finds the best window - step, enough
+passes everything."""
 
 import random
 
@@ -26,7 +27,8 @@ def test_one_pass_of_an_oracle_finds_the_best(window, step):
     k = window - step
     for r in ranked([query(n) for n in range(1, 61)], window=window, step=step):
         best = sorted(r.gains, reverse=True)
-        assert r.gains[:k] == best[:k] and metrics.of(r.gains, names=[f"nDCG@{k}"])[f"nDCG@{k}"] == pytest.approx(float(len(best) > 1))
+        assert (r.gains[:k] == best[:k]
+                and metrics.of(r.gains, names=[f"nDCG@{k}"])[f"nDCG@{k}"] == pytest.approx(float(len(best) > 1)))
 
 
 @pytest.mark.parametrize("window, step", [(20, 10), (4, 2), (2, 1), (7, 3)])
@@ -39,17 +41,20 @@ def test_enough_passes_sort_everything(window, step):
 def test_one_relevant_candidate_reaches_the_top_from_any_place():
     for n in (2, 15, 21, 25, 39, 55):
         for place in range(n):
-            q = Query("q", "rank", "", tuple(Candidate(f"c{i}", "") for i in range(n)), tuple(float(i == place) for i in range(n)))
+            q = Query("q", "rank", "", tuple(Candidate(f"c{i}", "") for i in range(n)),
+                      tuple(float(i == place) for i in range(n)))
             assert ranked([q])[0].gains[0] == 1
 
 
-@pytest.mark.parametrize("n, windows", [(1, []), (2, [(0, 2)]), (15, [(0, 15)]), (20, [(0, 20)]), (25, [(5, 25), (0, 15)]),
-                                        (100, [(s, s + 20) for s in range(80, -1, -10)])])
+@pytest.mark.parametrize("n, windows", [(1, []), (2, [(0, 2)]), (15, [(0, 15)]), (20, [(0, 20)]),
+                                        (25, [(5, 25), (0, 15)]), (100, [(s, s + 20) for s in range(80, -1, -10)])])
 def test_the_windows_are_those_of_the_recorded_runs_and_the_last_begins_at_the_head(n, windows):
     seen = []
     ranker = drive.load_ranker({"name": "sliding"})
-    echo = llms.scripted(lambda ask: "<answer>" + " > ".join(f"[{k}]" for k in range(1, len(ask.pool) + 1)) + "</answer>")
-    [r] = drive.run(ranker, [query(n)], echo, on_ask=lambda ask, *_: seen.append((int(ask.pool[0][1:]), int(ask.pool[-1][1:]) + 1)))
+    echo = llms.scripted(lambda ask: "<answer>" + " > ".join(f"[{k}]" for k in range(1, len(ask.pool) + 1))
+                         + "</answer>")
+    [r] = drive.run(ranker, [query(n)], echo,
+                    on_ask=lambda ask, *_: seen.append((int(ask.pool[0][1:]), int(ask.pool[-1][1:]) + 1)))
     assert seen == windows and ranker.calls(n) == r.calls == len(windows) and r.order == list(query(n).ids)
 
 

@@ -12,7 +12,7 @@ from ranker.data import Ask, Candidate, Completion, Group, Query
 from ranker.drive import load_ranker
 from ranker.errors import UserError
 from ranker.rankers import elimination, listwise
-from ranker.rollout import Sampler
+from ranker.engine.sampler import Sampler
 from rewards import ndcg_step
 
 
@@ -20,14 +20,19 @@ def guess(asks, counts, seed):
     """Groups of completions that name random candidates of those shown, as many as they may."""
     rng = random.Random(seed)
     counts = [counts] * len(asks) if isinstance(counts, int) else counts
-    say = lambda ask: f"<answer>{' > '.join(f'[{k + 1}]' for k in rng.sample(range(len(ask.pool)), ask.drop))}</answer>"  # noqa: E731
-    return [Group(ask, [1], [Completion([2], [-1.0], text, True, parse(text, ask)) for text in [say(ask) for _ in range(count)]])
-            for ask, count in zip(asks, counts)]
+
+    def say(ask) -> str:
+        named = rng.sample(range(len(ask.pool)), ask.drop)
+        return f"<answer>{' > '.join(f'[{k + 1}]' for k in named)}</answer>"
+
+    return [Group(ask, [1], [Completion([2], [-1.0], text, True, parse(text, ask))
+                             for text in [say(ask) for _ in range(count)]]) for ask, count in zip(asks, counts)]
 
 
 @pytest.fixture
 def guessing(monkeypatch):
-    monkeypatch.setattr(states, "sample_groups", lambda sampler, asks, counts, temperature, seed: guess(asks, counts, str(seed)))
+    monkeypatch.setattr(states, "sample_groups",
+                        lambda sampler, asks, counts, temperature, seed: guess(asks, counts, str(seed)))
 
 
 def graded(n, seed):
@@ -68,7 +73,8 @@ def test_a_ranker_may_draw_several_asks_about_a_query_and_each_is_compared_with_
     queries = [graded(5, 0), graded(3, 1), graded(4, 2)]
     single, several = (load_ranker({"name": name}) for name in ("elimination", "pointwise"))
     whole = states.sampled(None, several, queries, 2, 1.0, seed=9)
-    assert [g.ask.query.id for g in whole.groups] == ["q0"] * 5 + ["q1"] * 3 + ["q2"] * 4 and all(len(g.ask.pool) == 1 for g in whole.groups)
+    assert ([g.ask.query.id for g in whole.groups] == ["q0"] * 5 + ["q1"] * 3 + ["q2"] * 4
+            and all(len(g.ask.pool) == 1 for g in whole.groups))
     assert whole.cohorts == [g for g in range(12) for _ in range(2)] and whole.following == [-1] * 24
     [seeds] = called.values()
     assert len(set(seeds)) == 12
@@ -84,7 +90,8 @@ def test_episodes_follow_the_policys_own_eliminations(guessing):
     queries = [graded(6, 0), graded(3, 1)]
     experience = states.on_policy(None, elimination, queries, 5, 1.0, seed=0)
     rows, chains = flat(experience), list(episodes_of(experience))
-    assert len(chains) == 10 and sorted(len(c) for c in chains) == [2] * 5 + [5] * 5 and sum(map(len, chains)) == len(rows)
+    assert (len(chains) == 10 and sorted(len(c) for c in chains) == [2] * 5 + [5] * 5
+            and sum(map(len, chains)) == len(rows))
     for chain in chains:
         for here, there in zip(chain, chain[1:]):
             (ask, completion), (after, _) = rows[here], rows[there]
@@ -118,15 +125,21 @@ def test_shaped_rewards_of_an_episode_sum_to_the_ndcg_of_its_ranking(guessing, k
                 continue
             dropped = [c for i in chain for c in rows[i][1].answer.value]
             order = [c for c in query.ids if c not in dropped] + dropped[::-1]
-            assert returns[chain[0]].item() == pytest.approx(metrics.of([query.rel[c] for c in order], names=[f"nDCG@{k}"])[f"nDCG@{k}"], abs=1e-6)
+            ndcg = metrics.of([query.rel[c] for c in order], names=[f"nDCG@{k}"])[f"nDCG@{k}"]
+            assert returns[chain[0]].item() == pytest.approx(ndcg, abs=1e-6)
 
 
 def test_surviving_pays_as_published_and_losing_the_positive_pays_nothing():
     query = Query("q", "rank", "c", tuple(Candidate(f"c{i}", "t") for i in range(5)), (1.0, 0, 0, 0, 0))
-    step = lambda pool, dropped: ndcg_step.step_share(Ask(query, pool, "eliminate"), parse(f"<answer>[{dropped}]</answer>", Ask(query, pool, "eliminate")))  # noqa: E731
+
+    def step(pool, dropped) -> float:
+        ask = Ask(query, pool, "eliminate")
+        return ndcg_step.step_share(ask, parse(f"<answer>[{dropped}]</answer>", ask))
+
     pools = [query.ids[:n] for n in (5, 4, 3, 2)]
     gained = [step(pool, len(pool)) for pool in pools]
-    assert gained == pytest.approx([0.386853 + 0.043824, 0.069323, 0.130930, 0.369070], abs=1e-6) and sum(gained) == pytest.approx(1)
+    assert (gained == pytest.approx([0.386853 + 0.043824, 0.069323, 0.130930, 0.369070], abs=1e-6)
+            and sum(gained) == pytest.approx(1))
     assert step(pools[1], 1) == 0 and step(pools[1], 9) == -1
 
 

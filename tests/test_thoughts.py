@@ -1,4 +1,5 @@
-"""Thoughts: which traces are kept, which are found, how they are shown, and that no query that is ranked is among them."""
+"""Thoughts: which traces are kept, which are found, how they are shown, and that no query that is ranked is among
+them."""
 
 import json
 from pathlib import Path
@@ -13,7 +14,8 @@ from ranker.prompting import messages
 
 
 def query(name, context, task="passage-5") -> Query:
-    return Query(name, task, context, tuple(Candidate(f"{name}-{i}", f"text {i} of {name}") for i in range(3)), (1.0, 0.0, 0.0))
+    return Query(name, task, context, tuple(Candidate(f"{name}-{i}", f"text {i} of {name}") for i in range(3)),
+                 (1.0, 0.0, 0.0))
 
 
 def ask(q, decision="eliminate") -> Ask:
@@ -36,7 +38,8 @@ def test_the_best_paid_completion_of_a_group_is_kept_if_it_beat_its_cohort_in_go
     group = Group(a, [], [Completion([], [], t, True, parse(t, a)) for t in texts])
     rewards = [{"total": v, "task": t} for v, t in ((0.0, 0.0), (1.0, 1.0), (0.8, 1.0))]
     [record] = thoughts.kept(7, [group], [rewards], [-0.6, 0.4, 0.2])
-    assert record["text"] == texts[1] and record["query"] == "q" and record["step"] == 7 and [c for c, _ in record["candidates"]] == list(a.pool)
+    assert (record["text"] == texts[1] and record["query"] == "q" and record["step"] == 7
+            and [c for c, _ in record["candidates"]] == list(a.pool))
     assert thoughts.kept(7, [group], [rewards], [-0.6, 0.0, 0.0]) == []  # nothing beat anything
     formless = Group(a, [], group.completions[2:])
     assert thoughts.kept(7, [formless], [rewards[2:]], [0.4]) == []
@@ -44,13 +47,15 @@ def test_the_best_paid_completion_of_a_group_is_kept_if_it_beat_its_cohort_in_go
     assert thoughts.kept(7, [group], [wrong], [-0.6, 0.4, 0.2]) == []  # the best of a bad lot is no example
 
 
-@pytest.mark.parametrize("options", [{}, {"out": ("q-2",)}, {"out": ()}, {"drop": 2}, {"out": ("q-0",), "drop": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"out": ("q-2",)}, {"out": ()}, {"drop": 2}, {"out": ("q-0",), "drop": 2}],
+                         ids=str)
 def test_what_is_kept_is_read_as_it_was_asked(tmp_path, options):
     told = Ask(query("q", "c"), ("q-0", "q-1", "q-2"), "eliminate", **options)
     path = save(tmp_path / "t.jsonl", told)
     assert thoughts.read(path) == [(told, TRACE)]
     other = query("other", "c")
-    find = lambda **like: thoughts.finder(thoughts.read(path), [other], Ask(other, other.ids, "eliminate", **like), 1, "t")  # noqa: E731
+    find = lambda **like: thoughts.finder(thoughts.read(path), [other],  # noqa: E731
+                                          Ask(other, other.ids, "eliminate", **like), 1, "t")
     find(**options)
     for like in [{}] if options else [{"out": ()}]:  # an example of another form would mislead
         with pytest.raises(UserError, match="in the ranker's form about nothing, none about passage-5"):
@@ -65,7 +70,8 @@ def test_only_asks_that_a_record_can_tell_whole_are_kept(tmp_path, options):
 
 
 def test_the_likest_context_of_the_same_task_and_decision_is_shown_as_an_earlier_turn(tmp_path):
-    near, far, other = query("near", "who governs Velm"), query("far", "what do people eat"), query("x", "who governs Velm", "passage-7")
+    near, far, other = (query("near", "who governs Velm"), query("far", "what do people eat"),
+                        query("x", "who governs Velm", "passage-7"))
     path = save(tmp_path / "t.jsonl", ask(far), ask(near), ask(other), ask(query("order", "who governs Velm"), "order"))
     target = ask(query("target", "who governs Orda"))
     found = thoughts.finder(thoughts.read(path), [target.query], ask(query("like", "c")), 1, str(path))(target)
@@ -99,12 +105,15 @@ def test_thoughts_of_another_task_or_decision_are_refused(tmp_path):
 
 
 def test_of_equally_like_contexts_the_latest_in_training_is_shown(tmp_path):
-    path, target = save(tmp_path / "t.jsonl", ask(query("early", "who governs")), ask(query("late", "who governs"))), ask(query("t", "who governs"))
-    [(example, _)] = thoughts.finder(thoughts.read(path), [target.query], ask(query("like", "c")), 1, str(path))(target).examples
+    path, target = (save(tmp_path / "t.jsonl", ask(query("early", "who governs")), ask(query("late", "who governs"))),
+                    ask(query("t", "who governs")))
+    [(example, _)] = thoughts.finder(thoughts.read(path), [target.query], ask(query("like", "c")), 1,
+                                     str(path))(target).examples
     assert example.query.id == "late"
 
 
-def test_a_trace_cannot_bring_control_tokens_into_a_prompt_and_line_separators_do_not_cut_a_record(tmp_path, make_policy):
+def test_a_trace_cannot_bring_control_tokens_into_a_prompt_and_line_separators_do_not_cut_a_record(
+        tmp_path, make_policy):
     prompter, near = make_policy().prompter, ask(query("near", "a\u2028b\x85c"))
     path, target = save(tmp_path / "t.jsonl", near), ask(query("t", "a"))
     [(example, _)] = thoughts.read(path)
@@ -113,7 +122,11 @@ def test_a_trace_cannot_bring_control_tokens_into_a_prompt_and_line_separators_d
     assert prompter.render(prompter.messages(shown)).count("<|im_end|>") == 4  # one a turn
 
 
-@pytest.mark.parametrize("content, named", [("", "no thoughts"), ("{}\n", ":1: no thought"), ('{"query": 1, "task": [], "context": [1], "candidates": [], "decision": "eliminate", "text": null}', ":1: no thought"), ("not json\n", ":1: no thought")])
+@pytest.mark.parametrize("content, named", [
+    ("", "no thoughts"), ("{}\n", ":1: no thought"),
+    ('{"query": 1, "task": [], "context": [1], "candidates": [], "decision": "eliminate", "text": null}',
+     ":1: no thought"),
+    ("not json\n", ":1: no thought")])
 def test_a_file_without_thoughts_is_named_in_one_line(tmp_path, content, named):
     path = tmp_path / "t.jsonl"
     path.write_text(content)

@@ -1,4 +1,5 @@
-"""The built-in policy: its file is the one that was built, it reads rightly, decides wrongly, and learns from reward."""
+"""The built-in policy: its file is the one that was built, it reads rightly, decides wrongly, and learns from
+reward."""
 
 import random
 import re
@@ -6,14 +7,16 @@ import sys
 
 import pytest
 
-from ranker import config as settings, policy as policies, pretrained, report, thoughts, tiny, world
+from ranker import config as settings, thoughts, tiny, world
+from ranker.engine import policy as policies, pretrained
+from ranker.evaluation import report
 from ranker.answers import parse
 from ranker.data import Ask
 from ranker.drive import run
 from ranker.errors import exit_status
 from ranker.files import sha256
 from ranker.rankers import elimination
-from ranker.rollout import Sampler, greedy_model, sample_groups
+from ranker.engine.sampler import Sampler, greedy_model, sample_groups
 from ranker.tiny import __main__ as builder, plain, teacher, traces
 
 
@@ -37,7 +40,8 @@ def test_the_weights_are_those_that_were_built_and_small():
 
 
 @pytest.mark.parametrize("decision, size, parsed", [
-    ("eliminate", 5, 0.95), ("eliminate", 20, 0.9), ("pick", 10, 0.9), ("order", 5, 0.8), ("narrow", 8, 0.7), ("score", 1, 0.95)])
+    ("eliminate", 5, 0.95), ("eliminate", 20, 0.9), ("pick", 10, 0.9), ("order", 5, 0.8), ("narrow", 8, 0.7),
+    ("score", 1, 0.95)])
 def test_it_answers_every_decision_in_a_form_that_can_be_read(sampler, decision, size, parsed):
     asks = [ask for ask, _, _ in asks_and_readings(decision, size, 40)]
     groups = sample_groups(sampler, asks, 1, 0.0)
@@ -87,11 +91,13 @@ def test_text_of_any_kind_can_be_encoded_and_read(sampler):
 @pytest.mark.parametrize("decision", sorted(teacher.SHARES))
 def test_the_teacher_is_right_about_signs_and_wrong_about_decisions(decision):
     differ = 0
-    for ask, reading, members in asks_and_readings(decision, 1 if decision == "score" else 8 if decision != "narrow" else 7, 60, "train"):
+    size = 1 if decision == "score" else 8 if decision != "narrow" else 7
+    for ask, reading, members in asks_and_readings(decision, size, 60, "train"):
         best = max(reading.fit)
         for member in members:
             assert (reading.fit[member] == best) == (ask.query.rel[ask.query.ids[member]] == max(ask.query.relevance))
-        answers = {teacher.answer(ask, {k: values[m] for k, m in enumerate(members, 1)}, max(values)) for values in (reading.half, reading.fit)}
+        answers = {teacher.answer(ask, {k: values[m] for k, m in enumerate(members, 1)}, max(values))
+                   for values in (reading.half, reading.fit)}
         differ += len(answers) == 2
     assert differ > 10
 
@@ -107,12 +113,15 @@ def test_the_builder_is_deterministic_and_its_examples_never_leave_the_training_
     assert a == b and set(seen) == {"train"}
 
 
-@pytest.mark.parametrize("options, most", [([], 1), (["--ranker.drop=3"], 3), (["--ranker.drop=2", "--ranker.pool=append"], 2)])
-def test_traces_of_the_teacher_name_as_many_as_may_go_and_write_of_those_that_are_left(tmp_path, monkeypatch, options, most):
+@pytest.mark.parametrize("options, most",
+                         [([], 1), (["--ranker.drop=3"], 3), (["--ranker.drop=2", "--ranker.pool=append"], 2)])
+def test_traces_of_the_teacher_name_as_many_as_may_go_and_write_of_those_that_are_left(
+        tmp_path, monkeypatch, options, most):
     monkeypatch.setattr(sys, "argv", ["traces.py", "--out", str(tmp_path / "t.jsonl"), "--count", "60", *options])
     assert exit_status(traces.main) == 0
     read = thoughts.read(tmp_path / "t.jsonl")
-    assert len(read) == 60 and {ask.query.task for ask, _ in read} == set(world.TASKS) and max(ask.drop for ask, _ in read) == most
+    assert (len(read) == 60 and {ask.query.task for ask, _ in read} == set(world.TASKS)
+            and max(ask.drop for ask, _ in read) == most)
     for ask, text in read:
         answer, written = parse(text, ask), re.findall(r"\[(\d+)\]", text.partition("</think>")[0])
         assert answer.ok and len(answer.value) == ask.drop and ".train." in ask.query.id
@@ -122,4 +131,5 @@ def test_traces_of_the_teacher_name_as_many_as_may_go_and_write_of_those_that_ar
 
 def test_the_teachers_traces_take_no_option_that_would_have_no_effect(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["traces.py", "--out", str(tmp_path / "t.jsonl"), "--data.seed=5"])
-    assert exit_status(traces.main) == 2 and "unknown option --data.seed=5" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert (exit_status(traces.main) == 2 and "unknown option --data.seed=5" in capsys.readouterr().err
+            and not list(tmp_path.iterdir()))

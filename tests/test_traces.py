@@ -1,4 +1,5 @@
-"""An evaluation that was killed goes on where it stood: no finished ask is asked again, and its result is that of one that never stopped."""
+"""An evaluation that was killed goes on where it stood: no finished ask is asked again, and its result is that of one
+that never stopped."""
 
 import os
 import random
@@ -8,14 +9,15 @@ import pytest
 from ranker import drive, files, llms
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
-from ranker.traces import Traces
+from ranker.evaluation.ask_log import Traces
 
 RANKER = drive.load_ranker({"name": "elimination"})
 
 
 def queries(count=4):
     rng = random.Random(0)
-    return [Query(f"q{i}", "rank", "", tuple(Candidate(f"c{k}", f"text {k}") for k in range(5)), tuple(float(rng.random()) for _ in range(5))) for i in range(count)]
+    return [Query(f"q{i}", "rank", "", tuple(Candidate(f"c{k}", f"text {k}") for k in range(5)),
+                  tuple(float(rng.random()) for _ in range(5))) for i in range(count)]
 
 
 class Killed(BaseException):
@@ -28,10 +30,15 @@ def model(asked, kill_after=10**9):
         if len(asked) + len(asks) > kill_after:
             raise Killed
         asked.extend(asks)
-        write = lambda ask: "no answer" if (len(ask.pool) + len(ask.query.id) + int(ask.query.id[1:])) % 4 == 0 else llms.right_answer(ask)  # noqa: E731
+
+        def write(ask) -> str:
+            silent = (len(ask.pool) + len(ask.query.id) + int(ask.query.id[1:])) % 4 == 0
+            return "no answer" if silent else llms.right_answer(ask)
+
         found = llms.scripted(write)(asks)
         for ask, (_, completion) in zip(asks, found):
-            completion.ids, completion.seconds, completion.cut = [1, 2, 3], 0.25, {"tokens": 40} if len(ask.pool) == 5 else None
+            completion.ids, completion.seconds, completion.cut = ([1, 2, 3], 0.25,
+                                                                  {"tokens": 40} if len(ask.pool) == 5 else None)
         return [(7, completion) for _, completion in found]
     return answer
 

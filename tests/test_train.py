@@ -1,4 +1,5 @@
-"""train.py and evaluate.py from the outside: what they leave behind, resume, refuse and print. On the built-in policy."""
+"""train.py and evaluate.py from the outside: what they leave behind, resume, refuse and print. On the built-in
+policy."""
 
 import csv
 import json
@@ -16,14 +17,15 @@ from safetensors.torch import load_file
 
 import evaluate
 import train
-from ranker import checkpoint, log, report, world
+from ranker import checkpoint, log, world
+from ranker.evaluation import report
 from ranker.data import write_queries
 from ranker.errors import exit_status
 from rewards import top1_hit
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORT = ["--train.steps=4", "--rollout.prompts_per_step=4", "--rollout.completions_per_prompt=4", "--eval.every=2", "--eval.queries=2",
-         "--data.tasks=passage-5,passage-7", "--run.save_every=1", "--model.device=cpu"]
+SHORT = ["--train.steps=4", "--rollout.prompts_per_step=4", "--rollout.completions_per_prompt=4", "--eval.every=2",
+         "--eval.queries=2", "--data.tasks=passage-5,passage-7", "--run.save_every=1", "--model.device=cpu"]
 TIMES = {"seconds", "tokens_per_second", "peak_gb"}
 
 
@@ -60,7 +62,8 @@ def finished_run(call, tmp_path_factory):
 
 
 def records(path):
-    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in Path(path).read_text().split("\n") if line]
+    return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in Path(path).read_text().split("\n")
+            if line]
 
 
 def test_a_run_leaves_config_metrics_completions_checkpoints_and_curves(call):
@@ -68,9 +71,11 @@ def test_a_run_leaves_config_metrics_completions_checkpoints_and_curves(call):
     assert status == 0 and "before training" in out and "python evaluate.py --ckpt runs/iranker/best" in out
     run = Path("runs/iranker")
     steps = records(run / "metrics.jsonl")
-    assert [r["step"] for r in steps] == [0, 1, 2, 3, 4] and [("validation" in r) for r in steps] == [True, False, True, False, True]
+    assert ([r["step"] for r in steps] == [0, 1, 2, 3, 4]
+            and [("validation" in r) for r in steps] == [True, False, True, False, True])
     completions = records(run / "completions.jsonl")
-    assert len(completions) == 4 * 4 * 4 and {"query", "text", "status", "reward", "advantage", "pool"} <= completions[0].keys()
+    assert (len(completions) == 4 * 4 * 4
+            and {"query", "text", "status", "reward", "advantage", "pool"} <= completions[0].keys())
     assert (run / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert (run / "last").resolve().name == "step_4" and (run / "best" / "adapter_model.safetensors").is_file()
     checkpoint = json.loads((run / "last" / "checkpoint.json").read_text())
@@ -113,17 +118,20 @@ def test_a_folder_of_another_run_is_refused_and_fresh_moves_it_aside(call, finis
     status, _, err = train_short(call, "--train.lr=3e-3")
     assert status == 2 and "train.lr" in err and len(err.splitlines()) == 1
     status, _, _ = train_short(call, "--train.lr=3e-3", "--train.steps=1", "--train.warmup=0", "--fresh")
-    assert status == 0 and Path("runs/iranker.1/metrics.jsonl").is_file() and len(records("runs/iranker/metrics.jsonl")) == 2
+    assert (status == 0 and Path("runs/iranker.1/metrics.jsonl").is_file()
+            and len(records("runs/iranker/metrics.jsonl")) == 2)
 
 
 def test_gradients_that_are_not_finite_change_nothing_and_end_a_run_that_is_saved(call, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda parameters, limit: torch.tensor(float("nan")))
-    status, _, err = train_short(call, "--train.max_bad_steps=2", "--eval.every=4", "--rollout.prompts_per_step=12")  # in which some groups teach something
+    # in which some groups teach something
+    status, _, err = train_short(call, "--train.max_bad_steps=2", "--eval.every=4", "--rollout.prompts_per_step=12")
     assert status == 2 and "not finite in 2 steps in a row" in err
     steps = records("runs/iranker/metrics.jsonl")[1:]
     assert [r["bad"] for r in steps if r["dead"] < 1] == [1, 1] and steps[-1]["grad_norm"] is None
     weights = load_file("runs/iranker/last/adapter_model.safetensors")
-    assert all(not value.any() for name, value in weights.items() if "lora_B" in name) and Path("runs/iranker/last").resolve().name == f"step_{len(steps)}"
+    assert (all(not value.any() for name, value in weights.items() if "lora_B" in name)
+            and Path("runs/iranker/last").resolve().name == f"step_{len(steps)}")
 
 
 def test_two_processes_do_not_write_to_one_run(call, finished_run, monkeypatch):
@@ -145,8 +153,8 @@ def test_two_processes_do_not_write_to_one_run(call, finished_run, monkeypatch):
 def test_a_dry_run_shows_a_prompt_both_rewards_and_estimates_and_leaves_nothing(call, tmp_path):
     status, out, _ = train_short(call, "--dry_run")
     assert status == 0 and list(tmp_path.iterdir()) == []
-    for text in ("Which passage below is the least likely", "a right completion", "top1_hit 1", "a wrong completion", "top1_hit 0",
-                 "steps      4", "time ", "planned peak", "measured peak"):
+    for text in ("Which passage below is the least likely", "a right completion", "top1_hit 1", "a wrong completion",
+                 "top1_hit 0", "steps      4", "time ", "planned peak", "measured peak"):
         assert text in out
 
 
@@ -171,7 +179,8 @@ def test_out_of_memory_says_what_to_lower_and_the_run_goes_on_with_it(call, monk
 
 @pytest.mark.slow
 def test_several_updates_per_rollout_clip_and_still_end_well(call):
-    status, _, _ = train_short(call, "--train.updates_per_rollout=3", "--train.lr=3e-2", "--train.steps=2", "--train.kl=k3", "--train.warmup=0")
+    status, _, _ = train_short(call, "--train.updates_per_rollout=3", "--train.lr=3e-2", "--train.steps=2",
+                               "--train.kl=k3", "--train.warmup=0")
     assert status == 0
     steps = records("runs/iranker/metrics.jsonl")[1:]
     assert sum(r["clip_low"] + r["clip_high"] for r in steps if "clip_low" in r) > 0
@@ -199,7 +208,8 @@ def test_ppo_logs_what_it_is_judged_by_and_moves_no_adapter_in_the_warm_up(call)
 
 @pytest.mark.slow
 def test_a_drift_beyond_target_kl_ends_the_passes(call):
-    options = ["--data.tasks=router-cost", "--train.updates_per_rollout=4", "--train.steps=1", "--train.warmup=0", "--eval.every=1", "--train.lr=3e-2"]
+    options = ["--data.tasks=router-cost", "--train.updates_per_rollout=4", "--train.steps=1", "--train.warmup=0",
+               "--eval.every=1", "--train.lr=3e-2"]
     for name, target in (("free", "0"), ("held", "1e-9")):
         assert train_short(call, *options, f"--train.target_kl={target}", f"--run.dir={name}")[0] == 0
     free, held = (records(f"{name}/metrics.jsonl")[-1] for name in ("free", "held"))
@@ -215,8 +225,8 @@ def test_the_list_ranker_trains_and_ranks_in_one_ask(call):
 
 
 def test_on_policy_runs_learn_from_whole_episodes(call):
-    status, _, err = train_short(call, "--rollout.prompts_per_step=2", "--train.steps=1", "--train.warmup=0", "--eval.every=1",
-                                 config="iranker_on_policy")
+    status, _, err = train_short(call, "--rollout.prompts_per_step=2", "--train.steps=1", "--train.warmup=0",
+                                 "--eval.every=1", config="iranker_on_policy")
     assert status == 0, err
     rows = records("runs/iranker_on_policy/completions.jsonl")
     assert len(rows) == 4 * 4 + 4 * 6 and {len(r["pool"]) for r in rows} == {2, 3, 4, 5, 6, 7}
@@ -224,9 +234,11 @@ def test_on_policy_runs_learn_from_whole_episodes(call):
 
 def test_thoughts_of_a_run_are_shown_to_the_base_in_an_evaluation(call, finished_run):
     thoughts = "runs/iranker/thoughts.jsonl"
-    status, out, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "passage-5", "--limit", 1)
+    status, out, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "passage-5",
+                            "--limit", 1)
     assert status == 0 and "untrained base + thoughts: passages" in out, err
-    status, _, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "rec-movie", "--limit", 1)
+    status, _, err = call(evaluate, "--ckpt", "runs/iranker", "--thoughts", thoughts, "--tasks", "rec-movie",
+                          "--limit", 1)
     assert status == 2 and "none about rec-movie" in err
     test = {q.id for task in world.TASKS for q in world.queries(task, "test", 50)}
     assert not test & {r["query"] for r in records(thoughts)}
@@ -263,16 +275,20 @@ def test_evaluation_prints_what_training_saw_and_writes_every_file(call, finishe
 
 
 def test_evaluation_of_a_config_of_two_checkpoints_and_of_shuffled_orders(call, finished_run):
-    status, out, _ = call(evaluate, "--config", ROOT / "configs/iranker.yaml", "--tasks", "passage-5", "--limit", 2, "--orders", 2)
+    status, out, _ = call(evaluate, "--config", ROOT / "configs/iranker.yaml", "--tasks", "passage-5", "--limit", 2,
+                          "--orders", 2)
     assert status == 0 and "untrained base" in out and Path("runs/eval-iranker/test/results.json").is_file()
-    assert json.loads(Path("runs/eval-iranker/test/results.json").read_text())["rows"]["untrained base"]["spread_over_orders"] >= 0
-    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/best", "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", 1)
+    rows = json.loads(Path("runs/eval-iranker/test/results.json").read_text())["rows"]
+    assert rows["untrained base"]["spread_over_orders"] >= 0
+    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/best", "--ckpt", "runs/iranker/last", "--tasks",
+                          "passage-5", "--limit", 1)
     assert status == 0 and "runs/iranker/best: passages" in out and "runs/iranker/last: passages" in out
 
 
 def test_the_papers_scale_runs_on_a_local_qwen2_folder(call, base_folder):
-    status, out, err = call(train, ROOT / "configs/iranker-3b.yaml", f"--model.name={base_folder}", "--model.device=cpu", "--train.steps=1",
-                            "--train.warmup=0", "--rollout.prompts_per_step=2", "--rollout.max_new_tokens=8", "--eval.queries=1", "--data.tasks=passage-5")
+    status, out, err = call(train, ROOT / "configs/iranker-3b.yaml", f"--model.name={base_folder}",
+                            "--model.device=cpu", "--train.steps=1", "--train.warmup=0", "--rollout.prompts_per_step=2",
+                            "--rollout.max_new_tokens=8", "--eval.queries=1", "--data.tasks=passage-5")
     assert status == 0, err
     status, _, err = call(train, ROOT / "configs/iranker-3b.yaml", "--run.dir=other")
     assert status == 2 and "--model.name=/path/to/Qwen2.5-3B-Instruct" in err
@@ -434,8 +450,10 @@ def test_other_prompts_than_in_training_are_noticed(call, finished_run):
     written = json.loads(record.read_text())
     written["prompts"]["eliminate.txt"] = "another"
     record.write_text(json.dumps(written | {"step": 0}))
-    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", "1", "--rollout.max_new_tokens=64")
-    assert status == 0 and "WARNING runs/iranker/last was trained with other prompts: eliminate.txt changed since." in out
+    status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--tasks", "passage-5", "--limit", "1",
+                          "--rollout.max_new_tokens=64")
+    assert (status == 0
+            and "WARNING runs/iranker/last was trained with other prompts: eliminate.txt changed since." in out)
     status, _, err = train_short(call)
     assert status == 2 and "eliminate.txt changed" in err
 
@@ -473,6 +491,7 @@ def test_identifiers_without_a_token_are_refused_before_the_model_is_loaded(call
 
 def test_a_mistake_is_one_line_from_the_shell_too():
     """In a process of its own, where what libraries say at their import stands beside it."""
-    ended = subprocess.run([sys.executable, ROOT / "train.py", "configs/irankr.yaml"], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, ROOT / "train.py", "configs/irankr.yaml"], cwd=ROOT, capture_output=True,
+                           text=True)
     assert ended.returncode == 2 and not ended.stdout
     assert ended.stderr == "error: configs/irankr.yaml: No such file or directory (did you mean 'iranker'?)\n"

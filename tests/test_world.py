@@ -1,16 +1,17 @@
-"""The built-in world repeats itself for a seed, is right about who fits, and can't be solved by matching words or by half of
-the wish: there is something to learn, and a careful reader can learn it."""
+"""The built-in world repeats itself for a seed, is right about who fits, and can't be solved by matching words or by
+half of the wish: there is something to learn, and a careful reader can learn it."""
 
 import itertools
 import re
 
 import pytest
 
-from ranker import baselines, metrics, world
+from ranker import metrics, world
+from ranker.evaluation import baselines
 
 TASKS = list(world.TASKS)
-SIZES = {"rec-movie": 20, "rec-music": 20, "rec-game": 20, "router-performance": 10, "router-balance": 10, "router-cost": 10,
-         "passage-5": 5, "passage-7": 7, "passage-9": 9}  # the paper's
+SIZES = {"rec-movie": 20, "rec-music": 20, "rec-game": 20, "router-performance": 10, "router-balance": 10,
+         "router-cost": 10, "passage-5": 5, "passage-7": 7, "passage-9": 9}  # the paper's
 N = 60
 
 
@@ -73,7 +74,8 @@ def test_routing_relevance_is_the_stated_utility_read_from_the_text(task, skill_
         topic = next(t for t, questions in world.TOPICS.items() if q.context in questions)
         for candidate in q.candidates:
             strength, price = re.fullmatch(r"good at (\w+), \$([123]): \w+", candidate.text).groups()
-            assert q.rel[candidate.id] == pytest.approx(skill_worth * (strength == topic) + price_worth * (3 - int(price)) / 2, abs=1e-3)
+            assert (q.rel[candidate.id]
+                    == pytest.approx(skill_worth * (strength == topic) + price_worth * (3 - int(price)) / 2, abs=1e-3))
         grades |= set(q.relevance)
         assert min(q.relevance) >= 0 < max(q.relevance)
     assert len(grades) == (6 if price_worth else 2)  # graded wherever the price counts
@@ -108,13 +110,15 @@ def test_the_reading_speaks_about_every_candidate_and_its_signs_agree_with_fit(t
         for (a, fit_a), (b, fit_b) in itertools.combinations(zip(reading.signs, reading.fit), 2):
             if all(value[x] >= value[y] for x, y in zip(a, b)):  # at least as good in both wishes
                 assert fit_a >= fit_b
-            if not task.startswith("router") and value[a[1]] > value[b[1]]:  # the primary wish, which stands last, decides
+            # the primary wish, which stands last, decides
+            if not task.startswith("router") and value[a[1]] > value[b[1]]:
                 assert fit_a > fit_b
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_half_of_the_wish_is_not_enough(task):
-    """Ranking by the secondary wish alone, ties in random order, is far from right and so leaves a reward much to teach."""
+    """Ranking by the secondary wish alone, ties in random order, is far from right and so leaves a reward much to
+    teach."""
     drawn = readings(task, count=200)
     assert share_on_top([(q, reading.half) for q, reading in drawn]) < 0.3
     expected = []

@@ -1,33 +1,49 @@
-"""GRPO (arXiv 2402.03300): a completion's advantage is its reward minus its cohort's mean, the same for all its tokens."""
+"""GRPO (arXiv 2402.03300): a completion's advantage is its reward minus its cohort's mean, the same for all its tokens.
+
+Only cohorts whose task rewards spread are learned from: form must not revive a cohort in which every ranking was as
+good.
+"""
+
+from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
-from ranker import losses
-from ranker.config import Train
+from ranker import credit, losses
+from ranker.data import Group
+from ranker.passes import Batch
+from ranker.plugins import setting
 
-# Beside log-probabilities: `reference`, those of the reference (with a beta); `critic`, a value head; `answer`, which tokens are
-# the answer's; `cohort`, whose completion one is.
-NEEDS = {"reference"}
-Tensors = dict[int, torch.Tensor]  # completion -> one number per token
-
-
-def credit(train: Train, total: torch.Tensor, task: torch.Tensor, cohorts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per completion [N]: its advantage, and whether it teaches anything.
-
-    The task part alone decides that: form must not revive a cohort in which every ranking was as good.
-    """
-    alive = losses.live(task, cohorts, train.min_spread)
-    return losses.cohort_advantages(total, cohorts, train.advantage), alive
+UNIT, LEARNS_FROM, WHOLE_GROUPS, LEAST = "token", {"samples"}, False, 2
 
 
-def signals(train: Train, credit: Tensors, before: dict[str, Tensors]) -> tuple[dict[str, Tensors], dict[str, float]]:
-    """What the loss needs per token, and what to log. `credit`: completion -> its advantage, repeated for each token."""
-    return before | {"advantage": credit}, {}
+@dataclass
+class Options:
+    advantage: str = setting("mean", choices=("mean", "std"))  # std: divided by the cohort's deviation
+    min_spread: float = setting(1e-4, low=0.0)  # a cohort whose task rewards spread less is dead
+    clip_low: float = setting(0.2, low=0.0, high=1.0)
+    clip_high: float = setting(0.2, low=0.0)
+    kl: str = setting("k2", choices=("k2", "k3"))
+    beta: float = setting(0.0, low=0.0)  # weight of the KL to the reference; 0 skips its pass
 
 
-def loss(train: Train, step: int, logprobs: torch.Tensor, values: None, mask: torch.Tensor, signal: dict[str, torch.Tensor],
-         denominator: int) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss of one micro-batch and sums over its tokens; logprobs, mask and each signal [N, T]."""
+def alive(groups: Sequence[Group], options: Options) -> None:
+    found = credit.completions(groups)
+    credit.mark(found, losses.live(credit.returns(found, "task"), credit.cohorts(found), options.min_spread))
+
+
+def passes(options: Options) -> set[str]:
+    return {"reference"} if options.beta > 0 else set()
+
+
+def targets(groups: Sequence[Group], options: Options) -> dict[str, float]:
+    found = credit.completions(groups)
+    credit.spread(found, losses.cohort_advantages(credit.returns(found), credit.cohorts(found), options.advantage))
+    return {}
+
+
+def loss(batch: Batch, options: Options) -> tuple[torch.Tensor, dict[str, float]]:
     return losses.policy_loss(
-        logprobs, signal.get("old", logprobs.detach()), signal["advantage"], mask, denominator, clip_low=train.clip_low,
-        clip_high=train.clip_high, beta=train.beta, kl=train.kl, reference=signal.get("reference"))
+        batch.logprobs, batch.get("old", batch.logprobs.detach()), batch["advantage"], batch.mask,
+        clip_low=options.clip_low, clip_high=options.clip_high, beta=options.beta, kl=options.kl,
+        reference=batch.get("reference"))

@@ -1,44 +1,62 @@
-"""Learning to rank from the logits of the identifiers (FIRST, arXiv 2406.15657; RankGPT's distillation, arXiv 2304.09542).
+"""Learning to rank from the scores of a list (FIRST, arXiv 2406.15657; RankGPT's distillation, arXiv 2304.09542).
 
-`rollout.states: identifiers` gives every candidate a completion of one token, its identifier, so the log-probabilities
-of a group are the list's scores: those losses that see differences only do not tell them from logits. The order taught
-is that of the relevance, as integer ranks; equal relevance forms no pair. With `train.lm_weight` the written list of the
-same group, the completion without a reward, is imitated as well: FIRST's joint loss. Lists weigh the same whatever
-their length.
+Every candidate is a completion (draw `identifiers`: one token), so the log-probabilities of a group are the list's
+scores: those losses that see differences only do not tell them from logits. The order taught is that of the relevance,
+as integer ranks; equal relevance forms no pair. With `lm_weight` the written list of the same group, the completion
+without a reward, is imitated as well: FIRST's joint loss. Lists weigh the same whatever their length.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from ranker import losses
-from ranker.config import Train
-from ranker.objectives.grpo import Tensors
+from ranker import credit, losses
+from ranker.data import Group
+from ranker.passes import Batch
+from ranker.plugins import setting
 
-NEEDS = {"cohort"}
-
-
-def credit(train: Train, total: torch.Tensor, task: torch.Tensor, cohorts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per completion [N]: its rank in the list, 1 for the best, 0 for the written list; and whether its list has any pair."""
-    ranks = losses.ranks(task, cohorts)
-    alive = losses.live(task, cohorts, train.min_spread)
-    listed = torch.zeros(int(cohorts.max()) + 1, dtype=torch.bool).index_fill(0, cohorts[alive], True)  # [cohorts]
-    return ranks, alive | (task.isnan() & listed[cohorts] & (train.lm_weight > 0))
+UNIT, LEARNS_FROM, WHOLE_GROUPS, LEAST = "group", {"candidates"}, True, 2
 
 
-def signals(train: Train, credit: Tensors, before: dict[str, Tensors]) -> tuple[dict[str, Tensors], dict[str, float]]:
-    """Rank, list and the list's share of the step, on every token."""
-    count = len({int(c[0]) for c in before["cohort"].values()})
-    return {"advantage": credit, "cohort": before["cohort"], "share": {k: torch.full_like(c, 1 / count) for k, c in credit.items()}}, {"lists": count}
+@dataclass
+class Options:
+    rank_loss: str = setting("weighted_ranknet", choices=losses.RANK_LOSSES)
+    rank_weight: float = setting(10.0, low=0.0)  # of that loss
+    lm_weight: float = setting(1.0, low=0.0)  # of imitating the written list beside it
+    min_spread: float = setting(1e-4, low=0.0)  # a list whose relevance spreads less is dead
 
 
-def loss(train: Train, step: int, logprobs: torch.Tensor, values: None, mask: torch.Tensor, signal: dict[str, torch.Tensor],
-         denominator: int) -> tuple[torch.Tensor, dict[str, float]]:
-    """This micro-batch's part of the mean over the step's lists; all tensors [N, T]. Tokens, and so `denominator`, do not count."""
-    ranks, lists = signal["advantage"][:, 0], signal["cohort"][:, 0]
-    rank_loss = lm_loss = logprobs.new_zeros(())
-    for number in lists.unique():
-        listed, written = (lists == number) & (ranks > 0), (lists == number) & (ranks == 0)
-        rank_loss = rank_loss + losses.rank_loss(logprobs[listed, 0], ranks[listed], train.rank_loss)
+def alive(groups: Sequence[Group], options: Options) -> None:
+    """A list is alive where it holds a pair; its written list is, where that is imitated."""
+    found = credit.completions(groups)
+    task, cohorts = credit.returns(found, "task"), credit.cohorts(found)
+    lives = losses.live(task, cohorts, options.min_spread)
+    listed = torch.zeros(int(cohorts.max()) + 1, dtype=torch.bool).index_fill(0, cohorts[lives], True)  # [cohorts]
+    credit.mark(found, lives | (task.isnan() & listed[cohorts] & (options.lm_weight > 0)))
+
+
+def passes(options: Options) -> set[str]:
+    return set()
+
+
+def targets(groups: Sequence[Group], options: Options) -> dict[str, float]:
+    """Give every candidate its rank in the list, 1 for the best, and the written list 0."""
+    found = credit.completions(groups)
+    for c, rank in zip(found, losses.ranks(credit.returns(found, "task"), credit.cohorts(found)).tolist()):
+        if c.alive:
+            c.signals["rank"] = torch.full((len(c.ids),), rank)
+    return {"lists": float(len({c.cohort for c in found if c.alive}))}
+
+
+def loss(batch: Batch, options: Options) -> tuple[torch.Tensor, dict[str, float]]:
+    ranks = batch["rank"][:, 0]  # [N]
+    rank_loss = lm_loss = batch.logprobs.new_zeros(())
+    for group in batch.groups:
+        logprobs, mask, rank = batch.logprobs[group], batch.mask[group], ranks[group]
+        listed, written = rank > 0, rank == 0
+        rank_loss = rank_loss + losses.rank_loss(logprobs[listed, 0], rank[listed], options.rank_loss)
         if written.any():
             lm_loss = lm_loss - (logprobs * mask)[written].sum() / mask[written].sum()
-    return (train.rank_weight * rank_loss + train.lm_weight * lm_loss) * signal["share"][0, 0], {
+    return options.rank_weight * rank_loss + options.lm_weight * lm_loss, {
         "rank_loss": rank_loss.item(), "lm_loss": lm_loss.item()}

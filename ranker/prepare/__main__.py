@@ -12,7 +12,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from ranker.baselines import context_text
+from ranker.evaluation.baselines import context_text
 from ranker.data import Query, iter_queries, write_queries
 from ranker.errors import Parser, UserError, exit_status, nearest
 from ranker.files import sha256, writing
@@ -26,7 +26,8 @@ NAMES = sorted(p.stem.replace("_", "-") for p in Path(__file__).parent.glob("*.p
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in ("", "-h", "--help"):
-        raise UserError(f"name a data set: python -m ranker.prepare NAME ... (known: {', '.join(NAMES)}); NAME --help says what it needs")
+        raise UserError(f"name a data set: python -m ranker.prepare NAME ... (known: {', '.join(NAMES)}); "
+                        "NAME --help says what it needs")
     if name not in NAMES:
         raise UserError(f"unknown data set '{name}'{nearest(name, NAMES)}")
     module = import_module(f"ranker.prepare.{name.replace('-', '_')}")
@@ -34,14 +35,16 @@ def main() -> None:
     module.arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="the JSON lines file to write")
     parser.add_argument("--seed", type=int, default=0, help="of sampled candidates and their order")
-    parser.add_argument("--requests_out", type=Path, help="also write the queries as rank_llm's requests, for other rerankers")
+    parser.add_argument("--requests_out", type=Path,
+                        help="also write the queries as rank_llm's requests, for other rerankers")
     args = parser.parse_args(sys.argv[2:])
     dropped, counts, seen = Counter(), Counter(), {}
     ungrouped = args.out.with_name(f"{args.out.name}.ungrouped")
     try:  # a context that comes late may join two groups, so groups are known when all queries are
         write_queries(ungrouped, noted(module.prepare(args, dropped), seen))
         if not seen:
-            raise UserError(f"no query came out of it; dropped: {', '.join(f'{n} {reason}' for reason, n in dropped.items()) or 'nothing'}")
+            raise UserError("no query came out of it; dropped: "
+                            f"{', '.join(f'{n} {reason}' for reason, n in dropped.items()) or 'nothing'}")
         group = dict(zip(seen, merged(*zip(*seen.values()))))
         write_queries(args.out, counted(iter_queries(ungrouped), group, counts))
     finally:
@@ -49,7 +52,8 @@ def main() -> None:
             ungrouped.unlink(missing_ok=True)
     if args.requests_out:
         requests.write(args.requests_out, iter_queries(args.out))
-    print(f"{args.out}: {counts['queries']} queries, {counts['candidates']} candidates, {counts['positives']} positives,"
+    print(f"{args.out}: {counts['queries']} queries, {counts['candidates']} candidates, "
+          f"{counts['positives']} positives,"
           f" sha256 {sha256(args.out)[:16]}")
     print(f"  splits by group: {counts['train']} training, {counts['validation']} validation, {counts['test']} test;"
           f" {counts['joined']} queries joined the group of one with nearly the same context")
@@ -73,8 +77,8 @@ def counted(queries: Iterable[Query], group: dict[str, str], counts: Counter) ->
     """The queries in their final groups, counted as they pass."""
     for query in queries:
         name = group[query.id]
-        counts.update({"queries": 1, "candidates": len(query.ids), "positives": len(query.positives), split_of(name, 0): 1,
-                       "joined": int(name != (query.group or query.id))})
+        counts.update({"queries": 1, "candidates": len(query.ids), "positives": len(query.positives),
+                       split_of(name, 0): 1, "joined": int(name != (query.group or query.id))})
         yield replace(query, group="" if name == query.id else name)
 
 

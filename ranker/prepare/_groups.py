@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from ranker.baselines import tokens
+from ranker.evaluation.baselines import tokens
 
 ALIKE = 0.8
 
@@ -31,7 +31,8 @@ def merged(groups: Sequence[str], contexts: Sequence[str], alike: float = ALIKE)
 
 
 def near_duplicates(sets: Sequence[frozenset[str]], alike: float) -> list[tuple[int, int]]:
-    """Pairs i > j that link all sets of at least `alike` Jaccard similarity; of equal sets each is paired with the first."""
+    """Pairs i > j that link all sets of at least `alike` Jaccard similarity; of equal sets each is paired with the
+    first."""
     frequency = Counter(word for words in sets for word in words)
     first: dict[frozenset[str], int] = {}
     holders: dict[str, list[int]] = {}  # rare word -> the sets that hold it in their prefix

@@ -21,18 +21,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def by_time(events: Iterable[tuple[str, str, float]]) -> list[Sequence]:
-    """(user, item, time) -> the items of every user by time; equal times keep the order of the file, of a repeated item the first counts."""
+    """(user, item, time) -> the items of every user by time; equal times keep the order of the file, of a repeated item
+    the first counts."""
     by_user: dict[str, list[tuple[float, str]]] = {}
     for user, item, time in tqdm(events, desc="events", unit="row"):
         by_user.setdefault(user, []).append((time, item))
-    return [(user, list(dict.fromkeys(item for _, item in sorted(rows, key=lambda row: row[0])))) for user, rows in by_user.items()]
+    return [(user, list(dict.fromkeys(item for _, item in sorted(rows, key=lambda row: row[0]))))
+            for user, rows in by_user.items()]
 
 
-def queries(name: str, task: str, sequences: list[Sequence], titles: dict[str, str], args: argparse.Namespace, dropped: Counter,
-            lists: dict[str, list[str]] | None = None) -> Iterator[Query]:
-    """A query a user, its last item the positive. The others are sampled from the items of all users, or from `lists[user]`."""
+def queries(name: str, task: str, sequences: list[Sequence], titles: dict[str, str], args: argparse.Namespace,
+            dropped: Counter, lists: dict[str, list[str]] | None = None) -> Iterator[Query]:
+    """A query a user, its last item the positive. The others are sampled from the items of all users, or from
+    `lists[user]`."""
     needed = args.history if args.min_history is None else args.min_history
-    touched = sorted({item for _, items in sequences for item in items} & titles.keys(), key=lambda item: (len(item), item))
+    touched = sorted({item for _, items in sequences for item in items} & titles.keys(),
+                     key=lambda item: (len(item), item))
     for user, items in tqdm(sequences, desc="queries", unit="user"):
         *history, positive = items
         history = history[max(len(history) - args.history, 0):]
@@ -52,12 +56,13 @@ def queries(name: str, task: str, sequences: list[Sequence], titles: dict[str, s
                 continue
             shown = [positive, *negatives]
             rng.shuffle(shown)
-            yield Query(f"{name}.{user}", task, tuple(titles[item] for item in history), tuple(Candidate(c, titles[c]) for c in shown),
-                        tuple(float(c == positive) for c in shown))
+            yield Query(f"{name}.{user}", task, tuple(titles[item] for item in history),
+                        tuple(Candidate(c, titles[c]) for c in shown), tuple(float(c == positive) for c in shown))
 
 
 def unseen(pool: list[str], count: int, seen: set[str], rng: random.Random) -> list[str] | None:
-    """`count` of `pool` that are not in `seen`, uniformly; None where there are too few. Does not walk through the pool."""
+    """`count` of `pool` that are not in `seen`, uniformly; None where there are too few. Does not walk through the
+    pool."""
     drawn = rng.sample(pool, min(len(pool), count + len(seen)))
     kept = [c for c in drawn if c not in seen][:count]
     return kept if len(kept) == count else None

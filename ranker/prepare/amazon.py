@@ -1,4 +1,5 @@
-"""Amazon reviews -> one query a user: the newest products before the last one, that last one, and 19 the user never reviewed.
+"""Amazon reviews -> one query a user: the newest products before the last one, that last one, and 19 the user never
+reviewed.
 
 The folder holds one category. By what is in it, its layout is one of
 
@@ -28,7 +29,7 @@ from ranker.errors import UserError
 from ranker.prepare import _next_item
 from ranker.prepare._next_item import Sequence
 from ranker.prepare.movielens import table_events
-from ranker.tables import clean, columns, find, header, json_lines, number, open_text
+from ranker.reading import clean, columns, find, header, json_lines, number, open_text
 
 TASKS = ("rec-game", "rec-music", "rec-movie", "rank")
 
@@ -44,7 +45,8 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
     sequences, items = layout(args.folder)
     lists = None if args.lists is None else candidate_lists(args.lists, items)
     titles = {item: title for item, title in items.items() if title}
-    yield from _next_item.queries(f"amazon-{args.task.removeprefix('rec-')}", args.task, sequences, titles, args, dropped, lists)
+    yield from _next_item.queries(f"amazon-{args.task.removeprefix('rec-')}", args.task, sequences, titles, args,
+                                  dropped, lists)
 
 
 def layout(folder: Path) -> tuple[list[Sequence], dict[str, str]]:
@@ -54,13 +56,15 @@ def layout(folder: Path) -> tuple[list[Sequence], dict[str, str]]:
         items = {key: title_of(raw) for _, (key, raw) in columns(item, "\t", ("item_id:token", "title:token_seq"))}
         if "item_id_list:token_seq" in header(inter, "\t"):
             return list(histories(inter)), items
-        return _next_item.by_time(table_events(inter, "\t", ("user_id:token", "item_id:token", "timestamp:float"))), items
+        return _next_item.by_time(table_events(inter, "\t",
+                                               ("user_id:token", "item_id:token", "timestamp:float"))), items
     patterns = [pattern + end for pattern in ("*reviews*", "*_5", "*") for end in (".json", ".jsonl")]
     reviews, meta = find(folder, *patterns, but="meta*"), find(folder, "meta*.json", "meta*.jsonl")
     if reviews and meta:
         items = {key: title_of(record.get("title")) for _, (key,), record in records(meta, "asin")}
         return _next_item.by_time(review_events(reviews)), items
-    raise UserError(f"{folder} holds neither reviews (*.json or *.jsonl) with meta_*.json, nor *.inter with *.item (.gz or not)")
+    raise UserError(f"{folder} holds neither reviews (*.json or *.jsonl) with meta_*.json, "
+                    "nor *.inter with *.item (.gz or not)")
 
 
 def records(path: Path, *names: str) -> Iterator[tuple[str, list[str], dict]]:
@@ -87,9 +91,11 @@ def review_events(path: Path) -> Iterator[tuple[str, str, float]]:
 def histories(path: Path) -> Iterator[Sequence]:
     """(user, history and next item) of the rows; a second row of a user would be a second query of the same id."""
     first: dict[str, int] = {}
-    for line, (user, history, target) in columns(path, "\t", ("user_id:token", "item_id_list:token_seq", "item_id:token")):
+    for line, (user, history, target) in columns(path, "\t", ("user_id:token", "item_id_list:token_seq",
+                                                              "item_id:token")):
         if first.setdefault(user, line) != line:
-            raise UserError(f"{path}:{line}: user '{user}' stood in line {first[user]} already; one row a user is expected")
+            raise UserError(f"{path}:{line}: user '{user}' stood in line {first[user]} already; "
+                            "one row a user is expected")
         yield user, [*(item for item in dict.fromkeys(history.split()) if item != target), target]
 
 

@@ -15,7 +15,7 @@ from ranker.data import Query
 from ranker.errors import UserError
 from ranker.prepare import _next_item
 from ranker.prepare._next_item import arguments  # noqa: F401
-from ranker.tables import clean, columns, find, number, open_text
+from ranker.reading import clean, columns, find, number, open_text
 
 Events, Titles = Iterator[tuple[str, str, float]], dict[str, str]
 
@@ -28,11 +28,13 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
 
 def layout(folder: Path) -> tuple[Events, Titles]:
     """Rows of (user, movie, time) and the movies' titles, whichever layout the folder has."""
-    for ratings, movies, read in (("ratings.csv", "movies.csv", from_csv), ("ratings.dat", "movies.dat", from_dat), ("*.inter", "*.item", from_recbole)):
+    for ratings, movies, read in (("ratings.csv", "movies.csv", from_csv), ("ratings.dat", "movies.dat", from_dat),
+                                  ("*.inter", "*.item", from_recbole)):
         found = find(folder, ratings), find(folder, movies)
         if all(found):
             return read(*found)
-    raise UserError(f"{folder} holds none of ratings.csv and movies.csv, ratings.dat and movies.dat, *.inter and *.item (.gz or not)")
+    raise UserError(f"{folder} holds none of ratings.csv and movies.csv, ratings.dat and movies.dat, "
+                    "*.inter and *.item (.gz or not)")
 
 
 def from_csv(ratings: Path, movies: Path) -> tuple[Events, Titles]:
@@ -41,8 +43,8 @@ def from_csv(ratings: Path, movies: Path) -> tuple[Events, Titles]:
 
 
 def from_recbole(ratings: Path, movies: Path) -> tuple[Events, Titles]:
-    return (table_events(ratings, "\t", ("user_id:token", "item_id:token", "timestamp:float")),
-            {movie: clean(title) for _, (movie, title) in columns(movies, "\t", ("item_id:token", "movie_title:token_seq"))})
+    return (table_events(ratings, "\t", ("user_id:token", "item_id:token", "timestamp:float")), {
+        movie: clean(title) for _, (movie, title) in columns(movies, "\t", ("item_id:token", "movie_title:token_seq"))})
 
 
 def from_dat(ratings: Path, movies: Path) -> tuple[Events, Titles]:

@@ -5,13 +5,13 @@ MS MARCO v1.1 and v2.1: JSON lines whose passages are parallel lists or a list o
 selected, it has 5, 7 or 9 passages, and these have at most 2600 characters together. A passage that is not selected
 need not be wrong: there is one label per question.
 
-With `--qrels` FILE is a list of {query, hits: [{content, qid, docid}]}. Each question and size gives one pool: a passage
-of grade 2 or more (the track's level for binary measures) and others judged 0, or with `--graded` any judged passages,
-drawn until two grades differ, with their grades as relevance. Unjudged passages are never drawn; `--run` leaves only
-those that this run found. Pools of one question share a group. The limit of characters is not for them.
+With `--qrels` FILE is a list of {query, hits: [{content, qid, docid}]}. Each question and size gives one pool: a
+passage of grade 2 or more (the track's level for binary measures) and others judged 0, or with `--graded` any judged
+passages, drawn until two grades differ, with their grades as relevance. Unjudged passages are never drawn; `--run`
+leaves only those that this run found. Pools of one question share a group. The limit of characters is not for them.
 
-The order of the files leaks the answer, so pools are shuffled. MS MARCO's passages have no ids: `p1` is the first shown,
-so that the id tells nothing; those of a track keep their document ids.
+The order of the files leaks the answer, so pools are shuffled. MS MARCO's passages have no ids: `p1` is the first
+shown, so that the id tells nothing; those of a track keep their document ids.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from tqdm import tqdm
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
 from ranker.prompting import wording
-from ranker.tables import json_file, json_lines, words
-from ranker.trec import read_qrels, read_run
+from ranker.reading import json_file, json_lines, words
+from ranker.trec_files import read_qrels, read_run
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -55,7 +55,8 @@ def selected(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
     """MS MARCO's rows that pass the paper's filter."""
     seen: dict[str, str] = {}
     for where, row in tqdm(rows(args.file), desc="rows", unit="row"):
-        name, question, pool = an_id(row, "query_id", where), words(row.get("query"), where, "'query'"), passages(row, where)
+        name, question, pool = (an_id(row, "query_id", where), words(row.get("query"), where, "'query'"),
+                                passages(row, where))
         if seen.setdefault(name, where) != where:
             raise UserError(f"{where}: query_id {name} stood in {seen[name]} already")
         positives = sum(flag for _, flag in pool)
@@ -68,7 +69,8 @@ def selected(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
         else:
             random.Random(f"{args.seed}/msmarco/{name}").shuffle(pool)
             yield Query(f"msmarco.{name}", f"passage-{len(pool)}", question,
-                        tuple(Candidate(f"p{i}", text) for i, (text, _) in enumerate(pool, 1)), tuple(flag for _, flag in pool))
+                        tuple(Candidate(f"p{i}", text) for i, (text, _) in enumerate(pool, 1)),
+                        tuple(flag for _, flag in pool))
 
 
 def rows(path: Path) -> Iterator[tuple[str, dict]]:
@@ -79,7 +81,8 @@ def rows(path: Path) -> Iterator[tuple[str, dict]]:
     for line, record in json_lines(path):
         if isinstance(record.get("query"), dict):  # v2.1 as it is downloaded: one line of columns
             for key in record["query"]:
-                yield f"{path}:{line}: row '{key}'", {name: column.get(key) for name, column in record.items() if isinstance(column, dict)}
+                yield (f"{path}:{line}: row '{key}'",
+                       {name: column.get(key) for name, column in record.items() if isinstance(column, dict)})
         else:
             yield f"{path}:{line}", record
 
@@ -88,7 +91,8 @@ def parquet(path: Path) -> Iterator[tuple[str, dict]]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise UserError(f"{path}: parquet needs pyarrow (pip install pyarrow), or convert the file to JSON lines") from None
+        raise UserError(f"{path}: parquet needs pyarrow (pip install pyarrow), "
+                        "or convert the file to JSON lines") from None
     try:
         batches = pyarrow.parquet.ParquetFile(path).iter_batches(1000)
         for count, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
@@ -101,7 +105,8 @@ def passages(row: dict, where: str) -> list[tuple[str, float]]:
     """(text, 1 if selected else 0) from parallel lists or a list of objects."""
     found = row.get("passages")
     if isinstance(found, list):
-        found = {name: [p.get(name) if isinstance(p, dict) else None for p in found] for name in ("is_selected", "passage_text")}
+        found = {name: [p.get(name) if isinstance(p, dict) else None for p in found]
+                 for name in ("is_selected", "passage_text")}
     flags, texts = (found.get(name) if isinstance(found, dict) else None for name in ("is_selected", "passage_text"))
     if not isinstance(flags, list) or not isinstance(texts, list):
         raise UserError(f"{where}: 'passages' must have is_selected and passage_text, as lists or in a list of objects")
@@ -126,7 +131,8 @@ def judged(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
                 dropped[f"pools of {size}: too few passages of the grades needed"] += 1
                 continue
             rng.shuffle(pool)
-            yield Query(f"msmarco.{name}.{size}", f"passage-{size}", question, tuple(Candidate(d, texts[d]) for d in pool),
+            yield Query(f"msmarco.{name}.{size}", f"passage-{size}", question,
+                        tuple(Candidate(d, texts[d]) for d in pool),
                         tuple(float(grades[d] if args.graded else grades[d] > 0) for d in pool), f"msmarco.{name}")
 
 
@@ -134,7 +140,8 @@ def drawn(grades: dict[str, int], size: int, graded: bool, rng: random.Random) -
     """`size` documents of the grades wanted; none where there are too few."""
     if not graded:
         positives, negatives = [d for d in grades if grades[d] >= 2], [d for d in grades if grades[d] == 0]
-        return [rng.choice(positives), *rng.sample(negatives, size - 1)] if positives and len(negatives) >= size - 1 else []
+        return ([rng.choice(positives), *rng.sample(negatives, size - 1)] if positives and len(negatives) >= size - 1
+                else [])
     pool: list[str] = []
     if len(grades) >= size and len(set(grades.values())) > 1:
         while len({grades[d] for d in pool}) < 2:
@@ -152,7 +159,8 @@ def retrieved(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
             raise UserError(f"{where}: expected {{query, hits: [{{content, qid, docid}}, ...]}}")
         names = {an_id(hit, "qid", where) for hit in hits}
         if len(names) > 1 or names & seen:
-            raise UserError(f"{where}: its hits must share a qid that no other question has, got {', '.join(sorted(names))}")
+            raise UserError(f"{where}: its hits must share a qid that no other question has, "
+                            f"got {', '.join(sorted(names))}")
         seen |= names
         texts = {an_id(hit, "docid", where): words(hit.get("content"), where, "'content'") for hit in hits}
         yield *names, words(entry.get("query"), where, "'query'"), texts

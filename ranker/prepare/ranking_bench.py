@@ -1,11 +1,12 @@
-"""Ranking-bench, the data of R1-Ranker's authors -> one query a row: its prompt taken apart into a context and candidates.
+"""Ranking-bench, the data of R1-Ranker's authors -> one query a row: its prompt taken apart into a context and
+candidates.
 
 Found in github.com/ulab-uiuc/R1-Ranker (commit 583c9e6: examples/data_preprocess and eval; the data set itself was not
 looked at): two subsets, `direct` (full pools, what the authors evaluate on) and `iterative` (pools of every size, drawn
 from the same queries), each with the splits train and test. A row has the texts
 
     task_name    Rec-Movie, Rec-Music, Rec-Game, Router-Performance, Router-Balance, Router-Cost, Passage-5, -7 or -9
-    problem      the prompt. Rec: "... in order: ['0. A', '1. B'] Now there are ..."; Router: lines "# NAME: DESCRIPTION",
+    problem the prompt. Rec: "... in order: ['0. A', '1. B'] Now there are ..."; Router: lines "# NAME: DESCRIPTION",
                  then "Here is a query: Q and LLM condidates: ..." (sic); Passage: "Here is a query: Q and candidate
                  passages:", lines "passage 0: TEXT", then "Please think step by step ..."
     candidates   a list of titles, of LLM names, or of passage texts
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from ranker.data import Candidate, Query
 from ranker.errors import UserError, nearest
-from ranker.tables import clean, json_lines
+from ranker.reading import clean, json_lines
 
 NAME = "ulab-ai/Ranking-bench"
 FIELDS = {"task_name": str, "problem": str, "candidates": list, "gt": str}
@@ -38,7 +39,8 @@ Parts = tuple[str | tuple[str, ...], list[str], list[str]]  # the context, what 
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", nargs="?", default=NAME, help="a name on the hub, a folder, or a .jsonl[.gz] or .parquet file")
+    parser.add_argument("name", nargs="?", default=NAME,
+                        help="a name on the hub, a folder, or a .jsonl[.gz] or .parquet file")
     parser.add_argument("--subset", default="direct", help="direct or iterative (not for a file)")
     parser.add_argument("--split", default="train", help="train or test (not for a file)")
 
@@ -49,7 +51,8 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
         try:
             found = query(row, f"ranking-bench.{name}")
         except ValueError as error:
-            raise UserError(f"{where}: {error}; the row has {', '.join(map(str, row))}, expected are {', '.join(FIELDS)}") from None
+            raise UserError(f"{where}: {error}; the row has {', '.join(map(str, row))}, "
+                            f"expected are {', '.join(FIELDS)}") from None
         yield found
 
 
@@ -95,22 +98,25 @@ def query(row: dict, name: str) -> Query:
 
 
 def recommendation(problem: str, candidates: list[str]) -> Parts:
-    (listed,) = parts(r"in order:\s*(\[.*\])\s*Now there are", problem, "history between 'in order:' and 'Now there are'")
+    (listed,) = parts(r"in order:\s*(\[.*\])\s*Now there are", problem,
+                      "history between 'in order:' and 'Now there are'")
     return tuple(clean(title) for title in numbered(listed)), candidates, [clean(title) for title in candidates]
 
 
 def routing(problem: str, candidates: list[str]) -> Parts:
-    before, question = parts(r"(.*?)Here is a query:\s*(.*\S)\s*and LLM c[ao]ndidates:", problem, "query before 'and LLM condidates:'")
+    before, question = parts(r"(.*?)Here is a query:\s*(.*\S)\s*and LLM c[ao]ndidates:", problem,
+                             "query before 'and LLM condidates:'")
     described = dict(re.findall(r"^[ \t]*# (.+?): (.*\S)", before, re.MULTILINE))
     return question, candidates, [f"{name}: {described[name]}" if name in described else name for name in candidates]
 
 
 def passages(problem: str, candidates: list[str]) -> Parts:
-    question, listed = parts(r"Here is a query:\s*(.*?)\s*and candidate passages:\s*(.*\S)\s*Please think step by step", problem,
-                             "passages between 'and candidate passages:' and 'Please think step by step'")
+    question, listed = parts(r"Here is a query:\s*(.*?)\s*and candidate passages:\s*(.*\S)\s*Please think step by step",
+                             problem, "passages between 'and candidate passages:' and 'Please think step by step'")
     found = re.findall(r"^(passage \d+): ?(.*?)\s*(?=^passage \d+:|\Z)", listed, re.MULTILINE | re.DOTALL)
     ids, texts = [i for i, _ in found], [text for _, text in found]
-    if sorted(" ".join(c.split()) for c in candidates) not in (sorted(ids), sorted(" ".join(text.split()) for text in texts)):
+    if sorted(" ".join(c.split()) for c in candidates) not in (sorted(ids),
+                                                               sorted(" ".join(text.split()) for text in texts)):
         raise ValueError("the passages in its problem are not its candidates")
     return question, ids, texts
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ranker import trec
-from ranker.baselines import context_text
+from ranker import trec_files
+from ranker.evaluation.baselines import context_text
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
 from ranker.files import open_whole
-from ranker.tables import clean, json_lines
+from ranker.reading import clean, json_lines
 
 TEXTS = ("contents", "text", "segment", "passage", "body")
 
@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
     """A query a request that has judgements. Raises UserError with file and line for broken requests."""
-    qrels = trec.read_qrels(args.qrels)
+    qrels = trec_files.read_qrels(args.qrels)
     for line, record in tqdm(json_lines(args.requests), desc="requests", unit="request"):
         where = f"{args.requests}:{line}"
         query, candidates = record.get("query"), record.get("candidates")
@@ -54,7 +54,8 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
 
 def candidate(item: object, where: str) -> Candidate:
     doc = item.get("doc") if isinstance(item, dict) else None
-    text = doc if isinstance(doc, str) else next((doc[name] for name in TEXTS if name in doc), None) if isinstance(doc, dict) else None
+    text = (doc if isinstance(doc, str)
+            else next((doc[name] for name in TEXTS if name in doc), None) if isinstance(doc, dict) else None)
     if not isinstance(text, str) or not isinstance(item.get("docid"), (str, int)):
         raise UserError(f"{where} needs 'docid' and 'doc', a text or an object with one of {', '.join(TEXTS)}")
     title = doc.get("title") if isinstance(doc, dict) else None
@@ -66,5 +67,5 @@ def write(path: Path, queries: Iterable[Query]) -> None:
     with open_whole(path) as file:
         for query in queries:
             file.write(json.dumps({"query": {"text": context_text(query), "qid": query.id}, "candidates": [
-                {"docid": c.id, "score": float(len(query.ids) - i), "doc": {"contents": c.text}} for i, c in enumerate(query.candidates)]},
-                ensure_ascii=False) + "\n")
+                {"docid": c.id, "score": float(len(query.ids) - i), "doc": {"contents": c.text}}
+                for i, c in enumerate(query.candidates)]}, ensure_ascii=False) + "\n")

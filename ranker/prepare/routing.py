@@ -7,9 +7,9 @@ output_price}}, prices in USD per million tokens; names must be equal, since sim
 
 - Relevance is the utility a * performance - b * cost, less that of the worst model. Equal models share a grade, so the
   order of the table decides nothing; where all are equal there is nothing to learn, and the query is dropped.
-- The cost in it is min-max normalised per task over the questions that training sees with data.seed 0; what lies outside
-  is clipped. A table's own `split` is not what the trainer uses, and a `cost` beside `cost_usd` was normalised over
-  test questions too, so neither is read. Candidates keep the raw performance and cost.
+- The cost in it is min-max normalised per task over the questions that training sees with data.seed 0; what lies
+  outside is clipped. A table's own `split` is not what the trainer uses, and a `cost` beside `cost_usd` was normalised
+  over test questions too, so neither is read. Candidates keep the raw performance and cost.
 - A prompt of worked examples with the question last (RouterBench's ARC and WinoGrande) becomes the question alone: the
   examples are the same in every prompt, make all of them near-duplicates, and push the question out of sight.
 """
@@ -31,7 +31,7 @@ from ranker.errors import UserError, nearest
 from ranker.prepare._groups import merged
 from ranker.prompting import wording
 from ranker.sources import split_of
-from ranker.tables import columns, header, json_file, number, words
+from ranker.reading import columns, header, json_file, number, words
 
 COST = "|total_cost"
 EXAMPLE = re.compile(r"Answer:\n[^\n]+\n\n")  # the end of a worked example: its answer, then a blank line
@@ -56,11 +56,13 @@ def weights(text: str) -> dict[str, tuple[float, float]]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="the table of scores and costs, wide or long")
-    parser.add_argument("--models", type=Path, metavar="JSON", help="what the models are and cost (default: their names)")
+    parser.add_argument("--models", type=Path, metavar="JSON",
+                        help="what the models are and cost (default: their names)")
     parser.add_argument("--objectives", default="performance,balance,cost")
     parser.add_argument("--weights", type=weights, default="performance=1:0,balance=0.5:0.5,cost=0.2:0.8",
                         help="of performance and of cost")
-    parser.add_argument("--prompts", type=Path, metavar="CSV", help="a table of sample_id and prompt, for a long table without questions")
+    parser.add_argument("--prompts", type=Path, metavar="CSV",
+                        help="a table of sample_id and prompt, for a long table without questions")
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
@@ -71,7 +73,8 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
         if name not in args.weights:
             raise UserError(f"--weights has none for the objective '{name}'{nearest(name, args.weights)}")
     questions = gathered(wide(args) if any(name.endswith(COST) for name in header(args.file, ",")) else long(args))
-    samples, models = ids(args.file, questions), ids(args.file, dict.fromkeys(m for q in questions.values() for m in q.measured))
+    samples, models = (ids(args.file, questions),
+                       ids(args.file, dict.fromkeys(m for q in questions.values() for m in q.measured)))
     texts = described(args.models, models)
     ranges = cost_ranges(samples, questions)
     for sample, question in tqdm(questions.items(), desc="questions", unit="question"):
@@ -99,7 +102,8 @@ def above_worst(question: Question, a: float, b: float, low: float, high: float)
 
 
 def cost_ranges(samples: dict[str, str], questions: dict[str, Question]) -> dict[str, tuple[float, float]]:
-    """Task -> lowest and highest cost of its training questions, in the groups that near-duplicates will be joined to."""
+    """Task -> lowest and highest cost of its training questions, in the groups that near-duplicates will be joined
+    to."""
     groups = merged([samples[sample] for sample in questions], [question.text for question in questions.values()])
     costs: dict[str, list[float]] = {}
     for group, question in zip(groups, questions.values()):
@@ -117,7 +121,8 @@ def gathered(rows: Rows) -> dict[str, Question]:
             raise UserError(f"{where}: '{sample}' had another task or question in an earlier row")
         if model in question.measured:
             raise UserError(f"{where}: '{sample}' had a score of '{model}' in an earlier row")
-        question.measured[model] = number(performance, where, f"the score of '{model}'"), number(cost, where, f"the cost of '{model}'")
+        question.measured[model] = (number(performance, where, f"the score of '{model}'"),
+                                    number(cost, where, f"the cost of '{model}'"))
     return questions
 
 
@@ -140,7 +145,8 @@ def long(args: argparse.Namespace) -> Rows:
         for line, (sample, prompt) in columns(args.prompts, ",", ("sample_id", "prompt")):
             texts[sample] = from_list(prompt, f"{args.prompts}:{line}")
     elif own not in found:
-        raise UserError(f"{args.file}:1: no column 'query' or 'prompt' (found: {', '.join(found)}); name a table that has them: --prompts")
+        raise UserError(f"{args.file}:1: no column 'query' or 'prompt' (found: {', '.join(found)}); "
+                        "name a table that has them: --prompts")
     names = ("task_id", "query_id", "llm", "effect", "cost_usd" if "cost_usd" in found else "cost", own)
     for line, (task, sample, model, performance, cost, text) in columns(args.file, ",", names):
         where = f"{args.file}:{line}"
@@ -167,7 +173,8 @@ def last_question(prompt: str) -> str:
 
 
 def described(path: Path | None, models: Iterable[str]) -> dict[str, str]:
-    """Model -> its text. Prices are those of the fields, whatever the text says; without a description the name must do."""
+    """Model -> its text. Prices are those of the fields, whatever the text says; without a description the name must
+    do."""
     entries = json_file(path) if path else {}
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise UserError(f"{path}:1: expected {{name: {{feature, input_price, output_price}}}}")
@@ -189,5 +196,6 @@ def ids(path: Path, names: Iterable[str]) -> dict[str, str]:
     for name in names:
         other = found.setdefault("_".join(name.split()), name)
         if other != name or not name.strip():
-            raise UserError(f"{path}: the names '{other}' and '{name}' would have one id" if name.strip() else f"{path}: a name is empty")
+            raise UserError(f"{path}: the names '{other}' and '{name}' would have one id" if name.strip()
+                            else f"{path}: a name is empty")
     return {name: short for short, name in found.items()}

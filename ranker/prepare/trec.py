@@ -13,25 +13,28 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ranker import foreign, trec
+from ranker import trec_files
+from ranker.evaluation import foreign
 from ranker.data import Query
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="qid Q0 docid rank score tag")
     parser.add_argument("qrels", type=Path, help="qid 0 docid grade")
-    parser.add_argument("corpus", type=Path, help="retrieve_results JSON, or JSON lines of {_id, title, text} with --topics")
+    parser.add_argument("corpus", type=Path,
+                        help="retrieve_results JSON, or JSON lines of {_id, title, text} with --topics")
     parser.add_argument("--topics", type=Path, help="query texts, id TAB text")
     parser.add_argument("--depth", type=int, default=20, help="candidates of a query")
-    parser.add_argument("--ties", choices=trec.TIES, help="how to order documents of equal score")
+    parser.add_argument("--ties", choices=trec_files.TIES, help="how to order documents of equal score")
     parser.add_argument("--task", default="rank", help="the wording, from prompts/tasks.yaml")
     parser.add_argument("--shuffle", action="store_true", help="shuffle the candidates of each query")
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
-    """A query for every judged one. Raises UserError with file and line for broken files and for documents without text."""
-    qrels = trec.read_qrels(args.qrels)
-    run = trec.read_run(args.run, args.ties, qrels)
+    """A query for every judged one. Raises UserError with file and line for broken files and for documents without
+    text."""
+    qrels = trec_files.read_qrels(args.qrels)
+    run = trec_files.read_run(args.run, args.ties, qrels)
     queries, _, unjudged = foreign.queries({q: ids[:args.depth] for q, ids in run.items()}, qrels,
                                            foreign.read_corpus(args.corpus, args.topics), str(args.corpus), args.task)
     if unjudged:

@@ -10,37 +10,50 @@ nothing ranks at chance; the driver counts it as failed. Ours are the options:
 
 import random
 from collections.abc import Generator
+from dataclasses import dataclass
 
 from ranker.data import Answer, Ask, Query
-from ranker.errors import UserError
+from ranker.plugins import setting
 
 
-def rank(query: Query, rng: random.Random, *, pool: str = "rewrite", drop: int = 1, final: int = 0) -> Generator[Ask, Answer, list[str]]:
-    """Yields asks, receives answers, returns candidate ids best first."""
+@dataclass
+class Options:
+    pool: str = setting("rewrite", choices=("rewrite", "append"))  # how the pool shrinks, see above
+    drop: int = setting(1, low=1)  # candidates that an ask may name
+    final: int = setting(0, low=0)  # so many left are ordered by logits; 0: never
+
+    def __post_init__(self):
+        if self.final == 1:
+            raise ValueError("final (1) must be 0 (never) or at least 2")
+
+
+def rank(query: Query, rng: random.Random, options: Options) -> Generator[Ask, Answer, list[str]]:
+    """Yield asks, receive answers, return candidate ids best first."""
     left, dropped = list(query.ids), []
     while len(left) > 1:
-        if len(left) <= final:
+        if len(left) <= options.final:
             answer = yield Ask(query, tuple(left), "eliminate", drop=len(left), by_logits=True)
         else:
-            shown, out = (query.ids, tuple(dropped)) if pool == "append" else (tuple(left), None)
-            answer = yield Ask(query, shown, "eliminate", out=out, drop=min(drop, len(left) - 1))
+            shown, out = (query.ids, tuple(dropped)) if options.pool == "append" else (tuple(left), None)
+            answer = yield Ask(query, shown, "eliminate", out=out, drop=min(options.drop, len(left) - 1))
         gone = answer.value if answer.ok else (rng.choice(left),)
         dropped += gone
         left = [c for c in left if c not in gone]
     return left + dropped[::-1]
 
 
-def calls(n: int, *, pool: str = "rewrite", drop: int = 1, final: int = 0) -> int:
-    """The number of asks for n candidates, if each drops as many as it may."""
+def calls(n: int, options: Options) -> int:
+    """Return the number of asks for n candidates, if each drops as many as it may."""
     count = 0
     while n > 1:
-        n -= n if n <= final else min(drop, n - 1)
+        n -= n if n <= options.final else min(options.drop, n - 1)
         count += 1
     return count
 
 
-def sampled_ask(query: Query, rng: random.Random, size: int | None = None, *, pool: str = "rewrite", drop: int = 1, final: int = 0) -> Ask:
-    """A training state as in the paper: one positive and k uniform negatives, k = 1..n-1 (or size-1), in random order.
+def sampled_asks(query: Query, rng: random.Random, size: int | None, options: Options) -> list[Ask]:
+    """Return a training state as in the paper: one positive and k uniform negatives, k = 1..n-1 (or size-1), in random
+    order.
 
     Of several positives (ties at the best grade) one is drawn; a negative is any candidate below the best grade.
     A query whose candidates are all of one grade has no negatives and gives a pool of any candidates. With `append` all
@@ -51,15 +64,9 @@ def sampled_ask(query: Query, rng: random.Random, size: int | None = None, *, po
     count = rng.randint(1, len(negatives)) if size is None else min(size - 1, len(negatives))
     left = [positive, *rng.sample(negatives, count)]
     rng.shuffle(left)
-    most = min(drop, len(left) - 1)
-    if pool == "rewrite":
-        return Ask(query, tuple(left), "eliminate", drop=most)
+    most = min(options.drop, len(left) - 1)
+    if options.pool == "rewrite":
+        return [Ask(query, tuple(left), "eliminate", drop=most)]
     out = [c for c in query.ids if c not in left]
-    return Ask(query, tuple(rng.sample(query.ids, len(query.ids))), "eliminate", out=tuple(rng.sample(out, len(out))), drop=most)
-
-
-def check(where: str, *, pool: str = "rewrite", drop: int = 1, final: int = 0) -> None:
-    if pool not in ("rewrite", "append"):
-        raise UserError(f"{where}: ranker.pool must be rewrite or append, got '{pool}'")
-    if drop < 1 or final < 0 or final == 1:
-        raise UserError(f"{where}: ranker.drop ({drop}) must be at least 1, and ranker.final ({final}) 0 (never) or at least 2")
+    shown = tuple(rng.sample(query.ids, len(query.ids)))
+    return [Ask(query, shown, "eliminate", out=tuple(rng.sample(out, len(out))), drop=most)]

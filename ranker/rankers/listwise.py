@@ -10,13 +10,19 @@ that paper's JSON, so that there is one parser.
 
 import random
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 
 from ranker.data import Answer, Ask, Query
-from ranker.errors import UserError
+from ranker.plugins import setting
 
 
-def rank(query: Query, rng: random.Random, *, order: str = "shuffled") -> Generator[Ask, Answer, list[str]]:
-    """Yields one ask, receives its answer, returns candidate ids best first."""
+@dataclass
+class Options:
+    order: str = setting("shuffled", choices=("shuffled", "given"))  # of the candidates shown in training
+
+
+def rank(query: Query, rng: random.Random, options: Options) -> Generator[Ask, Answer, list[str]]:
+    """Yield one ask, receive its answer, return candidate ids best first."""
     if len(query.ids) < 2:
         return list(query.ids)
     answer = yield Ask(query, query.ids, "order")
@@ -24,25 +30,20 @@ def rank(query: Query, rng: random.Random, *, order: str = "shuffled") -> Genera
 
 
 def completed(answer: Answer, pool: Sequence[str]) -> list[str]:
-    """What could be read, then what is missing in the order given."""
+    """Return what could be read, then what is missing in the order given."""
     return [*answer.value, *(c for c in pool if c not in answer.value)]
 
 
-def calls(n: int, *, order: str = "shuffled") -> int:
-    """The number of asks for n candidates."""
+def calls(n: int, options: Options) -> int:
+    """Return the number of asks for n candidates."""
     return int(n > 1)
 
 
-def sampled_ask(query: Query, rng: random.Random, size: int | None = None, *, order: str = "shuffled") -> Ask:
-    """A training state: all candidates (or a positive and size-1 others) in random order, or in the order given."""
+def sampled_asks(query: Query, rng: random.Random, size: int | None, options: Options) -> list[Ask]:
+    """Return a training state: all candidates (or a positive and size-1 others) in random order, or as given."""
     pool = list(query.ids)
     if size is not None and size < len(pool):
         positive = rng.choice(query.positives)
         pool = [positive, *rng.sample([c for c in pool if c != positive], size - 1)]
     rng.shuffle(pool)
-    return Ask(query, tuple(pool if order == "shuffled" else sorted(pool, key=query.ids.index)), "order")
-
-
-def check(where: str, *, order: str = "shuffled") -> None:
-    if order not in ("shuffled", "given"):
-        raise UserError(f"{where}: ranker.order must be shuffled or given, got '{order}'")
+    return [Ask(query, tuple(pool if options.order == "shuffled" else sorted(pool, key=query.ids.index)), "order")]

@@ -32,7 +32,8 @@ TOKENS_FIRST, TOKENS_LAST = 2048, 6144  # in a batch, with padding, growing even
 BUCKET = 200  # examples sorted by length before they are cut into batches
 PEAK_LR, WARMUP = 2e-3, 100
 PLAIN_SHARE = 0.08  # of the examples
-TASK_WEIGHTS = [3 if task.startswith("rec") else 1 for task in world.TASKS]  # recommendation has the most words to learn
+# recommendation has the most words to learn
+TASK_WEIGHTS = [3 if task.startswith("rec") else 1 for task in world.TASKS]
 FOLDER = Path(__file__).parent / "model"
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ def draw_example(index: int, seed: int, size: int) -> tuple[Ask, str]:
     if rng.random() < PLAIN_SHARE:
         query, reading = plain.draw(rng, size)
     else:
-        query, reading = world.draw(rng.choices(list(world.TASKS), TASK_WEIGHTS)[0], "train", rng.randrange(10**9), seed)
+        query, reading = world.draw(rng.choices(list(world.TASKS), TASK_WEIGHTS)[0], "train",
+                                    rng.randrange(10**9), seed)
     return teacher.example(query, reading, decision, min(size, len(query.ids)), rng)
 
 
@@ -102,8 +104,10 @@ def main():
     parser.add_argument("--steps", type=int, default=7500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=PEAK_LR, help="at its peak")
-    parser.add_argument("--answer_weight", type=float, default=4.0, help="of answer tokens in the loss; those of the trace weigh 1")
-    parser.add_argument("--init", type=Path, help="go on from these weights, with pools and batches of full size from the start")
+    parser.add_argument("--answer_weight", type=float, default=4.0,
+                        help="of answer tokens in the loss; those of the trace weigh 1")
+    parser.add_argument("--init", type=Path,
+                        help="go on from these weights, with pools and batches of full size from the start")
     parser.add_argument("--compile", action="store_true", help="a quarter faster; needs a C++ compiler")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -127,7 +131,8 @@ def main():
     answer_token = tokenizer.convert_tokens_to_ids("<answer>")
     grown = args.steps if args.init else 0  # steps of curriculum that lie behind
     bar = tqdm(batches(prompter, args.steps, args.seed, grown), total=args.steps, unit="step", mininterval=5)
-    right = torch.zeros(4)  # tokens right, tokens, first answer tokens right, first answer tokens; since the last report
+    # tokens right, tokens, first answer tokens right, first answer tokens; since the last report
+    right = torch.zeros(4)
     for step, (ids, labels) in enumerate(bar):
         hidden = trunk(input_ids=ids).last_hidden_state[:, :-1]  # [B, T-1, H]
         target = labels[:, 1:]
@@ -142,7 +147,8 @@ def main():
         hit, first = logits.argmax(-1) == target[kept], (ids[:, :-1] == answer_token)[kept]
         right += torch.tensor([hit.sum(), hit.numel(), hit[first].sum(), first.sum()])
         if step % 50 == 49:
-            bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{right[0] / right[1]:.3f}", answer=f"{right[2] / right[3]:.3f}")
+            bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{right[0] / right[1]:.3f}",
+                            answer=f"{right[2] / right[3]:.3f}")
             right.zero_()
     model.half().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

@@ -16,7 +16,8 @@ from ranker.world import GENRES, MOODS, TITLES, Reading
 ONSETS = "b c d f g h j k l m n p r s t v w br ch cl cr dr fl fr gr ph pl pr qu sh sl sp st str th tr wh".split()
 VOWELS = "a e i o u ai ea ee ie oo ou y".split()
 CODAS = [""] * 12 + [*"n r s t l d m ck ng nd nt rd rn rs ss st tion ing er ed al ly ment".split()]
-KNOWN = [w for table in (MOODS, *GENRES.values()) for words in table.values() for w in words.split()] + [w for t in TITLES for w in t]
+KNOWN = ([w for table in (MOODS, *GENRES.values()) for words in table.values() for w in words.split()]
+         + [w for t in TITLES for w in t])
 FILLERS = "the of and a in to for with on is at from by it as how what which who".split()
 
 
@@ -32,7 +33,8 @@ def text(rng: random.Random, length: int, shared: list[str]) -> str:
     words = [word(rng) if rng.random() < 0.75 else rng.choice(FILLERS) for _ in range(max(length - len(shared), 1))]
     for item in shared:
         words.insert(rng.randint(0, len(words)), item)
-    tail = rng.choice(("", "", "", "?", ".", f" ({rng.randint(1930, 2025)})", f": {word(rng)}", f", {rng.choice(FILLERS)}"))
+    tail = rng.choice(("", "", "", "?", ".", f" ({rng.randint(1930, 2025)})", f": {word(rng)}",
+                       f", {rng.choice(FILLERS)}"))
     return " ".join(words) + tail
 
 

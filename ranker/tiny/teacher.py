@@ -30,7 +30,8 @@ def completion(reading: Reading, ask: Ask, wrong: bool) -> str:
     shown = {k: place[c] for k, c in enumerate(ask.pool, 1) if c in ask.left}  # identifier -> place in the query
     entries = "".join(f" [{k}] {reading.offers[i]} {reading.signs[i]} [{k}]" for k, i in shown.items())
     way = "first sign" if wrong else "both signs"
-    return f"<think> {reading.want}, by {way}.{entries}</think>\n" + answer(ask, {k: value[i] for k, i in shown.items()}, max(value))
+    return (f"<think> {reading.want}, by {way}.{entries}</think>\n"
+            + answer(ask, {k: value[i] for k, i in shown.items()}, max(value)))
 
 
 def answer(ask: Ask, values: dict[int, float], best: float) -> str:
@@ -40,7 +41,7 @@ def answer(ask: Ask, values: dict[int, float], best: float) -> str:
         [value] = values.values()
         span = str(round(10 * value / best)) if best else "0"
     else:
-        named = {"eliminate": sorted(values, key=lambda k: (values[k], -k))[:ask.drop], "pick": order[:1], "narrow": order[:(len(order) + 1) // 2],
-                 "order": order}[ask.decision]
+        named = {"eliminate": sorted(values, key=lambda k: (values[k], -k))[:ask.drop], "pick": order[:1],
+                 "narrow": order[:(len(order) + 1) // 2], "order": order}[ask.decision]
         span = " > ".join(f"[{k}]" for k in named)
     return f"<answer>{span}</answer>"

@@ -1,9 +1,10 @@
-"""Traces of the teacher for asks that the built-in policy never saw, for a cold start: what is out stated, several named at once.
+"""Traces of the teacher for asks that the built-in policy never saw, for a cold start: what is out stated, several
+named at once.
 
     python -m ranker.tiny.traces --out runs/early.jsonl [--count 3000] [--ranker.drop=3] [--ranker.pool=append]
 
-They read rightly and decide as the policy does, mostly by the wrong wish (`teacher.py`): what they teach is a form. Queries
-are of the built-in world's training split; the file is as training writes `thoughts.jsonl`.
+They read rightly and decide as the policy does, mostly by the wrong wish (`teacher.py`): what they teach is a form.
+Queries are of the built-in world's training split; the file is as training writes `thoughts.jsonl`.
 """
 
 import random
@@ -37,8 +38,9 @@ def main() -> None:
         for index in tqdm(range(args.count), desc="traces", unit="ask", dynamic_ncols=True):
             rng = random.Random(f"{args.seed}/traces/{index}")
             query, reading = world.draw(tasks[index % len(tasks)], "train", rng.randrange(10**9), args.seed)
-            ask = ranker.sampled_ask(query, rng)
-            file.write(log.line(thoughts.record(ask, teacher.completion(reading, ask, wrong=rng.random() < teacher.ERROR_RATE))))
+            ask = ranker.sampled_asks(query, rng, None)[0]
+            file.write(log.line(thoughts.record(ask, teacher.completion(reading, ask,
+                                                                        wrong=rng.random() < teacher.ERROR_RATE))))
     print(f"written to {args.out}: {args.count} traces")
 
 

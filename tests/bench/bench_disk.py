@@ -1,10 +1,13 @@
-"""Disturb every write of a short run, of an evaluation and of a preparation, type the command again, and see whether it ends where one ends that
-nothing disturbed. `python tests/bench/bench_disk.py [--every 1] [--first 1]` (some seven minutes on one core; --every 5 disturbs every fifth write).
+"""Disturb every write of a short run, of an evaluation and of a preparation, type the command again, and see whether it
+ends where one ends that nothing disturbed. `python tests/bench/bench_disk.py [--every 1] [--first 1]` (some seven
+minutes on one core; --every 5 disturbs every fifth write).
 
-From a write on, the disk is full (half of it goes through, and only deleting works), or read-only (nothing works), or the process is killed in its
-middle. A write is a file opened, written to or renamed, a folder, a link, something deleted. What must hold stands in `tests/test_survive.py`: one
-line with exit status 2, a last checkpoint that loads, and after the second command the same adapter, optimizer, metrics and completions, or
-the same tables and traces. Validation and the drawing of curves are left out of the run, which they would only make longer. Ends with a line of JSON.
+From a write on, the disk is full (half of it goes through, and only deleting works), or read-only (nothing works), or
+the process is killed in its middle. A write is a file opened, written to or renamed, a folder, a link, something
+deleted. What must hold stands in `tests/test_survive.py`: one line with exit status 2, a last checkpoint that loads,
+and after the second command the same adapter, optimizer, metrics and completions, or the same tables and traces.
+Validation and the drawing of curves are left out of the run, which they would only make longer. Ends with a line of
+JSON.
 """
 
 import json
@@ -18,7 +21,9 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 from test_survive import places, scripts, start, typed_again  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from ranker import config as settings, policy, report  # noqa: E402
+from ranker import config as settings  # noqa: E402
+from ranker.engine import policy  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
 from ranker.errors import Parser, UserError, exit_status  # noqa: E402
 
 HOW = ("full", "read-only", "killed")
@@ -42,16 +47,20 @@ def main() -> int:
                 raise UserError(f"the {name} does not end by itself: {errors}")
             expected = script[2](out)
             for how in HOW:
-                for first in tqdm(places(writes, how)[args.first - 1::args.every], desc=f"{name}, {how}", unit="write", dynamic_ncols=True):
+                for first in tqdm(places(writes, how)[args.first - 1::args.every], desc=f"{name}, {how}", unit="write",
+                                  dynamic_ncols=True):
                     try:
                         outcome = "same" if typed_again(script, out, how, first) == expected else "another end"
                     except Exception as error:  # whatever went wrong is counted, and said where
                         outcome = f"{type(error).__name__} {str(error)[:200]}"
-                    found.setdefault((name, how), []).append(outcome if outcome == "same" else f"{writes[first - 1]}: {outcome}")
-    print(report.markdown(["", "disturbed", "ended the same"], [[f"{name}, {how}", str(len(o)), str(o.count("same"))] for (name, how), o in found.items()]))
+                    found.setdefault((name, how), []).append(outcome if outcome == "same"
+                                                             else f"{writes[first - 1]}: {outcome}")
+    print(report.markdown(["", "disturbed", "ended the same"],
+                          [[f"{name}, {how}", str(len(o)), str(o.count("same"))] for (name, how), o in found.items()]))
     different = [outcome for outcomes in found.values() for outcome in outcomes if outcome != "same"]
     print("\n".join(different))
-    print(json.dumps({"every": args.every, "first": args.first, "disturbed": sum(map(len, found.values())), "different": len(different)}))
+    print(json.dumps({"every": args.every, "first": args.first, "disturbed": sum(map(len, found.values())),
+                      "different": len(different)}))
     return int(bool(different))
 
 

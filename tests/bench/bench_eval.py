@@ -1,4 +1,5 @@
-"""How fast is what surrounds the model, on one core: `python tests/bench/bench_eval.py [ML_LATEST_SMALL]`. Median of three.
+"""How fast is what surrounds the model, on one core: `python tests/bench/bench_eval.py [ML_LATEST_SMALL]`. Median of
+three.
 
 Ends with one line of JSON: seconds by name, and the limits they are held to.
 """
@@ -15,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from ranker import baselines, metrics, report  # noqa: E402
+from ranker import metrics  # noqa: E402
+from ranker.evaluation import baselines, report  # noqa: E402
 from ranker.data import Candidate, Query, write_queries  # noqa: E402
 from ranker.prepare import movielens  # noqa: E402
 
@@ -35,7 +37,8 @@ def pools(count: int) -> list[Query]:
     """Queries of 12 words, 20 candidates of 60 words each, as passages are."""
     rng = random.Random(0)
     words = [f"word{i}" for i in range(5000)]
-    return [Query(f"q{i}", "rank", " ".join(rng.choices(words, k=12)), tuple(Candidate(f"c{k}", " ".join(rng.choices(words, k=60))) for k in range(20)), (1.0,) * 20)
+    return [Query(f"q{i}", "rank", " ".join(rng.choices(words, k=12)),
+                  tuple(Candidate(f"c{k}", " ".join(rng.choices(words, k=60))) for k in range(20)), (1.0,) * 20)
             for i in range(count)]
 
 
@@ -50,12 +53,14 @@ def main() -> None:
     lists = [[float(rng.choice((0, 0, 0, 1, 2))) for _ in range(20)] for _ in range(100_000)]
     queries = pools(10_000)
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else REAL
-    tasks = {f"all {len(metrics.NAMES)} metrics of 100,000 lists of 20": (2.0, lambda: metrics.compute(metrics.NAMES, lists)),
+    of_lists = f"all {len(metrics.NAMES)} metrics of 100,000 lists of 20"
+    tasks = {of_lists: (2.0, lambda: metrics.compute(metrics.NAMES, lists)),
              "BM25 over 10,000 pools of 20 passages": (10.0, lambda: [baselines.bm25(q) for q in queries])}
     if folder.is_dir():
         tasks["ml-latest-small to JSON lines"] = (10.0, lambda: prepare(folder))
     found = {name: (seconds(action), limit) for name, (limit, action) in tasks.items()}
-    print(report.markdown(["", "seconds", "at most"], [[name, f"{s:.2f}", f"{limit:.0f}"] for name, (s, limit) in found.items()]))
+    print(report.markdown(["", "seconds", "at most"],
+                          [[name, f"{s:.2f}", f"{limit:.0f}"] for name, (s, limit) in found.items()]))
     print(json.dumps({name: {"seconds": round(s, 3), "limit": limit} for name, (s, limit) in found.items()}))
 
 

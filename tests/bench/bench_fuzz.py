@@ -1,8 +1,10 @@
-"""Does the answer parser stay whole and fast on garbage? `python tests/bench/bench_fuzz.py [COUNT]` (default 20,000 completions).
+"""Does the answer parser stay whole and fast on garbage? `python tests/bench/bench_fuzz.py [COUNT]` (default 20,000
+completions).
 
-Completions are golden ones cut, doubled and sprinkled with fragments, and a tenth is long (up to some 10 kB), about pools of 1 to 20
-candidates with short and with long texts. Ends with one line of JSON; exit status 1 when a parse raised or took a millisecond. Time is of
-the processor; what seems slow is timed again, since the first call of a pattern compiles it and a busy machine adds its own.
+Completions are golden ones cut, doubled and sprinkled with fragments, and a tenth is long (up to some 10 kB), about
+pools of 1 to 20 candidates with short and with long texts. Ends with one line of JSON; exit status 1 when a parse
+raised or took a millisecond. Time is of the processor; what seems slow is timed again, since the first call of a
+pattern compiles it and a busy machine adds its own.
 """
 
 import json
@@ -17,7 +19,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 from test_answers import DECISIONS, FRAGMENTS, POOL, ask, check, junk  # noqa: E402
 
-from ranker import answers, report  # noqa: E402
+from ranker import answers  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
 from ranker.answers import parse  # noqa: E402
 
 LIMIT = 1.0  # ms
@@ -34,7 +37,8 @@ def completion(rng: random.Random, texts: list[str]) -> str:
     kind = rng.random()
     if kind < 0.6:
         return junk(rng)
-    named = [text[:rng.randint(0, 300)] if rng.random() < 0.5 else text.swapcase() for text in rng.choices(texts, k=rng.randint(1, 4))]
+    named = [text[:rng.randint(0, 300)] if rng.random() < 0.5 else text.swapcase()
+             for text in rng.choices(texts, k=rng.randint(1, 4))]
     inside = rng.choice(("\n", " > ", ", ", " or ")).join(named)
     if kind > 0.9:
         inside = "".join(rng.choices([*FRAGMENTS, *texts], k=rng.randint(50, 400)))[:10_000]
@@ -61,7 +65,8 @@ def main() -> int:
         text = completion(rng, texts)
         try:
             answers._shown.cache_clear(), answers.numerals.cache_clear()
-            cold = max(cold, milliseconds(text, question, finished, 1))  # the first completion about a pool cleans its texts for all
+            # the first completion about a pool cleans its texts for all
+            cold = max(cold, milliseconds(text, question, finished, 1))
             answer = parse(text, question, finished)
             check(answer, question)
             spent = milliseconds(text, question, finished, 1)
@@ -72,14 +77,18 @@ def main() -> int:
             spent = milliseconds(text, question, finished, 3)
         times.append(spent)
         long += spent > LIMIT and len(text) > 8_000
-        slowest = max(slowest, (spent, f"{decision}, {len(question.pool)} candidates, {len(text)} characters: {text[:60]!r}"))
+        slowest = max(slowest, (spent,
+                                f"{decision}, {len(question.pool)} candidates, {len(text)} characters: {text[:60]!r}"))
         statuses[decision][answer.status] += 1
     names = sorted({status for found in statuses.values() for status in found})
     total = sum(statuses.values(), Counter())
-    print(report.markdown(["", *names], [[decision, *(str(found[name]) for name in names)] for decision, found in {**statuses, "all": total}.items()]))
+    print(report.markdown(["", *names], [[decision, *(str(found[name]) for name in names)]
+                                         for decision, found in {**statuses, "all": total}.items()]))
     print(f"\nslowest: {slowest[1]}")
-    print(json.dumps({"count": count, "failures": {name: total[name] for name in names if name != "ok"}, "exceptions": dict(exceptions),
-                      "over_1_ms": sum(t > LIMIT for t in times), "of_them_over_8_kB": long, "slowest_first_ms": round(cold, 3), "slowest_ms": round(slowest[0], 3), "median_ms": round(statistics.median(times), 4)}))
+    print(json.dumps({"count": count, "failures": {name: total[name] for name in names if name != "ok"},
+                      "exceptions": dict(exceptions), "over_1_ms": sum(t > LIMIT for t in times),
+                      "of_them_over_8_kB": long, "slowest_first_ms": round(cold, 3), "slowest_ms": round(slowest[0], 3),
+                      "median_ms": round(statistics.median(times), 4)}))
     return int(bool(exceptions) or slowest[0] > LIMIT)
 
 

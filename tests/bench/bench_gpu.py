@@ -49,11 +49,13 @@ import bench_step  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from ranker import config as settings, exact, memory, policy as policies, report  # noqa: E402
+from ranker import config as settings  # noqa: E402
+from ranker.engine import exact, memory, policy as policies  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
 from ranker.errors import Parser, exit_status  # noqa: E402
 from ranker.files import write_text  # noqa: E402
-from ranker.rollout import Sampler  # noqa: E402
-from ranker.score import pack, score_all  # noqa: E402
+from ranker.engine.sampler import Sampler  # noqa: E402
+from ranker.engine.score import pack, score_all  # noqa: E402
 
 SHAPE = {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
          "num_attention_heads": 16, "num_key_value_heads": 2}
@@ -67,7 +69,8 @@ QUICK = replace(GPU, base=bench_step.SMALL)
 QUICK_CPU = replace(QUICK, device="cpu", trl=bench_step.CPU.trl | {
     "model_init_kwargs": {"dtype": "float32", "quantization_config": NF4 | {"bnb_4bit_compute_dtype": "float32"}},
     "gradient_checkpointing": True})
-PROCESSES = {"versions": 60, "steps": 120, "graphs": 90, "paper_scale": 240, "trl": 240, "survival": 170}  # seconds of each
+# seconds of each
+PROCESSES = {"versions": 60, "steps": 120, "graphs": 90, "paper_scale": 240, "trl": 240, "survival": 170}
 SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4",
          "--rollout.max_new_tokens=48", "--data.tasks=passage-5", "--eval.every=2", "--eval.queries=1",
          "--run.save_every=1"]

@@ -24,11 +24,12 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm  # noqa: E402
 
-from ranker import report  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
 from ranker.errors import Parser, UserError, exit_status  # noqa: E402
 
-SHORT = ["--train.steps=5", "--train.warmup=1", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4", "--rollout.max_new_tokens=64",
-         "--eval.every=2", "--eval.queries=1", "--data.tasks=passage-5", "--run.save_every=1", "--model.device=cpu"]
+SHORT = ["--train.steps=5", "--train.warmup=1", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4",
+         "--rollout.max_new_tokens=64", "--eval.every=2", "--eval.queries=1", "--data.tasks=passage-5",
+         "--run.save_every=1", "--model.device=cpu"]
 TIMES = {"seconds", "tokens_per_second", "peak_gb"}
 
 
@@ -41,10 +42,13 @@ def main() -> None:
         raise UserError("--kills must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         found = kills(Path(folder), args.kills, args.seed)
-    rows = {where: [outcome for place, outcome in found if place == where] for where in dict.fromkeys(place for place, _ in found)}
-    print(report.markdown(["killed", "times", "ended the same"], [[where, str(len(o)), str(o.count("same"))] for where, o in rows.items()]))
+    rows = {where: [outcome for place, outcome in found if place == where]
+            for where in dict.fromkeys(place for place, _ in found)}
+    print(report.markdown(["killed", "times", "ended the same"],
+                          [[where, str(len(o)), str(o.count("same"))] for where, o in rows.items()]))
     different = Counter(outcome for _, outcome in found if outcome != "same")
-    print(json.dumps({"kills": args.kills, "seed": args.seed, "same": sum(outcome == "same" for _, outcome in found), "different": different}))
+    print(json.dumps({"kills": args.kills, "seed": args.seed, "same": sum(outcome == "same" for _, outcome in found),
+                      "different": different}))
     if different:
         sys.exit(1)
 
@@ -70,8 +74,8 @@ def kills(folder: Path, count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def start(run: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, ROOT / "train.py", ROOT / "configs/iranker.yaml", *SHORT, f"--run.dir={run}"],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, ROOT / "train.py", ROOT / "configs/iranker.yaml", *SHORT,
+                             f"--run.dir={run}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def killed_at(run: Path, moment: float) -> str:
@@ -86,7 +90,8 @@ def killed_at(run: Path, moment: float) -> str:
 def killed_saving(run: Path, step: int) -> str:
     """Kill as soon as a checkpoint of `step` is begun; one that was too quick for us counts as well."""
     process = start(run)
-    while process.poll() is None and not any((run / "checkpoints" / name).exists() for name in (f".step_{step}.tmp", f"step_{step}")):
+    while (process.poll() is None
+           and not any((run / "checkpoints" / name).exists() for name in (f".step_{step}.tmp", f"step_{step}"))):
         time.sleep(0.0005)
     process.kill()
     process.wait()
@@ -95,12 +100,14 @@ def killed_saving(run: Path, step: int) -> str:
 
 def left_behind(run: Path) -> dict[str, object]:
     """What two runs must agree on."""
-    lines = lambda name: [json.loads(line) for line in (run / name).read_text(encoding="utf-8").split("\n")[:-1]]  # noqa: E731
+    lines = lambda name: [json.loads(line)  # noqa: E731
+                          for line in (run / name).read_text(encoding="utf-8").split("\n")[:-1]]
     digest = lambda name: hashlib.sha256((run / "last" / name).read_bytes()).hexdigest()  # noqa: E731
     return {"adapter": digest("adapter_model.safetensors"), "optimizer": digest("optimizer.pt"),
             "metrics": [{k: v for k, v in record.items() if k not in TIMES} for record in lines("metrics.jsonl")],
             "completions": lines("completions.jsonl"), "thoughts": lines("thoughts.jsonl"),
-            "best": (run / "best").resolve().name, "checkpoints": sorted(p.name for p in (run / "checkpoints").iterdir())}
+            "best": (run / "best").resolve().name,
+            "checkpoints": sorted(p.name for p in (run / "checkpoints").iterdir())}
 
 
 if __name__ == "__main__":

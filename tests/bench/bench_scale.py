@@ -1,4 +1,5 @@
-"""How a step grows with the group and with the prompt, and a ranking with its candidates: `python tests/bench/bench_scale.py`.
+"""How a step grows with the group and with the prompt, and a ranking with its candidates:
+`python tests/bench/bench_scale.py`.
 
 Seconds and peak memory of one optimizer step (sampling and training, two prompts) for groups of 2 to 32 completions and
 prompts of 250 to 4000 tokens, each measured in a process of its own as in bench_step.py, whose model it is; and seconds
@@ -22,10 +23,11 @@ import torch  # noqa: E402
 from matplotlib import pyplot as plt  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from ranker import config as settings, report  # noqa: E402
+from ranker import config as settings  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
 from ranker.drive import load_ranker, run  # noqa: E402
 from ranker.errors import Parser, UserError, exit_status  # noqa: E402
-from ranker.rollout import Sampler, greedy_model  # noqa: E402
+from ranker.engine.sampler import Sampler, greedy_model  # noqa: E402
 
 GROUPS = [(1000, 64, g) for g in (2, 4, 8, 16, 32)]
 PROMPTS = [(p, 64, 8) for p in (250, 500, 1000, 2000, 4000)]
@@ -42,26 +44,33 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.repeats, args.threads) < 1:
         raise UserError("--repeats and --threads must be at least 1")
-    groups, prompts, candidates = ([(24, 8, g) for g in (2, 4)], [(p, 8, 2) for p in (24, 48)], (3, 5)) if args.quick else (GROUPS, PROMPTS, CANDIDATES)
+    groups, prompts, candidates = (([(24, 8, g) for g in (2, 4)], [(p, 8, 2) for p in (24, 48)], (3, 5)) if args.quick
+                                   else (GROUPS, PROMPTS, CANDIDATES))
     repeats = 1 if args.quick else args.repeats
-    steps, rankings = measured_steps(args, dict.fromkeys(groups + prompts), repeats), measured_rankings(args, candidates, repeats)
+    steps, rankings = (measured_steps(args, dict.fromkeys(groups + prompts), repeats),
+                       measured_rankings(args, candidates, repeats))
     for title, shapes in (("completions a prompt", groups), ("tokens of the prompt", prompts)):
-        lines = [[f"{p} + {g} x {c}", f"{p + g * c}", f"{steps[p, c, g][0]:.2f}", f"{1000 * steps[p, c, g][0] / (2 * (p + g * c)):.2f}", f"{steps[p, c, g][1] / 1e9:.2f}"]
+        lines = [[f"{p} + {g} x {c}", f"{p + g * c}", f"{steps[p, c, g][0]:.2f}",
+                  f"{1000 * steps[p, c, g][0] / (2 * (p + g * c)):.2f}", f"{steps[p, c, g][1] / 1e9:.2f}"]
                  for p, c, g in shapes]
-        print(f"\nby {title}\n\n" + report.markdown(["P + G x C", "tokens a prompt", "seconds a step", "ms a token", "GB"], lines))
-    print("\nby candidates\n\n" + report.markdown(["candidates", *(f"{pool}, seconds a query" for pool in rankings)],
-                                                 [[str(n), *(f"{found[n]:.2f}" for found in rankings.values())] for n in candidates]))
+        print(f"\nby {title}\n\n"
+              + report.markdown(["P + G x C", "tokens a prompt", "seconds a step", "ms a token", "GB"], lines))
+    print("\nby candidates\n\n"
+          + report.markdown(["candidates", *(f"{pool}, seconds a query" for pool in rankings)],
+                            [[str(n), *(f"{found[n]:.2f}" for found in rankings.values())] for n in candidates]))
     draw(args.out, steps, groups, prompts, rankings)
     print(f"\npicture: {args.out}")
-    print(json.dumps({"steps": [{"prompt": p, "completion": c, "group": g, "seconds": s, "peak_bytes": b} for (p, c, g), (s, b) in steps.items()],
-                      "rankings": rankings, "threads": args.threads, "cpu": bench_step.cpu(), "torch": torch.__version__}))
+    print(json.dumps({"steps": [{"prompt": p, "completion": c, "group": g, "seconds": s, "peak_bytes": b}
+                                for (p, c, g), (s, b) in steps.items()], "rankings": rankings, "threads": args.threads,
+                      "cpu": bench_step.cpu(), "torch": torch.__version__}))
 
 
 def measured_steps(args, shapes, repeats: int) -> dict[tuple, tuple[float, float]]:
     """(prompt, completion, group) -> median seconds and peak bytes of a step."""
     args.tokens_per_batch, args.trl_compact_head, args.trl_options = settings.Train.tokens_per_batch, False, "{}"
     found = {shape: [] for shape in shapes}
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=repeats * len(found), desc="steps", unit="run", dynamic_ncols=True) as bar:
+    with (tempfile.TemporaryDirectory() as folder,
+          tqdm(total=repeats * len(found), desc="steps", unit="run", dynamic_ncols=True) as bar):
         bench_step.save_base(bench_step.CPU, Path(folder))
         for _ in range(repeats):
             for shape, runs in found.items():
@@ -95,10 +104,12 @@ def measured_rankings(args, candidates, repeats: int) -> dict[str, dict[int, flo
 
 def draw(path: Path, steps: dict, groups: list, prompts: list, rankings: dict) -> None:
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    for axis, shapes, place, label in ((axes[0], groups, 2, "completions a prompt"), (axes[1], prompts, 0, "tokens of the prompt")):
+    for axis, shapes, place, label in ((axes[0], groups, 2, "completions a prompt"),
+                                       (axes[1], prompts, 0, "tokens of the prompt")):
         axis.plot([s[place] for s in shapes], [steps[s][0] for s in shapes], marker="o", label="seconds a step")
         memory = axis.twinx()
-        memory.plot([s[place] for s in shapes], [steps[s][1] / 1e9 for s in shapes], marker="s", color="tab:orange", label="peak GB")
+        memory.plot([s[place] for s in shapes], [steps[s][1] / 1e9 for s in shapes], marker="s", color="tab:orange",
+                    label="peak GB")
         axis.set(xlabel=label, ylabel="seconds a step", xlim=0, ylim=0)
         memory.set(ylabel="peak GB", ylim=0)
         axis.legend(loc="upper left", fontsize=8)

@@ -86,7 +86,8 @@ def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: P
 
 @dataclass
 class Layout:
-    """Where prompts and completions stand in a packed row of `total` tokens; shorter ones are filled up at their end."""
+    """Where prompts and completions stand in a packed row of `total` tokens; shorter ones are filled up at their
+    end."""
 
     prompts: torch.Tensor  # [B, P], index of each token in the row
     completions: torch.Tensor  # [N, T]
@@ -113,7 +114,8 @@ class Layout:
         return self.masks[window]
 
 
-def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, int]], owner: Sequence[int], device: torch.device) -> Layout:
+def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, int]], owner: Sequence[int],
+           device: torch.device) -> Layout:
     """prompts, completions: (start, length) in the row; owner: the prompt of each completion."""
     def table(spans):
         starts, lengths = torch.tensor(spans, device=device).T  # [spans] each
@@ -157,7 +159,8 @@ def packed(module, query, key, value, attention_mask, scaling, *, layout: Layout
     if layout is None:
         raise ValueError(PASSES_NOTHING)
     flat = [states[0].transpose(0, 1) for states in (query, key, value)]  # [total, heads or kv, d]
-    take = lambda states, index: states.index_select(0, index.flatten()).view(*index.shape, *states.shape[1:]).transpose(1, 2)  # noqa: E731
+    take = lambda states, index: states.index_select(0, index.flatten()).view(*index.shape,  # noqa: E731
+                                                                              *states.shape[1:]).transpose(1, 2)
     prompts = [take(states, layout.prompts) for states in flat]  # [B, heads or kv, P, d]
     completions = [take(states, layout.completions) for states in flat]  # [N, heads or kv, T, d]
     each = ((lambda states: states[:, None].expand(-1, layout.group, -1, -1, -1).flatten(0, 1)) if layout.group
@@ -171,7 +174,8 @@ def packed(module, query, key, value, attention_mask, scaling, *, layout: Layout
 
 @dataclass
 class Window:
-    """What a step of decoding sees of the completions: `width` tokens, and of them those up to `at` [1], where it writes.
+    """What a step of decoding sees of the completions: `width` tokens, and of them those up to `at` [1], where it
+    writes.
 
     The width grows by `block` tokens. By one it ends at `at`; by more, the steps of a block differ in nothing but what
     their tensors hold, as a CUDA graph needs, and what is not written yet is masked.
@@ -196,7 +200,8 @@ class Layer(DynamicLayer):
         self.is_initialized = True
 
     def make_room(self, rows: int, room: int) -> None:
-        make = torch.Tensor.new_empty if self.window.block == 1 else torch.Tensor.new_zeros  # what is read before it is written must be numbers
+        # what is read before it is written must be numbers
+        make = torch.Tensor.new_empty if self.window.block == 1 else torch.Tensor.new_zeros
         self.completions = tuple(make(kept, (rows, kept.shape[1], room, kept.shape[3])) for kept in self.prompts)
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -210,7 +215,8 @@ class Layer(DynamicLayer):
 
 
 class Filled(DynamicLayer):
-    """Keys and values of one layer [B, kv, width, d], whose beginning stands there already: new tokens are written behind it, in place."""
+    """Keys and values of one layer [B, kv, width, d], whose beginning stands there already: new tokens are written
+    behind it, in place."""
 
     def __init__(self, shape: tuple[int, int, int, int], like: torch.Tensor):
         super().__init__()
@@ -225,9 +231,11 @@ class Filled(DynamicLayer):
 
 
 class PromptCache(Cache):
-    """Prompts (padded at either end) and the completions that grow behind them; `owner` says whose a row is, in order."""
+    """Prompts (padded at either end) and the completions that grow behind them; `owner` says whose a row is, in
+    order."""
 
-    def __init__(self, prompts: Sequence[tuple[torch.Tensor, torch.Tensor]], real: torch.Tensor, owner: torch.Tensor, room: int, block: int = 1):
+    def __init__(self, prompts: Sequence[tuple[torch.Tensor, torch.Tensor]], real: torch.Tensor, owner: torch.Tensor,
+                 room: int, block: int = 1):
         """prompts: per layer keys and values [B, kv, P, d]; real [B, P], False for padding; owner [rows], ascending."""
         self.window = Window(torch.zeros(1, dtype=torch.long, device=owner.device), block)
         super().__init__(layers=[Layer(*layer, self.window) for layer in prompts])
@@ -288,7 +296,8 @@ class PromptCache(Cache):
         """The way back: [B, kv, G * q, n] -> [rows, kv, q, n]."""
         prompts, heads, queries, n = grouped.shape
         q = queries // self.shape[1]
-        rows = grouped.view(prompts, heads, self.shape[1], q, n).transpose(1, 2).reshape(prompts * self.shape[1], heads, q, n)
+        rows = grouped.view(prompts, heads, self.shape[1], q, n).transpose(1, 2).reshape(prompts * self.shape[1],
+                                                                                         heads, q, n)
         return rows if self.slot is None else rows[self.slot]
 
 

@@ -21,10 +21,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from ranker import config as settings
-from ranker.attention import PREFILLING
+from ranker.engine.attention import PREFILLING
 from ranker.errors import UserError, nearest
 
-TINY = Path(__file__).parent / "tiny" / "model"
+TINY = Path(__file__).parents[1] / "tiny" / "model"
 # What reading a model's files can raise.
 ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError)
 WORKS = "Llama, Qwen2.5, Qwen3, Mistral, Gemma 2 and 3, Phi-3, SmolLM2, OLMo 2 and Granite 3 do; the README names all"

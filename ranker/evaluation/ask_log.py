@@ -1,4 +1,5 @@
-"""Every ask of an evaluation with its completion, in `traces.jsonl`: written as they come, so that a killed evaluation goes on.
+"""Every ask of an evaluation with its completion, in `traces.jsonl`: written as they come, so that a killed evaluation
+goes on.
 
 As long as it is unfinished, `unfinished.json` beside it says what is evaluated. The same command, started again, takes
 every finished ask from the file and asks only the rest; a command that evaluates something else is refused.
@@ -11,16 +12,17 @@ from pathlib import Path
 
 from ranker import log
 from ranker.data import Answer, Ask, Completion
-from ranker.drive import Model
+from ranker.drive import Model, Models
 from ranker.errors import UserError
 from ranker.files import lock, refuse_locked, refuse_read_only, write_text, writing
 
 
-class Traces:
-    """The traces of an evaluation in `folder`; `model` wraps what answers the asks of one row."""
+class AskLog:
+    """The asks of an evaluation in `folder`; `models` wraps who answers those of one row."""
 
     def __init__(self, folder: Path, evaluation: dict, anew: bool = False):
-        """Raises UserError when the folder holds an unfinished evaluation of something else. With `anew` everything is asked again."""
+        """Raises UserError when the folder holds an unfinished evaluation of something else. With `anew` everything is
+        asked again."""
         self.path, self.mark = folder / "traces.jsonl", folder / "unfinished.json"
         self.evaluation = json.loads(json.dumps(evaluation))  # as it comes back from the file
         self.anew, self.begun = anew, False
@@ -34,8 +36,10 @@ class Traces:
         if not self.begun:
             self.held = lock(self.path.parent)
             if self._finished_asks() != self.done:
-                raise UserError(f"{self.path.parent}: another evaluation has written here in the meantime; type the command again")
-            write_text(self.path, "".join(map(log.line, self.done)))  # cuts what a crash left half-written, and an older evaluation
+                raise UserError(f"{self.path.parent}: another evaluation has written here in the meantime; "
+                                "type the command again")
+            # cuts what a crash left half-written, and an older evaluation
+            write_text(self.path, "".join(map(log.line, self.done)))
             write_text(self.mark, json.dumps(self.evaluation, indent=1) + "\n")
             self.begun = True
 
@@ -46,16 +50,24 @@ class Traces:
             return []
         except (OSError, ValueError, TypeError):
             raise UserError(f"{self.mark} cannot be read; delete it to begin anew") from None
-        changed = sorted(key for key in self.evaluation.keys() | before.keys() if self.evaluation.get(key) != before.get(key))
+        changed = sorted(key for key in self.evaluation.keys() | before.keys()
+                         if self.evaluation.get(key) != before.get(key))
         if changed:
-            raise UserError(f"{self.path.parent} holds an unfinished evaluation with other {', '.join(changed)}; finish it with the command it was"
+            raise UserError(f"{self.path.parent} holds an unfinished evaluation with other {', '.join(changed)}; "
+                            "finish it with the command it was"
                             f" begun with, name another folder with --out, or delete {self.mark}")
         return [] if self.anew else list(log.read(self.path))
 
-    def model(self, row: str, order: int, inner: Model, progress=lambda asks: None) -> Model:
-        """`inner`, asked only what the file does not hold. `progress` hears of the asks that it does hold."""
-        asked: Counter = Counter()
+    def models(self, row: str, order: int, inner: Models, progress=lambda asks: None) -> Models:
+        """Return who plays each role, asked only what the file does not hold.
 
+        `progress` hears of the asks that it does hold.
+        """
+        asked: Counter = Counter()
+        return {role: self._model(row, order, model, progress, asked) for role, model in
+                (inner if isinstance(inner, dict) else {"policy": inner}).items()}
+
+    def _model(self, row: str, order: int, inner: Model, progress, asked: Counter) -> Model:
         def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
             keys = []
             for ask in asks:
@@ -67,7 +79,8 @@ class Traces:
             fresh = dict(zip(missing, inner([asks[i] for i in missing]) if missing else ()))
             self.begin()
             log.append(self.path, [record(keys[i], asks[i], *fresh[i]) for i in missing])
-            return [fresh[i] if i in fresh else recorded(self.found[key], asks[i], self.path) for i, key in enumerate(keys)]
+            return [fresh[i] if i in fresh else recorded(self.found[key], asks[i], self.path)
+                    for i, key in enumerate(keys)]
 
         return model
 
@@ -81,8 +94,8 @@ class Traces:
 def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, completion: Completion) -> dict:
     row, order, query, number = key
     return {"row": row, "order": order, "query": query, "ask": number, **ask.described(), "text": completion.text,
-            "prompt_tokens": prompt_tokens, "tokens": completion.tokens, "finished": completion.finished, "seconds": completion.seconds,
-            "status": completion.answer.status, "answer": completion.answer.value,
+            "prompt_tokens": prompt_tokens, "tokens": completion.tokens, "finished": completion.finished,
+            "seconds": completion.seconds, "status": completion.answer.status, "answer": completion.answer.value,
             **({"scores": completion.answer.scores} if completion.answer.scores else {}),
             **({"cut": completion.cut} if completion.cut is not None else {})}
 
@@ -90,6 +103,9 @@ def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, complet
 def recorded(record: dict, ask: Ask, path: Path) -> tuple[int, Completion]:
     """What `record` wrote. Raises UserError when it belongs to another ask."""
     if {key: record.get(key) for key in ask.described()} != ask.described():
-        raise UserError(f"{path}: ask {record['ask']} about query '{record['query']}' was another one; delete unfinished.json beside it to begin anew")
-    answer = Answer(record["status"], tuple(record["answer"]), scores=tuple(record.get("scores", ())))
-    return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"], record.get("cut"), record["tokens"])
+        raise UserError(f"{path}: ask {record['ask']} about query '{record['query']}' was another one; "
+                        "delete unfinished.json beside it to begin anew")
+    answer = Answer(record["status"], tuple(record["answer"]), scores=tuple(record.get("scores", ())),
+                    text=record["text"])
+    return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"],
+                                               record.get("cut"), record["tokens"])

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
-from ranker.tables import clean, json_file, json_lines, open_text
-from ranker.trec import Qrels, Run
+from ranker.reading import clean, json_file, json_lines, open_text
+from ranker.trec_files import Qrels, Run
 
 
 def read_corpus(path: Path, topics: Path | None = None) -> tuple[dict[str, str], dict[str, str]]:
@@ -18,7 +18,8 @@ def read_corpus(path: Path, topics: Path | None = None) -> tuple[dict[str, str],
     queries, documents = {}, {}
     for line, document, text, query in _documents(path):
         if not isinstance(document, (str, int)) or not isinstance(text, str):
-            raise UserError(f"{path}:{line}: a document needs an id ('docid' or '_id') and a text ('content' or 'text')")
+            raise UserError(f"{path}:{line}: a document needs an id ('docid' or '_id') and a text "
+                            "('content' or 'text')")
         documents[str(document)] = clean(text)
         if query:
             queries[str(query[0])] = query[1]
@@ -40,10 +41,12 @@ def _documents(path: Path) -> Iterator[tuple[int, object, object, tuple[object, 
         for line, record in json_lines(path):
             title = record.get("title") or ""
             text = record.get("text", record.get("contents"))
-            yield line, record.get("_id", record.get("docid", record.get("id"))), f"{title} {text}".strip() if isinstance(text, str) else None, None
+            yield (line, record.get("_id", record.get("docid", record.get("id"))),
+                   f"{title} {text}".strip() if isinstance(text, str) else None, None)
         return
     for entry in json_file(path):
-        if not isinstance(entry, dict) or not isinstance(entry.get("query"), str) or not isinstance(entry.get("hits"), list):
+        if (not isinstance(entry, dict) or not isinstance(entry.get("query"), str)
+            or not isinstance(entry.get("hits"), list)):
             raise UserError(f"{path}: every entry needs 'query' and 'hits'")
         for hit in entry["hits"]:
             hit = hit if isinstance(hit, dict) else {}
@@ -52,7 +55,8 @@ def _documents(path: Path) -> Iterator[tuple[int, object, object, tuple[object, 
 
 def queries(run: Run, qrels: Qrels, texts: tuple[dict[str, str], dict[str, str]] | None, where: str,
             task: str = "rank") -> tuple[list[Query], dict[str, list[float]], list[str]]:
-    """(a query for every judged one, candidates in the order of the run; query -> all its grades; queries of the run without judgements).
+    """(a query for every judged one, candidates in the order of the run; query -> all its grades; queries of the run
+    without judgements).
 
     A judged query that the run lacks has no candidates and counts 0, as in `trec_eval -c`. Without `texts` candidates
     have none. Raises UserError for a document that has no text. Negative grades count as 0.
@@ -62,7 +66,9 @@ def queries(run: Run, qrels: Qrels, texts: tuple[dict[str, str], dict[str, str]]
         ids = run.get(query, [])
         missing = [d for d in ids if texts and d not in documents]
         if missing or (texts and ids and query not in contexts):
-            raise UserError(f"{where}: no text for {f'document {missing[0]!r} of ' if missing else ''}query '{query}' in the corpus")
+            raise UserError(f"{where}: no text for {f'document {missing[0]!r} of ' if missing else ''}query "
+                            f"'{query}' in the corpus")
         made.append(Query(query, task, contexts.get(query, ""), tuple(Candidate(d, documents.get(d, "")) for d in ids),
                           tuple(float(max(grades.get(d, 0), 0)) for d in ids)))
-    return made, {query: [float(max(g, 0)) for g in grades.values()] for query, grades in qrels.items()}, sorted(run.keys() - qrels.keys())
+    return (made, {query: [float(max(g, 0)) for g in grades.values()] for query, grades in qrels.items()},
+            sorted(run.keys() - qrels.keys()))

@@ -1,4 +1,5 @@
-"""Paired statistics over queries: a sign-flip randomization test, Holm's correction and a bootstrap interval, seeded, in numpy."""
+"""Paired statistics over queries: a sign-flip randomization test, Holm's correction and a bootstrap interval, seeded,
+in numpy."""
 
 from collections.abc import Sequence
 
@@ -18,7 +19,8 @@ def randomization_p(differences: Sequence[float], seed: int = 0, samples: int = 
     return (beyond + 1) / (samples + 1)
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0, samples: int = SAMPLES, level: float = 0.95) -> tuple[float, float]:
+def bootstrap_interval(values: Sequence[float], seed: int = 0, samples: int = SAMPLES,
+                       level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean."""
     values = np.asarray(values, dtype=float)
     rng = np.random.default_rng(seed)
@@ -40,8 +42,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def compare(differences: Sequence[float]) -> dict[str, float]:
-    """Of paired differences: their number, mean (`gain`), p, 95% interval, and how many are above, at and below zero."""
+    """Of paired differences: their number, mean (`gain`), p, 95% interval, and how many are above, at and below
+    zero."""
     low, high = bootstrap_interval(differences)
     wins, losses = sum(d > 1e-12 for d in differences), sum(d < -1e-12 for d in differences)
-    return {"queries": len(differences), "gain": sum(differences) / len(differences), "p": randomization_p(differences), "low": low,
-            "high": high, "wins": wins, "ties": len(differences) - wins - losses, "losses": losses}
+    return {"queries": len(differences), "gain": sum(differences) / len(differences), "p": randomization_p(differences),
+            "low": low, "high": high, "wins": wins, "ties": len(differences) - wins - losses, "losses": losses}

@@ -1,40 +1,31 @@
-"""Sampling: each prompt is computed, held and read once for its group; finished rows leave the batch.
+"""Sample tokens: each prompt is computed, held and read once for its group; finished rows leave the batch.
 
-Token ids are kept as sampled and never decoded and encoded again. A completion ends with an end token of the
-generation config or with the token that completes `</answer>`; that token belongs to the completion. Nothing of the
-model's own generation config but its end tokens is used: plain sampling at one temperature, or the most likely token
-at temperature 0.
+The sampler knows token ids alone. They are kept as sampled and never decoded and encoded again. A completion ends with
+a token that the policy says ends it (`Policy.ends`), which belongs to the completion. Nothing of the model's own
+generation config but its end tokens is used: plain sampling at one temperature, or the most likely token at
+temperature 0.
 """
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
 from itertools import islice
 
 import torch
 from transformers import Cache, DynamicCache
 
 from ranker import config as settings
-from ranker.answers import parse, place
-from ranker.attention import DECODING, PREFILLING, Filled, Prefill, PromptCache
-from ranker.data import Answer, Ask, Completion, Cut, Group
-from ranker.drive import Model
-from ranker.policy import Policy
-from ranker.score import pack, score_all
+from ranker.engine.attention import DECODING, PREFILLING, Filled, Prefill, PromptCache
+from ranker.engine.policy import Policy
 
 Sample = tuple[list[int], list[float], bool]  # token ids, their log-probabilities, finished
-STOP = "</answer>"
-TAIL = 16  # tokens decoded to look for STOP
 LOOK_EVERY = 4  # tokens between two looks of the host, which wait for the device
 COMPACT_AT = 0.25  # share of finished rows that is worth copying the cache for
 BLOCK = 128  # tokens for which a captured step serves; a multiple of LOOK_EVERY
-NUMBERS = range(11)  # what a `score` ask is answered with
 
 
 class Known:
-    """What has been computed of the prompt that was asked last about a query; all on a shelf together hold at most `room` tokens."""
+    """What has been computed of the prompt that was asked last about a query; all on a shelf together hold at most
+    `room` tokens."""
 
     def __init__(self, shelf: dict[str, "Known"], room: int):
         self.shelf, self.room = shelf, room
@@ -47,7 +38,8 @@ class Known:
         return min(same, len(prompt) - 1)
 
     @staticmethod
-    def hold(known: Sequence["Known"], prompts: Sequence[list[int]], caches: list[tuple[torch.Tensor, torch.Tensor]], begins: list[int]) -> None:
+    def hold(known: Sequence["Known"], prompts: Sequence[list[int]], caches: list[tuple[torch.Tensor, torch.Tensor]],
+             begins: list[int]) -> None:
         """Of a batch's keys and values [B, kv, P, d] what there is room for: views of all, or copies of the first."""
         for one in known:
             one.ids, one.layers = [], []
@@ -57,7 +49,8 @@ class Known:
             free -= len(prompt)
             if free >= 0:
                 mine = [tuple(states[i, :, begins[i]:begins[i] + len(prompt)] for states in layer) for layer in caches]
-                one.ids, one.layers = prompt, mine if whole else [tuple(states.clone() for states in layer) for layer in mine]
+                one.ids, one.layers = (prompt,
+                                       mine if whole else [tuple(states.clone() for states in layer) for layer in mine])
 
 
 class Sampler:
@@ -67,11 +60,9 @@ class Sampler:
         self.policy, self.settings = policy, rollout
         self.block = BLOCK if rollout.graph and policy.device.type == "cuda" else 1  # tokens
         self.capturing = True  # until a capture fails
-        # Only a token with a `>` in it can complete the stop string: all others need no look at the text.
-        self.closing = {i for token, i in policy.tokenizer.get_vocab().items() if ">" in token}
         size = max(policy.head.weight.shape[0], len(policy.tokenizer))
         watched = torch.zeros(size, dtype=torch.bool)
-        watched[list(self.closing | policy.stop_ids)] = True
+        watched[list(policy.closing | policy.stop_ids)] = True
         self.watched = watched.to(policy.device)  # [V]
 
     @torch.no_grad()
@@ -79,8 +70,8 @@ class Sampler:
                  known: Sequence[Known] = ()) -> list[list[Sample]]:
         """`counts[i]` samples of prompt i: (token ids, their log-probabilities in fp32, finished).
 
-        What is drawn for a prompt depends on its seed alone, not on the other prompts of the batch or on who has left it.
-        Log-probabilities are of the sampled distribution. `known[i]` holds what has been computed of a prompt that
+        What is drawn for a prompt depends on its seed alone, not on the other prompts of the batch or on who has left
+        it. Log-probabilities are of the sampled distribution. `known[i]` holds what has been computed of a prompt that
         begins alike, and then prompt i.
         """
         with self.policy.sampling_weights(self.settings.weights):
@@ -105,16 +96,18 @@ class Sampler:
         fresh = [len(p) - (known[i].shared(p) if known else 0) for i, p in enumerate(prompts)]
         begins, caches, logits = torch.zeros_like(lengths), [], None  # begins: where each prompt stands in its row
         kept = next((k.layers for k in known if k.layers), None)
-        for piece in map(sorted, _batches(fresh, [1] * len(fresh), self.settings.tokens_per_prefill, alike=0.5)):
+        for piece in map(sorted, batches_of(fresh, [1] * len(fresh), self.settings.tokens_per_prefill, alike=0.5)):
             new, wide, cache = max(fresh[i] for i in piece), max(len(prompts[i]) for i in piece), DynamicCache()
             start, column = torch.zeros_like(lengths[piece, None]), torch.arange(wide, device=device)  # [b, 1], [wide]
             if wide > new:
                 start = wide - lengths[piece, None]
-                cache = Cache(layers=[Filled((len(piece), layer[0].shape[0], wide, layer[0].shape[2]), layer[0]) for layer in kept])
+                cache = Cache(layers=[Filled((len(piece), layer[0].shape[0], wide, layer[0].shape[2]), layer[0])
+                                      for layer in kept])
                 for row, i in enumerate(piece):
                     n = len(prompts[i])
                     for layer, states in zip(cache.layers, known[i].layers if n > new else ()):
-                        layer.keys[row, :, wide - n:wide - new], layer.values[row, :, wide - n:wide - new] = (s[:, :n - new] for s in states)
+                        layer.keys[row, :, wide - n:wide - new], layer.values[row, :, wide - n:wide
+                                                                              - new] = (s[:, :n - new] for s in states)
             at = torch.arange(wide - new, wide, device=device)[:, None]  # [new, 1]
             rows = [[0] * int(s) + prompts[i] + [0] * (wide - int(s) - len(prompts[i])) for s, i in zip(start, piece)]
             if self.policy.attention == PREFILLING:
@@ -136,7 +129,8 @@ class Sampler:
                 break
             if logits is None:
                 logits = last.new_empty(len(prompts), last.shape[-1])
-                caches = [tuple(s.new_zeros(len(prompts), s.shape[1], width, s.shape[3]) for s in (layer.keys, layer.values)) for layer in cache.layers]
+                caches = [tuple(s.new_zeros(len(prompts), s.shape[1], width, s.shape[3])
+                                for s in (layer.keys, layer.values)) for layer in cache.layers]
             logits[piece] = last
             for whole, layer in zip(caches, cache.layers):
                 whole[0][piece, :, :wide], whole[1][piece, :, :wide] = layer.keys, layer.values
@@ -149,12 +143,14 @@ class Sampler:
                 seeds: Sequence[int]) -> list[list[Sample]]:
         """Token by token for all rows; the host looks at the tokens every LOOK_EVERY steps.
 
-        On a CUDA device (`rollout.graph`) a step is captured once a BLOCK and then replayed: nothing in a block has another
-        shape, so rows leave between blocks only.
+        On a CUDA device (`rollout.graph`) a step is captured once a BLOCK and then replayed: nothing in a block has
+        another shape, so rows leave between blocks only.
         """
         device, room, block = self.policy.device, self.settings.max_new_tokens, self.block
-        source = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))  # [rows], the prompt of each
-        chance = torch.cat([torch.rand(count, room, dtype=torch.float64, device=device, generator=torch.Generator(device).manual_seed(seed))
+        # [rows], the prompt of each
+        source = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        chance = torch.cat([torch.rand(count, room, dtype=torch.float64, device=device,
+                                       generator=torch.Generator(device).manual_seed(seed))
                             for count, seed in zip(counts, seeds)])  # [rows, room]
         cache = PromptCache(caches, real, source, room, block)
         window = cache.window
@@ -168,7 +164,8 @@ class Sampler:
 
         def step() -> None:
             window.look()
-            logits = self._forward(tokens.index_select(1, window.at), position_ids=position[:, None], past_key_values=cache, prompt_cache=cache)
+            logits = self._forward(tokens.index_select(1, window.at), position_ids=position[:, None],
+                                   past_key_values=cache, prompt_cache=cache)
             position.add_(1), window.at.add_(1)
             drawn = _draw(logits, temperature, chance.index_select(1, window.at)[:, 0])
             for kept, new in zip((tokens, logprobs), drawn):
@@ -207,7 +204,7 @@ class Sampler:
             for token, value, watched in zip(new, values, hits):
                 ids.append(token)
                 kept.append(value)
-                if watched and self._ends(ids):
+                if watched and self.policy.ends(ids):
                     samples[row] = (ids, kept, True)
                     break
 
@@ -217,16 +214,6 @@ class Sampler:
         if place is None:
             return self.policy.logits(hidden[:, -1])
         return self.policy.logits(hidden[torch.arange(len(ids), device=ids.device), place])
-
-    def _ends(self, tokens: list[int]) -> bool:
-        """Whether the last token ends the completion: an end token, or the close of an answer outside the thought."""
-        if tokens[-1] in self.policy.stop_ids:
-            return True
-        decode = self.policy.tokenizer.decode
-        if decode(tokens[-TAIL:]).count(STOP) <= decode(tokens[-TAIL:-1]).count(STOP):
-            return False
-        text = self.policy.prompter.prefill + decode(tokens)
-        return text.rfind("<think>") <= text.rfind("</think>")
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None] | None:
@@ -264,31 +251,9 @@ def _draw(logits: torch.Tensor, temperature: float, chance: torch.Tensor) -> tup
     return token, logprobs.gather(-1, token[:, None])[:, 0]
 
 
-def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[int], temperature: float, seed: int | Sequence[int] = 0,
-                  progress: Callable[[int], None] = lambda asks: None, known: Sequence[Known] = ()) -> list[Group]:
-    """A group of parsed completions for every ask, in the order of the asks; `counts` says how many, for all or for each.
-
-    `seed` is that of each ask, or of the first one, from which the others count on.
-    Asks of like length are sampled together, as many as `rollout.tokens_per_batch` allows; `progress` hears of each batch.
-    """
-    counts = [counts] * len(asks) if isinstance(counts, int) else counts
-    seeds = range(seed, seed + len(asks)) if isinstance(seed, int) else seed
-    fitted = [sampler.policy.prompter.fitted(ask) for ask in asks]
-    prompts = [ids for ids, _ in fitted]
-    groups: list[Group | None] = [None] * len(asks)
-    for chosen in _batches([len(p) + sampler.settings.max_new_tokens for p in prompts], counts, sampler.settings.tokens_per_batch):
-        started = time.perf_counter()
-        samples = sampler([prompts[i] for i in chosen], [counts[i] for i in chosen], temperature, [seeds[i] for i in chosen],
-                          [known[i] for i in chosen] if known else ())
-        share = (time.perf_counter() - started) / sum(counts[i] for i in chosen)
-        for i, results in zip(chosen, samples):
-            groups[i] = Group(asks[i], prompts[i], [complete(sampler.policy, asks[i], *r, share, fitted[i][1]) for r in results])
-        progress(len(chosen))
-    return groups
-
-
-def _batches(lengths: Sequence[int], counts: Sequence[int], budget: int, alike: float = 0.0) -> Iterator[list[int]]:
-    """Prompts to compute together, the longest first: as many as hold `counts` rows of the longest one's length in `budget` tokens.
+def batches_of(lengths: Sequence[int], counts: Sequence[int], budget: int, alike: float = 0.0) -> Iterator[list[int]]:
+    """Prompts to compute together, the longest first: as many as hold `counts` rows of the longest one's length in
+    `budget` tokens.
 
     None is shorter than `alike` times the longest.
     """
@@ -301,93 +266,3 @@ def _batches(lengths: Sequence[int], counts: Sequence[int], budget: int, alike: 
         rows += counts[i]
     if batch:
         yield batch
-
-
-def by_logits(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int], None] = lambda asks: None,
-              known: Sequence[Known] = ()) -> list[Group]:
-    """Answers of a single forward pass: every candidate, in the order of the logits of their identifiers (FIRST, arXiv 2406.15657)."""
-    prompter, groups = sampler.policy.prompter, [None] * len(asks)
-    fitted = [prompter.fitted(ask) for ask in asks]
-    prompts = [ids for ids, _ in fitted]
-    for chosen in _batches([len(p) for p in prompts], [1] * len(asks), sampler.settings.tokens_per_batch):
-        started = time.perf_counter()
-        logits = sampler.next_logits([prompts[i] for i in chosen], [known[i] for i in chosen] if known else ()).log_softmax(-1)
-        share = (time.perf_counter() - started) / len(chosen)
-        for i, line in zip(chosen, logits):
-            ask, tokens = asks[i], prompter.identifier_tokens(len(asks[i].pool))
-            order = line[tokens].argsort(descending=True, stable=True).tolist()
-            text = f"<answer>{' > '.join(f'[{k + 1}]' for k in order)}</answer>"
-            answer = Answer("ok", tuple(ask.pool[k] for k in order), len(order))
-            groups[i] = Group(ask, prompts[i], [Completion([tokens[order[0]]], [line[tokens[order[0]]].item()], text, True, answer, share, fitted[i][1])])
-        progress(len(chosen))
-    return groups
-
-
-def greedy_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks: None) -> Model:
-    """The policy behind the driver: one greedy completion an ask, and of `score` asks the probabilities of all numbers.
-
-    What the prompts of two asks about a query share at their beginning is computed once, as long as every call asks
-    about the query again and `rollout.tokens_kept` has room for it.
-    """
-    shelf: dict[str, Known] = {}  # by query
-
-    def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
-        for query in shelf.keys() - {ask.query.id for ask in asks}:
-            del shelf[query]
-        known = [shelf.setdefault(ask.query.id, Known(shelf, sampler.settings.tokens_kept)) for ask in asks]
-        groups: list[Group | None] = [None] * len(asks)
-        for answer, mine in ((by_logits, True), (partial(sample_groups, counts=1, temperature=0.0), False)):
-            chosen = [i for i, ask in enumerate(asks) if ask.by_logits == mine]
-            answered = answer(sampler, [asks[i] for i in chosen], progress=progress, known=[known[i] for i in chosen])
-            for i, group in zip(chosen, answered):
-                groups[i] = group
-        add_scores(sampler.policy, groups, sampler.settings.tokens_per_prefill)
-        return [(len(group.prompt), group.completions[0]) for group in groups]
-    return model
-
-
-def answer_mask(policy: Policy, ids: list[int]) -> torch.Tensor:
-    """[tokens]: 1 from the token on in which the last opening answer tag begins, else 0; all 0 without one."""
-    start = written(policy, ids).rfind("<answer>")
-    before = tokens_within(policy, ids, start) if start >= 0 else len(ids)
-    return (torch.arange(len(ids), device=policy.device) >= before).float()
-
-
-def add_scores(policy: Policy, groups: Sequence[Group], budget: int) -> None:
-    """Give each readable answer to a `score` ask the probabilities of 0 to 10 at its place, in shares of the eleven.
-
-    Every number, the end tag behind it, is scored as a completion of its own after the prompt and all that was written up
-    to the answer; so 10 may be several tokens. That is one more forward pass over prompts and thoughts.
-    """
-    started, behind = time.perf_counter(), policy.prompter.behind
-    scored = [(group.prompt, c) for group in groups if group.ask.decision == "score" for c in group.completions if c.answer.ok]
-    prompts, numbers = [], []
-    for prompt, c in scored:
-        start = place(c.text).start
-        kept = tokens_within(policy, c.ids, start)
-        before = written(policy, c.ids[:kept])
-        cut = c.text[len(before):start]  # of a token that goes on behind the tag
-        prompts.append(prompt + c.ids[:kept])
-        numbers.append([behind(before, f"{cut}{number}{STOP}") for number in NUMBERS])
-    found, _ = score_all(policy, pack(prompts, numbers, budget), 1.0, budget)
-    shares = [torch.stack([found[i + number].sum() for number in NUMBERS]).softmax(-1).tolist() for i in range(0, len(found), len(NUMBERS))]
-    seconds = time.perf_counter() - started
-    for (_, c), share in zip(scored, shares, strict=True):
-        c.answer = replace(c.answer, scores=tuple(share))
-        c.seconds += seconds / len(scored)
-
-
-def tokens_within(policy: Policy, ids: list[int], characters: int) -> int:
-    """How many tokens a completion may begin with for a text of at most so many characters."""
-    return next(k for k in range(len(ids), -1, -1) if len(written(policy, ids[:k])) <= characters)
-
-
-def written(policy: Policy, ids: list[int]) -> str:
-    """The text of a completion's tokens, with what the prompt had begun of it."""
-    return policy.prompter.prefill + policy.tokenizer.decode([i for i in ids if i not in policy.stop_ids])
-
-
-def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool, seconds: float = 0.0,
-             cut: Cut = None) -> Completion:
-    text = written(policy, ids)
-    return Completion(ids, logprobs, text, finished, parse(text, ask, finished), seconds, cut)

@@ -1,4 +1,5 @@
-"""Training queries of the built-in world as a file: to see what a data file looks like, or to have a teacher rank them."""
+"""Training queries of the built-in world as a file: to see what a data file looks like, or to have a teacher rank
+them."""
 
 import argparse
 from collections import Counter

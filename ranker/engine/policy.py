@@ -13,7 +13,8 @@ Decisions a reader could doubt:
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,12 +23,16 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ranker import chats, config as settings, pretrained
-from ranker.attention import PACKED
+from ranker import chats, config as settings, plugins
+from ranker.engine import pretrained
+from ranker.engine.attention import PACKED
 from ranker.errors import UserError
-from ranker.lora import check_adapters, load_adapter, new_adapter  # noqa: F401  for evaluations
-from ranker.pretrained import pick_attention, pick_device
+from ranker.engine.peft_folder import check_adapter_config, check_adapters, load_adapter  # noqa: F401  for evaluations
+from ranker.engine.pretrained import pick_attention, pick_device
 from ranker.prompting import Prompter
+
+STOP = "</answer>"
+TAIL = 16  # tokens decoded to look for STOP
 
 
 @dataclass
@@ -43,7 +48,8 @@ class Policy:
     checkpointing: bool = False  # recompute activations in the backward pass
     scale: float = 1.0  # of the logits, behind the head
     softcap: float | None = None  # of the logits, after the scale
-    critic: torch.nn.Linear | None = None  # hidden state -> value, fp32; for objectives that need one
+    adapter: plugins.Plugin | None = None  # how its adapter was made
+    own: dict[str, torch.nn.Module] = field(default_factory=dict)  # parameters of objectives: name -> module, fp32
     frozen: dict[str, torch.Tensor] | None = None  # the adapter a stage began with, its reference; None: the base
 
     @property
@@ -69,13 +75,29 @@ class Policy:
         """Compute the logits [..., V] of hidden states [..., H], in fp32."""
         return self.behind_head(self.head(states).float())
 
+    @cached_property
+    def closing(self) -> frozenset[int]:
+        """Return the tokens that can complete STOP: those with a `>` in them. No other needs a look at the text."""
+        return frozenset(i for token, i in self.tokenizer.get_vocab().items() if ">" in token)
+
+    def ends(self, tokens: list[int]) -> bool:
+        """Tell whether the last token ends a completion: an end token, or the close of an answer outside the
+        thought."""
+        if tokens[-1] in self.stop_ids:
+            return True
+        decode = self.tokenizer.decode
+        if decode(tokens[-TAIL:]).count(STOP) <= decode(tokens[-TAIL:-1]).count(STOP):
+            return False
+        text = self.prompter.prefill + decode(tokens)
+        return text.rfind("<think>") <= text.rfind("</think>")
+
     def adapter_parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def add_critic(self) -> None:
-        """A value head that starts by predicting zero."""
-        self.critic = torch.nn.Linear(self.head.weight.shape[-1], 1, device=self.device, dtype=torch.float32)
-        torch.nn.init.zeros_(self.critic.weight), torch.nn.init.zeros_(self.critic.bias)
+    @property
+    def critic(self) -> torch.nn.Linear | None:
+        """Return the value head: hidden state -> value, for objectives that have one."""
+        return self.own.get("critic")
 
     @contextmanager
     def reference(self) -> Iterator[None]:
@@ -92,6 +114,40 @@ class Policy:
         finally:
             for name, p in self.adapter_parameters().items():
                 p.data = moving[name]
+
+    @contextmanager
+    def playing(self, role: str) -> Iterator[None]:
+        """Inside, the model plays a role: `policy`, `base`, `previous` (the reference), or an adapter that was
+        added."""
+        if role == "base":
+            with self.model.disable_adapter() if isinstance(self.model, PeftModel) else nullcontext():
+                yield
+        elif role == "previous":
+            with self.reference():
+                yield
+        elif role in getattr(self.model, "peft_config", ()):
+            self.model.set_adapter(role)
+            try:
+                yield
+            finally:
+                self.model.set_adapter("default")
+        elif role == "policy":
+            yield
+        else:
+            raise UserError(f"nobody plays the role '{role}'; say who does in the config's section roles")
+
+    def add_role(self, name: str, folder: Path) -> None:
+        """Put another adapter of the same base beside the policy's, which plays the role `name`. Raise UserError."""
+        check_adapter_config(folder / "adapter_config.json")
+        if isinstance(self.model, PeftModel):
+            try:
+                self.model.load_adapter(folder, adapter_name=name, is_trainable=False)
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise UserError(f"roles.{name}: cannot load the adapter {folder}: {' '.join(str(error).split())[:160]};"
+                                " was it trained on another base model?") from None
+            self.model.set_adapter("default")
+        else:
+            raise UserError(f"roles.{name}: an adapter can be added beside a policy that has one")
 
     def freeze(self) -> None:
         """Keep the adapter as it is now for a reference."""
@@ -111,7 +167,8 @@ class Policy:
 
     @contextmanager
     def training_graph(self) -> Iterator[None]:
-        """Inside, gradient checkpointing (if configured) is on, and the attention of packed rows, which it needs in the backward pass."""
+        """Inside, gradient checkpointing (if configured) is on, and the attention of packed rows, which it needs in the
+        backward pass."""
         layers = []
         if self.checkpointing:
             layers = [m for m in self.causal_lm.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -134,7 +191,8 @@ class Policy:
         replaced = []
         for name, module in list(self.causal_lm.named_modules()) if weights == "dense" else ():
             base = module.get_base_layer() if isinstance(module, LoraLayer) else module
-            if not isinstance(base, torch.nn.Linear) or base is self.head or name.endswith(".base_layer") or ".lora_" in name:
+            if (not isinstance(base, torch.nn.Linear) or base is self.head or name.endswith(".base_layer")
+                or ".lora_" in name):
                 continue
             weight, path = dequantize_module_weight(base).detach(), name
             if isinstance(module, LoraLayer) and weight.dtype == torch.float32:
@@ -170,15 +228,17 @@ def load_prompter(model: settings.Model) -> Prompter:
         raise UserError(f"model '{model.name}': {error}") from None
 
 
-def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path | None = None, max_new_tokens: int = 0) -> Policy:
+def load(model: settings.Model, lora: plugins.Plugin | None = None, adapter: Path | None = None,
+         max_new_tokens: int = 0) -> Policy:
     """The policy of a config: with a fresh adapter (`lora`), a saved one (`adapter`), or none.
 
     `max_new_tokens` is the longest completion that will be sampled: with the prompt it must fit the model's context.
     A fresh adapter draws A from torch's global generator and has B = 0, so it starts as the base model.
     """
-    from ranker.exact import check  # here, since it samples and scores with the policy that is made here
+    from ranker.engine.exact import check  # here, since it samples and scores with the policy that is made here
 
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)  # PEFT's own call
+    # PEFT's own call
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     device = pick_device(model.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
         model.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -190,7 +250,7 @@ def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path
     if adapter is not None:
         loaded = load_adapter(causal_lm, adapter)
     elif lora is not None:
-        loaded = new_adapter(causal_lm, lora)
+        loaded = lora.make(causal_lm)
         loaded.peft_config["default"].base_model_name_or_path = model.name
     else:
         loaded = causal_lm
@@ -202,6 +262,7 @@ def load(model: settings.Model, lora: settings.Lora | None = None, adapter: Path
     scale = getattr(text, "logit_scale", None) or 1 / (getattr(text, "logits_scaling", None) or 1.0)
     policy = Policy(loaded, prompter.tokenizer, prompter, device, stop_ids(causal_lm, prompter, model.name), attention,
                     model.gradient_checkpointing, scale, getattr(text, "final_logit_softcapping", None))
+    policy.adapter = lora
     adapted = {name.split(".lora_")[0].split(".")[-1] for name in policy.adapter_parameters()}
     pretrained.tell_of_mixture(causal_lm, adapted, model)
     check(policy, model.name, model.max_prompt + max_new_tokens)

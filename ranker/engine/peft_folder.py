@@ -1,4 +1,4 @@
-"""Adapters: plain LoRA in fp32, made anew or loaded.
+"""PEFT adapter folders: read where they are plain LoRA.
 
 Anything else is refused, since it would be sampled wrongly or train other weights.
 
@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
 from ranker import config as settings
 from ranker.errors import UserError, nearest
-from ranker.pretrained import ERRORS, ROUTER, cannot_load, is_mixture, read_config
+from ranker.engine.pretrained import ERRORS, cannot_load, read_config
 
 PLAIN = {  # fields of LoraConfig that may hold anything; every other one must be as PEFT has it by default
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
@@ -26,35 +26,6 @@ PLAIN = {  # fields of LoraConfig that may hold anything; every other one must b
     "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "target_parameters", "megatron_core",
     "qalora_group_size", "runtime_config", "ensure_weight_tying"}
 STARTS = (True, False, "gaussian", "orthogonal")  # ways to begin that leave the base as it is
-
-
-def new_adapter(causal_lm: torch.nn.Module, lora: settings.Lora) -> PeftModel:
-    """Return the model with a fresh adapter: A drawn from torch's global generator, B zero.
-
-    Raise UserError for targets that are not there.
-    """
-    head, modules = head_name(causal_lm), dict(causal_lm.named_modules())
-    targets = lora.targets if lora.targets == "all-linear" else [t.strip() for t in lora.targets.split(",")]
-    for target in targets if targets != "all-linear" else ():
-        found = [name for name in modules if f".{name}".endswith(f".{target}")]
-        if head in found:
-            raise UserError(f"lora.targets: an adapter on {head} would be ignored, since scoring slices the head;"
-                            " leave it out")
-        if not found:
-            raise UserError(f"lora.targets: no module of the model is called '{target}'"
-                            f"{nearest(target, {name.split('.')[-1] for name in modules})}")
-    if targets == "all-linear" and is_mixture(causal_lm.config):  # PEFT would adapt router gates as well
-        targets = [name for name, module in modules.items()
-                   if isinstance(module, torch.nn.Linear) and name != head and not ROUTER.search(name)]
-    try:
-        adapted = get_peft_model(causal_lm, LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"))
-    except ValueError as error:
-        raise UserError(f"lora.targets '{lora.targets}': {str(error).splitlines()[0]}") from None
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return adapted
 
 
 def head_name(causal_lm: torch.nn.Module) -> str:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ranker.attention import PACKED, layout
-from ranker.policy import Policy
+from ranker.engine.attention import PACKED, layout
+from ranker.engine.policy import Policy
 
 CHUNK, LOGITS = 1024, 2**28  # most tokens that go through the LM head at once, and most bytes of their logits in fp32
 
@@ -115,8 +115,10 @@ def score(policy: Policy, rows: Sequence[Row],
 
 
 @torch.no_grad()
-def score_all(policy: Policy, rows: Sequence[Row], temperature: float, budget: int) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-    """Completion key -> its log-probabilities [its tokens], and key -> its values (empty without a critic); no gradients."""
+def score_all(policy: Policy, rows: Sequence[Row], temperature: float,
+              budget: int) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+    """Completion key -> its log-probabilities [its tokens], and key -> its values (empty without a critic); no
+    gradients."""
     found, valued = {}, {}
     for batch in batches(rows, budget):
         logprobs, values, mask = score(policy, batch, temperature)

@@ -26,13 +26,15 @@ def open_text(path: Path, encoding: str = "utf-8-sig") -> Iterator[TextIO]:
     except EOFError:
         raise UserError(f"{path}: the gzip file is cut short; download it again") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.object[error.start]:#x}); convert it first, as with iconv -t utf-8") from None
+        raise UserError(f"{path}: not UTF-8 text (byte {error.object[error.start]:#x}); convert it first, "
+                        "as with iconv -t utf-8") from None
     except (OSError, csv.Error, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def columns(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """(line number, the named columns) of a table with a header. A comma table may quote; titles may hold line breaks."""
+    """(line number, the named columns) of a table with a header. A comma table may quote; titles may hold line
+    breaks."""
     quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
     with open_text(path) as file:
         reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
@@ -82,7 +84,8 @@ def json_file(path: Path) -> object:
 
 
 def find(folder: Path, *patterns: str, but: str | None = None) -> Path | None:
-    """The first file of a folder that fits one of the patterns, in their order, and not the pattern `but`; `.gz` or not."""
+    """The first file of a folder that fits one of the patterns, in their order, and not the pattern `but`; `.gz` or
+    not."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     found = [path for pattern in patterns for suffix in ("", ".gz") for path in sorted(folder.glob(pattern + suffix))

@@ -1,10 +1,10 @@
 """Rankings that need no model: what a model has to beat.
 
 `PLAIN` ones know the query alone. BM25 (k1 0.9, b 0.4, as Anserini's defaults) takes its document frequencies from the
-pool, since a reranker has no corpus. Those of `every` may also know training queries: for histories the popularity of an item
-and item-kNN (cosine of co-occurrence), both over texts, since a history has no ids; for routing the cheapest and the
-dearest model (the dearest stands for the largest: sizes are not published), the best single one, each for its task, and
-the mean of the nearest questions (kNN over BM25). Ties keep the order given.
+pool, since a reranker has no corpus. Those of `every` may also know training queries: for histories the popularity of
+an item and item-kNN (cosine of co-occurrence), both over texts, since a history has no ids; for routing the cheapest
+and the dearest model (the dearest stands for the largest: sizes are not published), the best single one, each for its
+task, and the mean of the nearest questions (kNN over BM25). Ties keep the order given.
 """
 
 import math
@@ -87,8 +87,8 @@ def every(queries: Sequence[Query], train: Sequence[Query]) -> dict[str, Callabl
     if train and all(c.cost is not None for q in (*queries, *train) for c in q.candidates):
         cost, relevance = (means(train, value) for value in (lambda q, c: c.cost, lambda q, c: q.rel[c.id]))
         found |= {"cheapest": lambda q: by_score(q, {c: -v for c, v in cost[q.task].items()}),
-                  "dearest (largest)": lambda q: by_score(q, cost[q.task]), "best single": lambda q: by_score(q, relevance[q.task]),
-                  "kNN": nearest_questions(train)}
+                  "dearest (largest)": lambda q: by_score(q, cost[q.task]),
+                  "best single": lambda q: by_score(q, relevance[q.task]), "kNN": nearest_questions(train)}
     return found | {"oracle": oracle}
 
 
@@ -107,7 +107,8 @@ def item_knn(train: Sequence[Query]) -> Callable[[Query], list[str]]:
     nobody: set[int] = set()
 
     def rank(query: Query) -> list[str]:
-        return by_score(query, {c: sum(len(users.get(h, nobody) & mine) / math.sqrt(len(users[h]) * len(mine)) for h in query.context if h in users)
+        return by_score(query, {c: sum(len(users.get(h, nobody) & mine) / math.sqrt(len(users[h]) * len(mine))
+                                       for h in query.context if h in users)
                                 for c, text in query.texts.items() for mine in [users.get(text, nobody)] if mine})
 
     return rank

@@ -13,7 +13,7 @@ import numpy as np
 
 from ranker.errors import UserError
 from ranker.files import write_text
-from ranker.tables import number, open_text
+from ranker.reading import number, open_text
 
 TIES = ("trec", "input", "pessimistic")
 Qrels = dict[str, dict[str, int]]  # query -> document -> grade
@@ -60,7 +60,8 @@ def read_run(path: Path, ties: str | None = None, qrels: Qrels | None = None) ->
             order = sorted(found, key=lambda d: -values[d])  # stable
         run[query] = order
     if tied is not None:
-        raise UserError(f"{path}: documents of query '{tied}' have equal scores; say how to order them: --ties {'|'.join(TIES)}")
+        raise UserError(f"{path}: documents of query '{tied}' have equal scores; say how to order them: "
+                        f"--ties {'|'.join(TIES)}")
     return run
 
 
@@ -83,4 +84,5 @@ def write_run(path: Path, rankings: Iterable[tuple[str, list[str]]], tag: str) -
 
 
 def write_qrels(path: Path, qrels: Qrels) -> None:
-    write_text(path, "".join(f"{query} 0 {document} {grade}\n" for query, grades in qrels.items() for document, grade in grades.items()))
+    write_text(path, "".join(f"{query} 0 {document} {grade}\n" for query, grades in qrels.items()
+                             for document, grade in grades.items()))

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ranker import baselines, metrics, routing, stats, trec
+from ranker import metrics, trec_files
+from ranker.evaluation import baselines, cost_quality, stats
 from ranker.data import STATUSES, Query
 from ranker.drive import Ranking
 from ranker.files import write_text
@@ -26,7 +27,7 @@ BASE = "untrained base"  # the row that gains are measured against
 REMEDIES = {  # where most answers have this status
     "truncated": "more rollout.max_new_tokens, or an instruct model (model.name)",
     "missing_answer": "an instruct model (model.name, model.chat_template), or a cold start (a first stage with"
-                      " train.objective=sft)",
+                      " objective.name=sft)",
     "not_a_candidate": "an instruct model (model.name), or training",
     "repetition": "smaller pools, or training",
     "missing_ids": "smaller pools, or training",
@@ -82,12 +83,16 @@ class Row:
 
 def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, trained: Sequence[str] = (),
               names: Sequence[str] = metrics.NAMES, judged: dict[str, Sequence[float]] | None = None) -> Row:
-    """The row of a model from one list of rankings per candidate order. `judged`: query -> all its grades, where not just the candidates'."""
+    """The row of a model from one list of rankings per candidate order. `judged`: query -> all its grades, where not
+    just the candidates'."""
     queries = [r.query for r in orders[0]]
     known = [judged[q.id] for q in queries] if judged else None
-    values = np.array([list(metrics.compute(names, [r.gains for r in rankings], known, level).values()) for rankings in orders])  # [orders, metrics, Q]
+    # [orders, metrics, Q]
+    values = np.array([list(metrics.compute(names, [r.gains for r in rankings], known, level).values())
+                       for rankings in orders])
     failed = np.array([[bool(r.failed) for r in rankings] for rankings in orders])  # [orders, Q]
-    table = lambda matrix: {q.id: dict(zip(names, row)) for q, row in zip(queries, matrix.mean(0).T.tolist())}  # noqa: E731
+    table = lambda matrix: {q.id: dict(zip(names, row))  # noqa: E731
+                            for q, row in zip(queries, matrix.mean(0).T.tolist())}
     spread = values[:, 0].mean(1).std(ddof=1) if len(orders) > 1 else 0.0
     return Row(name, {q.id: q.task for q in queries}, table(values), table(np.where(failed[:, None], 0.0, values)),
                [r for rankings in orders for r in rankings], float(spread), frozenset(trained))
@@ -114,20 +119,24 @@ def strange_texts(model: str, data: Sequence[str]) -> list[str]:
 
 
 def baseline_rows(orders: Sequence[Sequence[Query]], level: float, names: Sequence[str] = metrics.NAMES,
-                  rankers: dict[str, Callable[[Query], list[str]]] = baselines.PLAIN, judged: dict[str, Sequence[float]] | None = None) -> list[Row]:
+                  rankers: dict[str, Callable[[Query], list[str]]] = baselines.PLAIN,
+                  judged: dict[str, Sequence[float]] | None = None) -> list[Row]:
     """Random order (its exact expectation), and each of `rankers` over the same candidate orders as the models."""
     chance = {q.id: metrics.random_order(q.relevance, level, names, judged and judged[q.id]) for q in orders[0]}
     rows = [Row("random order", {q.id: q.task for q in orders[0]}, chance)]
     for name, rank in rankers.items():
-        row = model_row(name, [[Ranking(q, rank(q)) for q in queries] for queries in orders], level, names=names, judged=judged)
+        row = model_row(name, [[Ranking(query=q, order=rank(q)) for q in queries] for queries in orders], level,
+                        names=names, judged=judged)
         row.strict = {}  # there is nothing to parse
         rows.append(row)
     return rows
 
 
 def gain(base: Row, row: Row, scenario: str | None = None) -> dict[str, float]:
-    """`row` minus `base` in the first metric, paired by query: mean, randomization p, 95% bootstrap interval, wins, ties, losses."""
-    ids, metric = [q for q, task in base.tasks.items() if scenario is None or scenario_of(task) == scenario], base.names[0]
+    """`row` minus `base` in the first metric, paired by query: mean, randomization p, 95% bootstrap interval, wins,
+    ties, losses."""
+    ids, metric = ([q for q, task in base.tasks.items() if scenario is None or scenario_of(task) == scenario],
+                   base.names[0])
     differences = [row.repaired[q][metric] - base.repaired[q][metric] for q in ids]
     return stats.compare(differences)
 
@@ -145,7 +154,8 @@ def gains(base: Row, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """An aligned Markdown table: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
-    pad = lambda row: "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) + " |"  # noqa: E731
+    pad = lambda row: "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w)  # noqa: E731
+                                        for i, (c, w) in enumerate(zip(row, widths))) + " |"
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([pad(header), rule, *map(pad, lines)])
 
@@ -160,7 +170,8 @@ def task_table(rows: Sequence[Row]) -> str:
             values = [row.mean(metric, lambda t, task=task: t == task, strict) for task in tasks]
             values.append(row.mean(metric, strict=strict))
             spread = f" ±{row.spread:.3f}" if row.spread and not strict else ""
-            lines.append([row.name + (", strict" if strict else "")] + [f"{v:.3f}" for v in values[:-1]] + [f"{values[-1]:.3f}{spread}"])
+            lines.append([row.name + (", strict" if strict else "")] + [f"{v:.3f}" for v in values[:-1]]
+                         + [f"{values[-1]:.3f}{spread}"])
     return markdown([metric, *tasks, "mean"], lines)
 
 
@@ -177,20 +188,23 @@ def metric_table(rows: Sequence[Row], by: str) -> str:
 
 
 def gain_table(base: Row, rows: Sequence[Row], found: dict[str, dict[str, dict[str, float]]]) -> str:
-    """What each row gains over `base` in the first metric (repaired), by scenario and over all queries; `found` by `gains`."""
+    """What each row gains over `base` in the first metric (repaired), by scenario and over all queries; `found` by
+    `gains`."""
     lines, several = [], len(rows) > 1
     for row in rows:
         for scenario, g in found[row.name].items():
             shown = scenario if scenario != "all" or len(base.scenarios()) > 1 else base.scenarios()[0]
             name = f"{row.name}: {shown}" + (" (zero-shot)" if shown != "all" and row.zero_shot(shown) else "")
-            lines.append([name, str(g["queries"]), f"{g['gain']:+.3f}", f"{g['low']:+.3f} to {g['high']:+.3f}", f"{g['p']:.4f}",
+            lines.append([name, str(g["queries"]), f"{g['gain']:+.3f}", f"{g['low']:+.3f} to {g['high']:+.3f}",
+                          f"{g['p']:.4f}",
                           *([f"{g['holm']:.4f}"] if several else []), *(str(g[k]) for k in ("wins", "ties", "losses"))])
-    return markdown([f"{base.names[0]} against {base.name}", "queries", "gain", "95% interval", "p", *(["Holm"] if several else []),
-                     "better", "same", "worse"], lines)
+    return markdown([f"{base.names[0]} against {base.name}", "queries", "gain", "95% interval", "p",
+                     *(["Holm"] if several else []), "better", "same", "worse"], lines)
 
 
 def cost_table(rows: Sequence[Row]) -> str:
-    """Calls, tokens, seconds and (where a price is known) dollars per query, and how many asks failed to parse, by status."""
+    """Calls, tokens, seconds and (where a price is known) dollars per query, and how many asks failed to parse, by
+    status."""
     failures = [status for status in STATUSES if status != "ok"]
     priced, lines = any(any(row.prices) for row in rows), []
     for row in rows:
@@ -198,11 +212,14 @@ def cost_table(rows: Sequence[Row]) -> str:
         calls = sum(r.calls for r in row.rankings)
         statuses = sum((r.statuses for r in row.rankings), Counter())
         lines.append([row.name, f"{calls / n:.1f}", f"{sum(r.prompt_tokens for r in row.rankings) / n:.0f}",
-                      f"{sum(r.completion_tokens for r in row.rankings) / n:.0f}", f"{sum(r.seconds for r in row.rankings) / n:.2f}",
-                      *([f"{row.dollars / n:.5f}" if any(row.prices) else ""] if priced else []), f"{sum(r.cut for r in row.rankings) / n:.1f}",
-                      f"{sum(r.failed > 0 for r in row.rankings) / n:.1%}", *(f"{statuses[s] / max(calls, 1):.2%}" for s in failures)])
-    return markdown(["per query", "calls", "prompt tokens", "completion tokens", "seconds", *(["dollars"] if priced else []),
-                     "prompts cut", "queries failed", *failures], lines)
+                      f"{sum(r.completion_tokens for r in row.rankings) / n:.0f}",
+                      f"{sum(r.seconds for r in row.rankings) / n:.2f}",
+                      *([f"{row.dollars / n:.5f}" if any(row.prices) else ""] if priced else []),
+                      f"{sum(r.cut for r in row.rankings) / n:.1f}",
+                      f"{sum(r.failed > 0 for r in row.rankings) / n:.1%}",
+                      *(f"{statuses[s] / max(calls, 1):.2%}" for s in failures)])
+    return markdown(["per query", "calls", "prompt tokens", "completion tokens", "seconds",
+                     *(["dollars"] if priced else []), "prompts cut", "queries failed", *failures], lines)
 
 
 def compared(rows: Sequence[Row], base: Row) -> list[Row]:
@@ -215,13 +232,14 @@ def tables(rows: Sequence[Row], base: Row, found: dict) -> str:
     models, others = [row for row in rows if row.strict], compared(rows, base)
     parts = [task_table(rows), *([gain_table(base, others, found)] if others else []), metric_table(rows, "scenario")]
     queries = list({r.query.id: r.query for r in base.rankings}.values())
-    if routing.measured(queries):
-        parts.append(markdown(*routing.table_lines([row for row in rows if row.rankings], queries)))
+    if cost_quality.measured(queries):
+        parts.append(markdown(*cost_quality.table_lines([row for row in rows if row.rankings], queries)))
     return "\n\n".join([*parts, *([cost_table(models)] if models else [])]) + "\n"
 
 
 def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: dict) -> str:
-    """table.md, results.json, per_query.csv, routing.png, and TREC files: qrels.txt and run.NAME.txt for each row with an order.
+    """table.md, results.json, per_query.csv, cost_quality.png, and TREC files: qrels.txt and run.NAME.txt for each row
+    with an order.
 
     Returns the text to show.
     """
@@ -229,23 +247,23 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
     text = f"{head}\n\n{tables(rows, base, found)}"
     write_text(folder / "table.md", f"{text}\n{metric_table(rows, 'task')}\n")
     write_text(folder / "results.json", json.dumps(provenance | {
-        "head": head, "base": base.name, "metrics": base.names,
-        "rows": {row.name: {"repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
-                            "spread_over_orders": row.spread, "prompts_cut": sum(r.cut for r in row.rankings), "cost": costs(row),
-                            "statuses": dict(sum((r.statuses for r in row.rankings), Counter()))} for row in rows},
-        "gains": found,
+        "head": head, "base": base.name, "metrics": base.names, "rows": {row.name: {
+            "repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
+            "spread_over_orders": row.spread, "prompts_cut": sum(r.cut for r in row.rankings), "cost": costs(row),
+            "statuses": dict(sum((r.statuses for r in row.rankings), Counter()))} for row in rows}, "gains": found,
     }, indent=1) + "\n")
     sheet = io.StringIO()
     writer = csv.writer(sheet, lineterminator="\n")
     writer.writerow(["name", "qid", "measure", "value"])
     for row in rows:
         for suffix, values in (("", row.repaired), (" strict", row.strict)):
-            writer.writerows([row.name, q, m + suffix, f"{v:.6f}"] for q, by_metric in values.items() for m, v in by_metric.items())
+            writer.writerows([row.name, q, m + suffix, f"{v:.6f}"] for q, by_metric in values.items()
+                             for m, v in by_metric.items())
     write_text(folder / "per_query.csv", sheet.getvalue())
     queries = list({r.query.id: r.query for r in base.rankings}.values())
-    if routing.measured(queries):
-        routing.plot(folder / "routing.png", [row for row in rows if row.rankings], queries)
-    trec_files(folder, rows)
+    if cost_quality.measured(queries):
+        cost_quality.plot(folder / "routing.png", [row for row in rows if row.rankings], queries)
+    write_trec(folder, rows)
     return text
 
 
@@ -262,19 +280,22 @@ def costs(row: Row) -> dict[str, dict[str, float]]:
     found = {}
     for scenario in row.scenarios():
         rankings = [r for r in row.rankings if scenario_of(r.query.task) == scenario]
-        found[scenario] = {name: sum(getattr(r, name) for r in rankings) / max(len(rankings), 1) for name in ("calls", "prompt_tokens", "completion_tokens")}
+        found[scenario] = {name: sum(getattr(r, name) for r in rankings) / max(len(rankings), 1)
+                           for name in ("calls", "prompt_tokens", "completion_tokens")}
     return found
 
 
-def trec_files(folder: Path, rows: Sequence[Row]) -> None:
-    """Runs with scores that never tie, and qrels with whole grades: real-valued relevance in hundredths of a query's best."""
+def write_trec(folder: Path, rows: Sequence[Row]) -> None:
+    """Runs with scores that never tie, and qrels with whole grades: real-valued relevance in hundredths of a query's
+    best."""
     queries = {r.query.id: r.query for row in rows for r in row.rankings}
     relevance = [value for q in queries.values() for value in q.relevance]
     whole = all(value == int(value) for value in relevance) and max(relevance) <= 100
     grade = lambda value, best: int(value) if whole else round(100 * value / best)  # noqa: E731
-    trec.write_qrels(folder / "qrels.txt", {q.id: {c: grade(q.rel[c], max(q.relevance)) for c in q.ids} for q in queries.values()})
+    trec_files.write_qrels(folder / "qrels.txt", {q.id: {c: grade(q.rel[c], max(q.relevance)) for c in q.ids}
+                                                  for q in queries.values()})
     for row in rows:
         first = {r.query.id: r.order for r in reversed(row.rankings)}  # the first order
         if first:
             tag = row.name.replace(" ", "_").replace("/", "_")
-            trec.write_run(folder / f"run.{tag}.txt", sorted(first.items()), tag)
+            trec_files.write_run(folder / f"run.{tag}.txt", sorted(first.items()), tag)

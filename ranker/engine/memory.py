@@ -1,9 +1,10 @@
-"""How much memory a run takes: planned before its first step, measured after it, and what to lower where it is too much.
+"""How much memory a run takes: planned before its first step, measured after it, and what to lower where it is too
+much.
 
 A step has three phases: validation and sampling hold a cache, learning holds activations. What they take cannot be read
-off a config (adapters, 4-bit layers, checkpointing and attention kernels all keep tensors of their own), so it is measured:
-short probes run through the loaded policy while the tensors that operations make are counted. The bytes are a polynomial
-of the shape, so as many probes as it has terms give its coefficients, and those the peak of a whole batch.
+off a config (adapters, 4-bit layers, checkpointing and attention kernels all keep tensors of their own), so it is
+measured: short probes run through the loaded policy while the tensors that operations make are counted. The bytes are a
+polynomial of the shape, so as many probes as it has terms give its coefficients, and those the peak of a whole batch.
 
 The plan is for the longest prompt known and the worst lengths of completions; nothing in a run depends on it. It counts
 tensors. On a CUDA device the measured peaks do too. On a CPU they are resident memory, which no plan of a small run can
@@ -14,9 +15,11 @@ completions never reach are never resident. Limits of a container are not seen.
 import copy
 import ctypes
 import os
+import random
 import re
 import resource
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,20 +31,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from transformers import DynamicCache
 
-from ranker import config as settings, distributed, report
-from ranker.attention import layout
+from ranker import config as settings, plugins
+from ranker.engine import distributed
+from ranker.evaluation import report
+from ranker.engine.attention import layout
 from ranker.data import Ask
 from ranker.errors import UserError
-from ranker.policy import Policy
-from ranker.rollout import Sampler
-from ranker.score import chunk_of, head_logprobs
+from ranker.engine.policy import Policy
+from ranker.engine.sampler import Sampler
+from ranker.engine.score import chunk_of, head_logprobs
 
-ITEMS = ("weights", "adapter", "optimizer", "other", "dense copy", "gradients", "cache", "activations", "logits", "heap")
-# What to lower, in this order: how much is computed at once, which a run may change when it goes on, then what makes it another run.
+ITEMS = ("weights", "adapter", "optimizer", "other", "dense copy", "gradients", "cache", "activations", "logits",
+         "heap")
+# What to lower, in this order: how much is computed at once, which a run may change when it goes on, then what makes it
+# another run.
 SETTINGS = ("rollout.tokens_per_batch", "rollout.tokens_per_prefill", "rollout.tokens_kept", "train.tokens_per_batch",
             "model.gradient_checkpointing", "rollout.weights", "rollout.max_new_tokens", "model.max_prompt")
 OFFERED = 0.9  # of the memory there is; no allocator can use all of it
-HEAP = 0.25e9  # most that lies between the tensors of learning on a CPU; of the built-in policy 0.05 to 0.4 GB were measured
+# most that lies between the tensors of learning on a CPU; of the built-in policy 0.05 to 0.4 GB were measured
+HEAP = 0.25e9
 FULL = re.compile("out of memory|can't allocate memory|ALLOC_FAILED")  # as CUDA, a CPU and cuBLAS say it
 
 
@@ -98,7 +106,8 @@ def row_terms(rows: int) -> list[int]:
 
 
 def batch_terms(prompts: int, prompt: int, completions: int, new: int) -> list[int]:
-    """Of packed rows: weights dequantised, tokens of prompts and of completions, prompts as completions read them, masks."""
+    """Of packed rows: weights dequantised, tokens of prompts and of completions, prompts as completions read them,
+    masks."""
     return [1, prompts * prompt, completions * new, completions * prompt, completions * new * (prompt + new)]
 
 
@@ -108,7 +117,8 @@ def total(coefficients: Sequence[float], terms: Sequence[int]) -> float:
 
 def solve(terms: Sequence[Sequence[int]], peaks: Sequence[float]) -> list[float]:
     """The coefficients that give each probe its peak."""
-    return torch.linalg.solve(torch.tensor(terms, dtype=torch.float64), torch.tensor(peaks, dtype=torch.float64)).tolist()
+    return torch.linalg.solve(torch.tensor(terms, dtype=torch.float64),
+                              torch.tensor(peaks, dtype=torch.float64)).tolist()
 
 
 def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, longest: int) -> Costs:
@@ -211,41 +221,52 @@ class Plan:
     asks: int  # about one of them
     drawn: int  # asks about a query of a training step
     measured: dict[str, int] = field(default_factory=dict)  # phase -> its peak so far
+    seconds: dict[str, float] = field(default_factory=dict)  # phase -> what it took so far
 
     def items(self, config: settings.Config) -> dict[str, dict[str, float]]:
         """Phase -> item -> bytes at the peak of the phase."""
-        costs, rollout, budget, group = self.costs, config.rollout, config.train.tokens_per_batch, config.rollout.completions_per_prompt
-        prompt, new, queries = min(self.longest, config.model.max_prompt), rollout.max_new_tokens, len(distributed.share(rollout.prompts_per_step)) * self.drawn
+        costs, rollout, budget, group = (self.costs, config.rollout, config.train.tokens_per_batch,
+                                         config.rollout.completions_per_prompt)
+        prompt, new, queries = (min(self.longest, config.model.max_prompt), rollout.max_new_tokens,
+                                len(distributed.share(rollout.prompts_per_step)) * self.drawn)
         within = lambda count, most: max(1, min(count, most))  # noqa: E731
         highest = lambda moments: max(moments, key=lambda items: sum(items.values()))  # noqa: E731
 
         def sampling(asks: int, count: int, shelf: int = 0) -> dict[str, float]:
-            """`count` completions an ask. Prompts on the `shelf` are kept for the next round, which lays them out anew."""
+            """`count` completions an ask. Prompts on the `shelf` are kept for the next round, which lays them out
+            anew."""
             batch = within(rollout.tokens_per_batch // (count * (prompt + new)), asks)  # prompts sampled from together
             piece = within(rollout.tokens_per_prefill // prompt, batch)  # ... and computed together
             rows, cache = batch * count, costs.cache * prompt
-            return highest([
+            return (highest([
                 {"cache": (piece + (batch if batch > piece else 0)) * cache,
                  "activations": total(costs.prefill, prompt_terms(piece, prompt)) - piece * cache},
-                {"cache": (shelf + batch) * cache + rows * new * costs.cache * (1 + 1 / costs.layers),  # a layer is copied when rows leave
-                 "logits": total(costs.decode, row_terms(rows))}]) | {"dense copy": costs.dense if rollout.weights == "dense" else 0}
+                # a layer is copied when rows leave
+                {"cache": (shelf + batch) * cache + rows * new * costs.cache * (1 + 1 / costs.layers),
+                 "logits": total(costs.decode, row_terms(rows))}])
+                    | {"dense copy": costs.dense if rollout.weights == "dense" else 0})
 
         def learning(length: int) -> list[dict[str, float]]:
             """Full batches of completions of that length: before the backward pass, and in it."""
             split = within((budget - prompt) // length, group)  # completions in a row
-            rows = within(budget // (prompt + split * length), queries * (self.asks if episodes else 1) * -(-group // split))
+            rows = within(budget // (prompt + split * length),
+                          queries * (self.asks if episodes else 1) * -(-group // split))
             terms = batch_terms(rows, prompt, rows * split, length)
             saved, step = total(costs.saved, terms), total(costs.step, terms)
-            if config.model.gradient_checkpointing and not costs.checkpointing:  # the layers' inputs, and one layer at a time
+            # the layers' inputs, and one layer at a time
+            if config.model.gradient_checkpointing and not costs.checkpointing:
                 kept = costs.kept * (terms[1] + terms[2])
                 saved, step = kept, kept + saved / costs.layers + step - saved
             heap = {"heap": min(saved, HEAP) if self.device.type == "cpu" else 0, "gradients": costs.held["adapter"]}
-            return [{"activations": saved, "logits": costs.head * min(costs.chunk, rows * split * length)} | heap, {"activations": step} | heap]
+            return [{"activations": saved, "logits": costs.head * min(costs.chunk, rows * split * length)} | heap,
+                    {"activations": step} | heap]
 
-        episodes = rollout.states == "on_policy"  # each has prompts of its own
-        phases = {"validation": sampling(self.queries, 1, min(self.queries, rollout.tokens_kept // prompt) if self.asks > 1 else 0),
+        episodes = plugins.load("draw", config.draw).EPISODES  # each has prompts of its own
+        phases = {"validation": sampling(self.queries, 1,
+                                         min(self.queries, rollout.tokens_kept // prompt) if self.asks > 1 else 0),
                   "sampling": sampling(queries * group, 1) if episodes else sampling(queries, group),
-                  "learning": highest(moment for length in range(new, 0, -(new // 100 + 1)) for moment in learning(length))}
+                  "learning": highest(moment for length in range(new, 0, -(new // 100 + 1))
+                                      for moment in learning(length))}
         return {name: costs.held | items for name, items in phases.items()}
 
     def peaks(self, config: settings.Config) -> dict[str, float]:
@@ -257,28 +278,33 @@ class Plan:
         if name not in self.measured:
             give_back()
         forget_peak(self.device)
+        started = time.perf_counter()
         try:
             yield
         except (RuntimeError, MemoryError) as error:
             if not (isinstance(error, MemoryError) or FULL.search(str(error))):
                 raise
             raise UserError(f"out of memory in {name}: {self.advice(name)}") from None
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         self.measured[name] = max(self.measured.get(name, 0), peak(self.device))
 
     def advice(self, phase: str) -> str:
-        """The first three settings that matter to a phase, to lower one after the other: values that fit, and the peak with each and those before."""
+        """The first three settings that matter to a phase, to lower one after the other: values that fit, and the peak
+        with each and those before."""
         def need(config: settings.Config) -> float:
             return self.peaks(config)[phase]
 
         def floor(config: settings.Config) -> float:
             """With the fewest tokens at once: what is shorter then lowers how far those can be lowered."""
-            return need(replace(config, rollout=replace(config.rollout, tokens_per_batch=16), train=replace(config.train, tokens_per_batch=16)))
+            return need(replace(config, rollout=replace(config.rollout, tokens_per_batch=16),
+                                train=replace(config.train, tokens_per_batch=16)))
 
         has, planned, config, named = available(self.device), need(self.config), self.config, []
         aim = OFFERED * min(has, planned)  # where the plan fits and the memory did not suffice, it was too low
         for name in SETTINGS:
             trials = list(lowered(config, name))
-            if len(named) < 3 and any(lower(trial) < 0.999 * lower(config) for _, trial in trials for lower in (need, floor)):
+            if len(named) < 3 and any(lower(trial) < 0.999 * lower(config) for _, trial in trials
+                                      for lower in (need, floor)):
                 least = min(need(trial) for _, trial in trials)
                 value, config = next(trial for trial in trials if need(trial[1]) <= max(aim, least))
                 named.append(f"--{name}={value} ({gb(need(config))} GB)")
@@ -303,11 +329,14 @@ class Plan:
         return f"{self.table()}\n{fits}"
 
 
-def plan(config: settings.Config, policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, longest: Ask, queries: int, asks: int,
-         drawn: int = 1) -> Plan:
-    """The plan of a loaded policy: its longest ask, the queries of a validation, and how often it and a training step ask about each."""
-    tokens = len(policy.prompter.encode(longest))
-    return Plan(measure(policy, sampler, optimizer, tokens), config, policy.device, tokens, -(-queries // distributed.size()), asks, drawn)
+def plan(config: settings.Config, policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, longest: Ask,
+         queries: int, ranker: plugins.Plugin) -> Plan:
+    """Return the plan of a loaded policy: its longest ask, the queries of a validation, and who asks about them."""
+    tokens, candidates = len(policy.prompter.encode(longest)), len(longest.query.ids)
+    costs = measure(policy, sampler, optimizer, tokens)
+    drawn = len(ranker.sampled_asks(longest.query, random.Random(0), None))  # asks about a query of a training step
+    asks = ranker.calls(candidates)
+    return Plan(costs, config, policy.device, tokens, -(-queries // distributed.size()), asks, drawn)
 
 
 def lowered(config: settings.Config, name: str) -> Iterator[tuple[object, settings.Config]]:
@@ -349,7 +378,8 @@ def forget_peak(device: torch.device) -> None:
 
 
 def give_back() -> None:
-    """The C library returns what it keeps of freed memory, so that a phase is not charged with another's; glibc only."""
+    """The C library returns what it keeps of freed memory, so that a phase is not charged with another's; glibc
+    only."""
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -366,7 +396,8 @@ def available(device: torch.device) -> int:
 
 
 def _process(name: str) -> int:
-    """Bytes of this process: VmRSS those resident, VmHWM the peak of that, VmSize its address space. Without /proc the peak stands for all."""
+    """Bytes of this process: VmRSS those resident, VmHWM the peak of that, VmSize its address space. Without /proc the
+    peak stands for all."""
     if not sys.platform.startswith("linux"):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
     return int(re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024

@@ -1,9 +1,9 @@
 """What a router is judged by beyond its ranking: the performance and the cost of its first choice.
 
 A row's first choices under several objectives (performance, balance, cost) are points in the plane of cost and
-performance, over the questions that stand under every objective. Their curve is the upper hull that never falls, begun at the cheapest single model and drawn flat behind
-the last point; its area, divided by the cost from the cheapest to the dearest single model, is the mean performance
-over that range (AIQ of RouterBench, arXiv 2403.12031, section 3).
+performance, over the questions that stand under every objective. Their curve is the upper hull that never falls, begun
+at the cheapest single model and drawn flat behind the last point; its area, divided by the cost from the cheapest to
+the dearest single model, is the mean performance over that range (AIQ of RouterBench, arXiv 2403.12031, section 3).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from ranker.data import Candidate, Query
 from ranker.files import write_figure
 
 if TYPE_CHECKING:
-    from ranker.report import Row
+    from ranker.evaluation.report import Row
 
 Point = tuple[float, float]  # mean cost, mean performance
 
@@ -69,7 +69,8 @@ def hull(points: Sequence[Point]) -> list[Point]:
     for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
         if kept and (x == kept[-1][0] or y <= kept[-1][1]):
             continue
-        while len(kept) > 1 and (kept[-1][1] - kept[-2][1]) * (x - kept[-2][0]) <= (y - kept[-2][1]) * (kept[-1][0] - kept[-2][0]):
+        while (len(kept) > 1
+               and (kept[-1][1] - kept[-2][1]) * (x - kept[-2][0]) <= (y - kept[-2][1]) * (kept[-1][0] - kept[-2][0])):
             kept.pop()
         kept.append((x, y))
     return kept
@@ -88,7 +89,8 @@ def curve(found: Sequence[Point], alone: dict[str, Point]) -> list[Point]:
 
 
 def table_lines(rows: Sequence["Row"], queries: Sequence[Query]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: per row and task performance, cost in USD per 1000 queries, reward (relevance of the first choice), gap to the best."""
+    """Header and lines: per row and task performance, cost in USD per 1000 queries, reward (relevance of the first
+    choice), gap to the best."""
     shared = common(queries)
     alone = singles(shared)
     low, high = min(alone.values())[0], max(p[0] for p in alone.values())
@@ -99,8 +101,8 @@ def table_lines(rows: Sequence["Row"], queries: Sequence[Query]) -> tuple[list[s
             cost, performance = point(pairs)
             reward = sum(q.rel[c.id] for q, c in pairs) / len(pairs)
             best = sum(max(q.relevance) for q, _ in pairs) / len(pairs)
-            lines.append([f"{task}: {row.name}", f"{performance:.3f}", f"{1000 * cost:.3f}", f"{reward:.3f}", f"{best - reward:.3f}",
-                          f"{under:.3f}"])
+            lines.append([f"{task}: {row.name}", f"{performance:.3f}", f"{1000 * cost:.3f}", f"{reward:.3f}",
+                          f"{best - reward:.3f}", f"{under:.3f}"])
     lines.sort(key=lambda line: line[0].split(":")[0])  # stable: by task, rows in their order
     return ["routing", "performance", "$ per 1000", "reward", "gap to oracle", "area"], lines
 
@@ -114,14 +116,19 @@ def plot(path: Path, rows: Sequence["Row"], queries: Sequence[Query]) -> None:
     axes = figure.subplots()
     for name, (cost, performance) in alone.items():
         axes.plot(1000 * cost, performance, "x", color="gray")
-        axes.annotate(name.rpartition("/")[2], (1000 * cost, performance), fontsize=7, color="gray", xytext=(3, 3), textcoords="offset points")
-    costs = np.geomspace(max(min(p[0] for p in alone.values()), 1e-9), max(max(p[0] for p in alone.values()), 1e-9), 400)  # lines bend on a log axis
+        axes.annotate(name.rpartition("/")[2], (1000 * cost, performance), fontsize=7, color="gray", xytext=(3, 3),
+                      textcoords="offset points")
+    # lines bend on a log axis
+    costs = np.geomspace(max(min(p[0] for p in alone.values()), 1e-9),
+                         max(max(p[0] for p in alone.values()), 1e-9), 400)
     for row in rows:
         found = points(row, queries)
         corners = curve(found, alone)
         line, = axes.plot(1000 * costs, np.interp(costs, *zip(*corners)), label=row.name, lw=1)
-        axes.plot([1000 * cost for cost, _ in found], [performance for _, performance in found], "o", color=line.get_color())
-    axes.set(xlabel="$ per 1000 queries", ylabel="performance", xscale="log", title="first choices under each objective, and single models (x)")
+        axes.plot([1000 * cost for cost, _ in found], [performance for _, performance in found], "o",
+                  color=line.get_color())
+    axes.set(xlabel="$ per 1000 queries", ylabel="performance", xscale="log",
+             title="first choices under each objective, and single models (x)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     write_figure(path, figure)

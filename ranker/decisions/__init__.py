@@ -1,0 +1,31 @@
+"""Decisions: what an ask wants, and how its words are read. A decision is one file here and its template in prompts/.
+
+A file NAME.py holds
+
+    parse(inside, ask) -> Answer reads the text inside the answer tags, by the functions of `answers.py`; never guesses
+    right(ask) -> str what stands inside the tags where somebody knows the relevance wrong(ask) -> str a well-formed
+    answer that decides exactly the other way round
+
+and may hold
+
+    template(ask) -> str            the name of its prompt (default: NAME)
+    TOLD = ("chains",)              texts that its asks tell by name (`Ask.told`), fields of its template
+    ALTERNATIVES = ("0", "1") answers whose probabilities the policy gives beside the one it wrote (`Answer.scores`)
+
+The template prompts/NAME.txt must show {context} and {pool}. An example, with a template of the same two fields:
+
+    from ranker import answers
+
+    def parse(inside, ask):
+        return answers.some(answers.named(inside, ask, one=False), ask, most=2)
+
+    def right(ask):
+        return answers.written(ask, answers.by_relevance(ask)[:2])
+
+    def wrong(ask):
+        return answers.written(ask, answers.by_relevance(ask)[-2:])
+"""
+
+CONTRACT = {"parse": ("inside", "ask"), "right": ("ask",), "wrong": ("ask",), "template": ("ask",)}
+OPTIONAL = {"template": None, "TOLD": (), "ALTERNATIVES": ()}
+HAS_OPTIONS = False  # rankers name decisions, a config does not

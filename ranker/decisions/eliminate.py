@@ -1,0 +1,20 @@
+"""Eliminate the worst candidates in question, at most `ask.drop`, the worst first."""
+
+from ranker import answers
+from ranker.data import Answer, Ask
+
+
+def parse(inside: str, ask: Ask) -> Answer:
+    return answers.some(answers.named(inside, ask, one=ask.drop == 1), ask, most=ask.drop)
+
+
+def right(ask: Ask) -> str:
+    return answers.written(ask, answers.by_relevance(ask)[:-1 - ask.drop:-1])
+
+
+def wrong(ask: Ask) -> str:
+    return answers.written(ask, answers.by_relevance(ask, -1)[:-1 - ask.drop:-1])
+
+
+def template(ask: Ask) -> str:
+    return "eliminate_several" if ask.drop > 1 and not ask.by_logits else "eliminate"

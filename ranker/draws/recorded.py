@@ -1,0 +1,42 @@
+"""Recorded traces (`thoughts.jsonl` as training writes it): each is a group of its own, for a cold start.
+
+Their log-probabilities are unknown: NaN.
+"""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ranker import thoughts
+from ranker.asking import complete
+from ranker.data import Group
+from ranker.plugins import setting
+from ranker.sources import Source
+
+GIVES, EPISODES = "texts", False
+
+
+@dataclass
+class Options:
+    traces: str = setting(file=True)  # a JSON lines file
+
+
+def source(source: Source, ranker, seed: int, options: Options) -> Source:
+    """Return the traces of the decision that the ranker asks for."""
+    [(_, query)] = source.take(1, {})
+    decision = ranker.sampled_asks(query, random.Random(0), None)[0].decision
+    return thoughts.drawn(Path(options.traces).expanduser(), decision, seed)
+
+
+def draw(source: Source, sample, judge: Callable, state: dict, options: Options) -> list[Group]:
+    prompter, groups = sample.policy.prompter, []
+    sample.seed(state)
+    for i, (ask, text) in source.take(sample.rollout.prompts_per_step, state):
+        ids = prompter.behind(prompter.chat.opening, text.removeprefix(prompter.prefill))
+        prompt, cut = prompter.fitted(ask)
+        trace = complete(sample.policy, ask, ids, [math.nan] * len(ids), True, cut=cut)
+        trace.cohort = i
+        groups.append(Group(ask, prompt, [trace]))
+    return judge(groups)

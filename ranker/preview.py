@@ -1,0 +1,72 @@
+"""What can be known before a run: that its asks, rewards and prompts fit together, what it will look like and take."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+from ranker import config as settings, credit, llms, rewarding
+from ranker.data import Ask, Completion, Group, Query
+from ranker.engine import distributed, memory
+from ranker.engine.policy import Policy
+from ranker.evaluation import report
+from ranker.plugins import Plugin
+from ranker.prompting import Prompter
+from ranker.sources import Source
+from ranker.stages import Stage
+
+
+def rehearse(config: settings.Config, stages: Sequence[Stage], ranker: Plugin, source: Source,
+             validation: Sequence[Query], prompter: Prompter) -> Ask:
+    """Return an ask about the longest query of some. Raise UserError for what would fail at step 500.
+
+    Rewards that do not fit the asks, identifiers that are several tokens; texts that the tokenizer does not know are
+    told.
+    """
+    if distributed.first():
+        for words in report.strange_texts(config.model.name, [config.data.train, config.data.validation]):
+            print(words)
+    some = (*validation, *map(source.__getitem__, range(config.rollout.prompts_per_step)))
+    longest = max(some, key=lambda q: len(str(q.context)) + sum(map(len, q.texts.values())))
+    ask = ranker.sampled_asks(longest, random.Random(0), len(longest.ids))[0]
+    for stage in stages:
+        judged(stage.rewards, ask, llms.right_answer)
+    prompter.check(llms.rehearsal(ranker, max(some, key=lambda q: len(q.ids))))
+    return ask
+
+
+def judged(rewards: Sequence[rewarding.Part], ask: Ask, write: Callable[[Ask], str]) -> Completion:
+    """Return what somebody writes who knows the relevance, with its rewards, but for those that ask somebody.
+
+    Raise UserError for rewards that do not fit the ask.
+    """
+    [(_, completion)] = llms.scripted(write)([ask])
+    rewarding.score([part for part in rewards if not part.asks], [Group(ask, [], [completion])])
+    return completion
+
+
+def show(config: settings.Config, stage: Stage, policy: Policy, plan: memory.Plan, ranker: Plugin,
+         validation: Sequence[Query], take_step: Callable) -> None:
+    """Print one prompt, a right and a wrong completion with their rewards, and estimates from one real step.
+
+    Nothing is trained.
+    """
+    ask = ranker.sampled_asks(validation[0], random.Random(f"{config.run.seed}/ask/0"), None)[0]
+    print(policy.tokenizer.decode(policy.prompter.encode(ask)))
+    for name, write in (("right", llms.right_answer), ("wrong", llms.wrong_answer)):
+        c = judged(stage.rewards, ask, write)
+        shown = "  ".join(f"{part} {value:g}" for part, value in c.rewards.items())
+        print(f"\n--- a {name} completion\n{c.text}\n    "
+              f"answer: {c.answer.status} {', '.join(map(str, c.answer.value))}"
+              f"\n    reward: {shown}")
+    print(f"\n{plan.outlook()}\n\nmeasuring one step (nothing is trained) ...", flush=True)
+    seconds = dict(plan.seconds)
+    groups, _ = take_step(stage, stage.config.train.steps, {}, plan, optimizer=None)
+    sampling, learning = (plan.seconds[phase] - seconds.get(phase, 0.0) for phase in ("sampling", "learning"))
+    done, asks = len(credit.completions(groups)), sum(ranker.calls(len(q.ids)) for q in validation)
+    validations = 1 + math.ceil(config.train.steps / config.eval.every)
+    # A validation ask has a prompt of its own, so it costs more than a sampled completion: this is a lower bound.
+    whole = config.train.steps * (sampling + learning) + validations * asks * sampling / done
+    print(f"steps      {config.train.steps}, the first one of {len(groups)} prompts with {done} completions in all\n"
+          f"validation {validations} times, {len(validation)} queries, {asks} asks each\n"
+          f"time       about {whole / 60:.0f} min on {policy.device}: {sampling:.1f} s sampling and at most"
+          f" {learning:.1f} s learning a step (before training completions can be longer)\n\n{plan.table()}")
