@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save as to_bytes
 
 from ranker import config as settings, sources
 from ranker.errors import UserError
@@ -136,7 +136,7 @@ def save(config: settings.Config, policy: Policy, optimizer, step: int, scores: 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Write tensors to a file that others may read (its library makes one for the owner alone)."""
-    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    write_bytes(path, to_bytes({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def link(name: Path, target: Path) -> None:

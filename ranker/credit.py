@@ -45,8 +45,8 @@ def spread(of: Sequence[Completion], values: torch.Tensor) -> None:
     """Make one number a completion [N] its advantage, the same for all its tokens."""
     for c, value in zip(of, values.tolist()):
         if c.alive:
-            c.advantage = value
             c.signals["advantage"] = torch.full((len(c.ids),), value)
+            c.advantage = c.signals["advantage"].mean().item()
 
 
 def live_cohorts(groups: Iterable[Group]) -> int:

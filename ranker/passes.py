@@ -20,6 +20,7 @@ from ranker.data import Completion, Group
 from ranker.engine import distributed
 from ranker.engine.policy import Policy
 from ranker.engine.score import Row, batches, pack, score
+from ranker.errors import UserError, nearest
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Batch:
     values: torch.Tensor | None  # [N, T], of the value head
     mask: torch.Tensor  # [N, T], True for tokens of the completion
     step: int = 1  # of the stage
-    seed: str = ""  # of what a loss draws
+    seed: int = 0  # of what a loss draws
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return stack([c.signals[name] for c in self.completions], self.mask)
@@ -51,36 +52,40 @@ def rows_of(groups: Sequence[Group], budget: float) -> list[Row]:
     return rows
 
 
-def batched(policy: Policy, rows: Sequence[Row], temperature: float, budget: int, **more) -> Iterator[Batch]:
-    """Compute rows in batches of at most `budget` tokens."""
-    for chosen in batches(rows, budget):
+def batched(policy: Policy, rows: Sequence[Row], temperature: float, budget: int, step: int = 1,
+            seed: int = 0) -> Iterator[Batch]:
+    """Compute rows in batches of at most `budget` tokens; each has a seed of its own."""
+    for number, chosen in enumerate(batches(rows, budget)):
         logprobs, values, mask = score(policy, chosen, temperature)
         ends = [0]
         for row in chosen:
             ends.append(ends[-1] + len(row.keys))
         yield Batch([c for row in chosen for c in row.keys], [slice(*ends[i:i + 2]) for i in range(len(chosen))],
-                    logprobs, values, mask, **more)
+                    logprobs, values, mask, step, seed + number)
 
 
 @torch.no_grad()
 def old(policy: Policy, rows: Sequence[Row], temperature: float, budget: int) -> None:
+    """Score under the policy as it is; with a value head, its predictions too."""
     for batch in batched(policy, rows, temperature, budget):
         keep("old", batch.completions, batch.logprobs, batch.mask)
         if batch.values is not None:
             keep("value", batch.completions, batch.values, batch.mask)
 
 
-value = old
+value = old  # one forward pass gives both
 
 
 @torch.no_grad()
 def reference(policy: Policy, rows: Sequence[Row], temperature: float, budget: int) -> None:
+    """Score under the reference."""
     with policy.reference():
         for batch in batched(policy, rows, temperature, budget):
             keep("reference", batch.completions, batch.logprobs, batch.mask)
 
 
 def answer(policy: Policy, rows: Sequence[Row], temperature: float, budget: int) -> None:
+    """Tell the tokens of the answer from those of the thought; no model runs."""
     for c in (c for row in rows for c in row.keys):
         c.signals["answer"] = answer_mask(policy, c.ids)
 
@@ -91,6 +96,8 @@ PASSES: dict[str, Callable] = {"reference": reference, "old": old, "value": valu
 def run(names: set[str], taught: Sequence[Completion], policy: Policy, rows: Sequence[Row], temperature: float,
         budget: int) -> None:
     """Run the named passes over this process's rows; all processes know what they set of all that is taught."""
+    for name in names - PASSES.keys():
+        raise UserError(f"an objective asks for the pass '{name}'{nearest(name, PASSES)}; see ranker/passes.py")
     for done in dict.fromkeys(PASSES[name] for name in PASSES if name in names):
         done(policy, rows, temperature, budget)
     share(taught, policy.device)

@@ -16,10 +16,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that asks a hub should fa
 
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
-from ranker import config as settings, world  # noqa: E402
+from ranker import config as settings, plugins, world  # noqa: E402
 from ranker.engine import policy as policies  # noqa: E402
 from ranker.prompting import messages  # noqa: E402
-from ranker.rankers import elimination  # noqa: E402
 from ranker.tiny import tokenizer as tiny_tokenizer  # noqa: E402
 
 
@@ -39,7 +38,8 @@ def asks():
     """Twelve elimination asks of all kinds of tasks."""
     queries = [world.query(task, "train", i) for i in range(2)
                for task in list(world.TASKS)[1::2] + ["passage-5", "rec-movie"]]
-    return [elimination.sampled_ask(q, random.Random(i)) for i, q in enumerate(queries)]
+    ranker = plugins.load("ranker", {"name": "elimination"})
+    return [ranker.sampled_asks(q, random.Random(i), None)[0] for i, q in enumerate(queries)]
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +65,7 @@ def base_folder(tmp_path_factory, tokenizer):
 @pytest.fixture
 def make_policy(base_folder):
     """A policy on the small base with a LoRA adapter whose B is not zero, so that it differs from its reference."""
-    def make(quantize="none", moved=True, lora=settings.Lora(rank=4), **options):
+    def make(quantize="none", moved=True, lora=plugins.load("lora", {"name": "lora", "rank": 4}), **options):
         torch.manual_seed(1)
         policy = policies.load(settings.Model(name=str(base_folder), quantize=quantize, device="cpu", **options), lora)
         if moved:

@@ -17,13 +17,14 @@ from transformers.utils.import_utils import is_serve_available
 
 import evaluate
 import train
-from ranker import api, config as settings, drive, llms, rewarding, world
-from ranker.engine import policy as policies, pretrained
-from ranker.evaluation import report
+from ranker import api, checkpoint, config as settings, drive, llms, preview, reading, rewarding, world
+from ranker.asking import local_model
 from ranker.data import Ask, Candidate, Query
+from ranker.engine import policy as policies, pretrained
+from ranker.engine.sampler import Sampler
 from ranker.errors import UserError, exit_status
+from ranker.evaluation import report
 from ranker.prompting import Chat
-from ranker.engine.sampler import Sampler, greedy_model
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared/data"
@@ -477,7 +478,7 @@ def test_a_run_is_ranked_again_by_a_server_window_by_window(serve, command):
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data beside the repository")
 def test_rankvicuna_behind_a_server_ranks_trec_dl19_as_it_was_recorded(serve, command):
     recorded, lock = {}, threading.Lock()
-    for _, record in llms.json_lines(next((REAL / "rankllm_replay").glob("A_*.responses.jsonl.gz"))):
+    for _, record in reading.json_lines(next((REAL / "rankllm_replay").glob("A_*.responses.jsonl.gz"))):
         recorded.setdefault(str(record["qid"]), []).append(record["response"])
     corpus = REAL / "trec_dl_bm25/retrieve_results_dl19_bm25_top100.json.gz"
     by_text = {" ".join(text.split()): query for query, text in evaluate.foreign.read_corpus(corpus)[0].items()}
@@ -520,8 +521,8 @@ def test_a_server_is_not_trained_and_takes_no_checkpoint(command, monkeypatch):
     server = ["--llm.api=http://127.0.0.1:1/v1", "--llm.model=m"]
     status, _, err = command(CONFIG, *server, script=train)
     assert status == 2 and "evaluated, not trained" in err
-    monkeypatch.setattr(evaluate.checkpoint, "find", Path)
-    monkeypatch.setattr(evaluate.checkpoint, "describe",
+    monkeypatch.setattr(checkpoint, "find", Path)
+    monkeypatch.setattr(checkpoint, "describe",
                         lambda folder: {"prompts": {}, "config": settings.as_dict(settings.Config())})
     status, _, err = command("--ckpt", "x", *server)
     assert status == 2 and "a server's model takes no checkpoint" in err
@@ -533,8 +534,8 @@ def test_its_configs_can_be_trained_from(name):
     ranker = drive.load_ranker(config.ranker)
     assert ((config.ranker["window"], config.ranker["step"], config.llm.words, config.llm.temperature)
             == (20, 10, 300, 0))
-    ask = ranker.sampled_ask(world.query("rec-movie", "train", 0), random.Random(0))
-    assert train.judged(rewarding.load(config.reward), ask, llms.right_answer)[1]["total"] == 1
+    [ask] = ranker.sampled_asks(world.query("rec-movie", "train", 0), random.Random(0), None)
+    assert preview.judged(rewarding.load(config.reward), ask, llms.right_answer).rewards["total"] == 1
 
 
 @pytest.fixture(scope="module")
@@ -575,7 +576,7 @@ def test_a_real_server_says_what_the_policy_says_by_itself(real_server, policy, 
     llm, given = real_server
     given.clear()
     over_http = api.server_model(llm, Chat(), max_new_tokens, tmp_path / "answers.jsonl")(list(some_asks()))
-    alone = greedy_model(Sampler(policy, settings.Rollout(max_new_tokens=max_new_tokens)))(list(some_asks()))
+    alone = local_model(Sampler(policy, settings.Rollout(max_new_tokens=max_new_tokens)))(list(some_asks()))
     assert given == [policy.prompter.encode(ask) for ask in some_asks()]  # the same token ids
     for (theirs, reply), (ours, completion) in zip(over_http, alone, strict=True):
         assert (theirs, reply.answer, reply.finished) == (ours, completion.answer, completion.finished)

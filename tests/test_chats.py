@@ -13,8 +13,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 
 from ranker import chats, config as settings
-from ranker.engine import sampler
 from ranker.data import Ask, Candidate, Query
+from ranker.decisions import score
 from ranker.errors import UserError
 from ranker.prompting import Prompter, messages, template
 from ranker.tiny import tokenizer as tiny_tokenizer
@@ -199,7 +199,7 @@ def test_numbers_are_scored_as_they_stand_behind_the_answer_tag(kind, texts):
     """Alone, a number has a space before it, which is another token."""
     prompter = Prompter(sentence_tokenizer(texts, kind))
     encode = lambda text: prompter.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    for number in sampler.NUMBERS:
+    for number in score.ALTERNATIVES:
         found = prompter.behind("<think>x</think>\n<answer>", f"{number}</answer>")
         assert encode("<think>x</think>\n<answer>") + found == encode(f"<think>x</think>\n<answer>{number}</answer>")
         assert found != encode(f"{number}</answer>")

@@ -10,8 +10,9 @@ from ranker import drive, llms, metrics
 from ranker.answers import parse
 from ranker.data import Ask, Candidate, Completion, Group, Query
 from ranker.errors import UserError
-from ranker.rankers import listwise
 from rewards import ndcg
+
+listwise = drive.load_ranker({"name": "listwise"})
 
 
 def query(relevance, name="q") -> Query:
@@ -22,7 +23,8 @@ def query(relevance, name="q") -> Query:
 def paid(question, *spans, **options) -> list[float]:
     ask = Ask(question, question.ids, "order")
     texts = [span if "<" in span else f"<think>so</think>\n<answer>{span}</answer>" for span in spans]
-    return ndcg.reward([Group(ask, [], [Completion([], [], t, True, parse(t, ask)) for t in texts])], **options)[0]
+    return ndcg.reward([Group(ask, [], [Completion([], [], t, True, parse(t, ask)) for t in texts])],
+                       ndcg.Options(**options))[0]
 
 
 def listed(order) -> str:
@@ -80,7 +82,8 @@ def test_an_order_of_one_and_another_decision_are_refused_in_one_line():
     one, two = query([1]), query([1, 0])
     for ask in (Ask(one, one.ids, "order"), Ask(two, two.ids, "eliminate")):
         with pytest.raises(UserError, match="two candidates or more"):
-            ndcg.reward([Group(ask, [], [Completion([], [], "", True, parse("<answer>[1]</answer>", ask))])])
+            ndcg.reward([Group(ask, [], [Completion([], [], "", True, parse("<answer>[1]</answer>", ask))])],
+                        ndcg.Options())
 
 
 def test_an_oracle_ranks_perfectly_in_one_ask_and_a_mute_model_scores_the_input_order():
@@ -104,8 +107,8 @@ def test_nothing_is_asked_about_a_single_candidate():
 
 def test_training_states_hold_every_candidate_in_random_order_or_a_positive_among_fewer():
     question = query([0, 0, 1, 0, 0, 0])
-    asks = [listwise.sampled_ask(question, random.Random(i)) for i in range(50)]
+    asks = [listwise.sampled_asks(question, random.Random(i), None)[0] for i in range(50)]
     assert (all(sorted(a.pool) == sorted(question.ids) and a.decision == "order" for a in asks)
             and len({a.pool for a in asks}) > 40)
     assert all(len(a.pool) == 3 and "q-2" in a.pool
-               for a in (listwise.sampled_ask(question, random.Random(i), 3) for i in range(50)))
+               for a in (listwise.sampled_asks(question, random.Random(i), 3)[0] for i in range(50)))

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from ranker.losses import (cohort_advantages, explained_variance, gae, kl_terms, live, policy_loss, returns_to_go,
-                           value_loss, whiten)
+from ranker.losses import (cohort_advantages, explained_variance, gae, kl_terms, leave_one_out, live, policy_loss,
+                           returns_to_go, value_loss, whiten)
 
 R = torch.tensor([1, 0, 0.5, 0.2])
 ONE = torch.zeros(4, dtype=torch.long)
@@ -21,8 +21,9 @@ def test_advantages_are_mean_only_or_divided_by_the_population_deviation():
 
 
 def test_mean_only_is_leave_one_out_up_to_its_constant():
-    torch.testing.assert_close(cohort_advantages(R, ONE) * 4 / 3, torch.tensor([0.766667, -0.566667, 0.1, -0.3]),
-                               atol=1e-6, rtol=0)
+    expected = torch.tensor([0.766667, -0.566667, 0.1, -0.3])
+    torch.testing.assert_close(cohort_advantages(R, ONE) * 4 / 3, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(leave_one_out(R, ONE), expected, atol=1e-6, rtol=0)
 
 
 def test_cohorts_of_any_size_and_order_are_compared_among_themselves_only():
@@ -86,7 +87,7 @@ def test_whitened_advantages_have_mean_zero_and_deviation_one_over_the_mask():
 def test_the_value_loss_is_clipped_around_the_old_value_and_takes_the_larger_error():
     old, returns, mask = torch.zeros(1, 4), torch.tensor([[1.0, 1.0, 0.0, 9.0]]), torch.tensor([[1, 1, 1, 0]])
     values = torch.tensor([[0.1, 0.9, 0.9, 5.0]]).requires_grad_()
-    loss, sums = value_loss(values, old, returns, mask, 3.0, 0.2)
+    loss, sums = value_loss(values, old, returns, mask, 3.0, clip=0.2)
     assert loss.item() == pytest.approx((0.9**2 + 0.8**2 + 0.9**2) / 2 / 3) and sums["clip_value"] == 1
     gradient = torch.autograd.grad(loss, values)[0][0]
     assert gradient[0] < 0 and gradient[1] == 0 and gradient[2] > 0 and gradient[3] == 0

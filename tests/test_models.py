@@ -16,13 +16,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig
 
-from ranker import config as settings
+from ranker import config as settings, plugins
 from ranker.engine import policy as policies
-from ranker.errors import LONGEST, UserError
 from ranker.engine.sampler import Sampler
 from ranker.engine.score import pack, score_all
+from ranker.errors import LONGEST, UserError
 
 NEW, CLOSE, BUDGET = 24, 1e-4, 10**6
+LORA = {"name": "lora", "rank": 4}
 GQA = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
        "num_key_value_heads": 2, "max_position_embeddings": 1024, "initializer_range": 0.15, "bos_token_id": None}
 MHA = {key: value for key, value in GQA.items() if key != "num_key_value_heads"}
@@ -114,11 +115,11 @@ def save(folder, tokenizer, kind, fields):
     return folder
 
 
-def load(folder, quantize="none", max_prompt=180, lora=settings.Lora(rank=4), **model):
+def load(folder, quantize="none", max_prompt=180, lora=LORA, **model):
     torch.manual_seed(1)
     model = settings.Model(name=str(folder), quantize=quantize, device="cpu", dtype="float32", max_prompt=max_prompt,
                            **model)
-    policy = policies.load(model, lora, max_new_tokens=NEW)
+    policy = policies.load(model, plugins.load("lora", lora), max_new_tokens=NEW)
     with torch.no_grad():
         for name, parameter in policy.adapter_parameters().items():
             if "lora_B" in name:
@@ -294,7 +295,7 @@ def test_the_text_of_a_model_that_sees_images_has_its_limits_and_is_exact(tokeni
 def test_a_model_computed_in_bf16_is_not_refused_for_its_depth(tokenizer, tmp_path, quantize):
     folder = save(tmp_path / "base", tokenizer, "Qwen2", GQA | {"num_hidden_layers": 36, "attention_dropout": 0.1})
     model = settings.Model(name=str(folder), quantize=quantize, device="cpu", dtype="bfloat16", max_prompt=180)
-    policies.load(model, settings.Lora(rank=4))
+    policies.load(model, plugins.load("lora", LORA))
 
 
 @torch.no_grad()
@@ -329,7 +330,7 @@ def test_a_mixture_says_what_nf4_leaves_and_lora_adapts_and_its_routers_stay(tok
 def test_lora_targets_are_all_there_and_adapters_are_plain(base_folder, tmp_path):
     missing = r"no module of the model is called 'v_prj' \(did you mean 'v_proj'\?\)"
     for targets, says in (("q_proj,v_prj", missing), ("q_proj,lm_head", "lm_head")):
-        is_refused(says, base_folder, lora=settings.Lora(rank=4, targets=targets))
+        is_refused(says, base_folder, lora=LORA | {"targets": targets})
     others = {"dora": {"use_dora": True}, "bias": {"bias": "all"}, "pissa": {"init_lora_weights": "pissa"},
               "saved": {"modules_to_save": ["norm"]}}
     for name, fields in others.items():

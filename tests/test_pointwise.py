@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ranker import drive, llms
-from ranker.engine import sampler
+from ranker import asking, drive, llms
+from ranker.asking import add_scores, complete, local_model
 from ranker.config import Rollout
 from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
+from ranker.engine.sampler import Sampler
 from ranker.errors import UserError
+from ranker.evaluation.ask_log import AskLog
 from ranker.rankers import pointwise
-from ranker.engine.sampler import Sampler, add_scores, complete, greedy_model
-from ranker.evaluation.ask_log import Traces
 
 
 def query(relevance, context="", texts=None, name="q") -> Query:
@@ -69,11 +69,12 @@ def test_ties_keep_the_order_given_and_what_cannot_be_read_comes_last():
 
 def test_all_candidates_are_asked_about_at_once_each_alone():
     turns = []
-    r = drive.run(drive.load_ranker({"name": "pointwise", "score": "written"}), [FOUR],
-                  llms.scripted(llms.right_answer),
+    ranker = drive.load_ranker({"name": "pointwise", "score": "written"})
+    r = drive.run(ranker, [FOUR], llms.scripted(llms.right_answer),
                   on_ask=lambda ask, turn, _: turns.append((turn, ask.pool, ask.decision)))[0]
-    assert turns == [(0, (c,), "score") for c in FOUR.ids] and r.order[0] == "c3" and r.calls == pointwise.calls(4) == 4
-    assert drive.run(pointwise, [query([1])], llms.scripted(llms.right_answer))[0].calls == pointwise.calls(1) == 0
+    assert turns == [(0, (c,), "score") for c in FOUR.ids] and r.order[0] == "c3" and r.calls == ranker.calls(4) == 4
+    plain = drive.load_ranker({"name": "pointwise"})
+    assert drive.run(plain, [query([1])], llms.scripted(llms.right_answer))[0].calls == plain.calls(1) == 0
 
 
 def test_a_model_without_probabilities_is_asked_for_in_one_line():
@@ -106,8 +107,8 @@ def test_numbers_that_are_all_equal_leave_the_first_stage_and_the_unreadable_sta
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"score": "sum"}, "product, expectation, written"), ({"first_stage": 1}, "below 1"),
-    ({"first_stage": -0.1}, "from 0"), ({"pool": 1}, "at least 2"), ({"pool": -1}, "at least 2")])
+    ({"score": "sum"}, "product, expectation, written"), ({"first_stage": 1}, "between 0.0 and 0.99"),
+    ({"first_stage": -0.1}, "between 0.0 and 0.99"), ({"pool": 1}, "at least 2"), ({"pool": -1}, "at least 0")])
 def test_options_that_make_no_sense_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         drive.load_ranker({"name": "pointwise"} | options)
@@ -117,12 +118,13 @@ def test_training_asks_about_every_candidate_or_about_a_positive_and_some_others
     question = query([0, 0, 1, 0, 0, 0])
     whole, some = (drive.load_ranker({"name": "pointwise", "pool": pool}) for pool in (0, 3))
     for seed in range(50):
-        asks = whole.sampled_asks(question, random.Random(seed))
+        asks = whole.sampled_asks(question, random.Random(seed), None)
         assert (sorted(ask.pool[0] for ask in asks) == sorted(question.ids)
                 and {(ask.decision, len(ask.pool)) for ask in asks} == {("score", 1)})
-        asks = some.sampled_asks(question, random.Random(seed))
+        asks = some.sampled_asks(question, random.Random(seed), None)
         assert len({ask.pool for ask in asks}) == 3 and ("c2",) in [ask.pool for ask in asks]
-    assert {whole.sampled_ask(question, random.Random(seed)).pool[0] for seed in range(50)} == set(question.ids)
+    assert ({whole.sampled_asks(question, random.Random(seed), None)[0].pool[0] for seed in range(50)}
+            == set(question.ids))
 
 
 # the probabilities of the numbers
@@ -233,10 +235,10 @@ def test_the_policy_behind_the_driver_ranks_by_its_own_probabilities(make_policy
     each = [Ask(question, (c,), "score") for c in question.ids]
     texts = {tuple(policy.prompter.encode(ask)): f"<think> a</think>\n<answer>{number}</answer>"
              for ask, number in zip(each, [7, 7, 7, 3, 3, "x"] * 9)}
-    found = [completion.answer for _, completion in greedy_model(writer(policy, texts))(each)]
+    found = [completion.answer for _, completion in local_model(writer(policy, texts))(each)]
     assert ([a.ok for a in found] == [bool(a.scores) for a in found]
             and len({a.scores for a in found if a.ok}) == sum(a.ok for a in found))
-    r = ranked(question, greedy_model(writer(policy, texts)))
+    r = ranked(question, local_model(writer(policy, texts)))
     expected = {c: a.value[0] * a.scores[a.value[0]] if a.ok else -1.0 for c, a in zip(question.ids, found)}
     assert ([expected[c] for c in r.order] == pytest.approx(sorted(expected.values(), reverse=True))
             and r.failed == sum(not a.ok for a in found))
@@ -260,19 +262,19 @@ def test_an_evaluation_that_was_killed_ranks_by_the_same_probabilities(tmp_path)
     def dying(asks):
         raise Killed
 
-    half = Traces(tmp_path, {"checkpoint": "a"})
-    assert drive.run(ranker, questions[:1], half.model("policy", 0, model)) == expected[:1]
+    half = AskLog(tmp_path, {"checkpoint": "a"})
+    assert drive.run(ranker, questions[:1], half.models("policy", 0, model)) == expected[:1]
     with pytest.raises(Killed):
-        drive.run(ranker, questions[1:], half.model("policy", 0, dying))
+        drive.run(ranker, questions[1:], half.models("policy", 0, dying))
     half.held.close()  # as the end of a process lets go of it
-    again = Traces(tmp_path, {"checkpoint": "a"})
-    assert drive.run(ranker, questions[:1], again.model("policy", 0, dying)) == expected[:1]
+    again = AskLog(tmp_path, {"checkpoint": "a"})
+    assert drive.run(ranker, questions[:1], again.models("policy", 0, dying)) == expected[:1]
 
 
 def test_what_is_computed_counts_as_time_of_its_completions(make_policy, asks, monkeypatch):
     policy, ask = make_policy(), ask_of(asks)
     clock = iter([10.0, 14.0])
-    monkeypatch.setattr(rollout, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(asking, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     both = [complete(policy, ask, encode(policy, "<answer>7</answer>"), [], True, 1.0) for _ in range(2)]
     add_scores(policy, [Group(ask, policy.prompter.encode(ask), both)], 4000)
     assert [c.seconds for c in both] == [3.0, 3.0]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ranker import config as settings
+from ranker import config as settings, plugins
 from ranker.engine import policy as policies
-from ranker.errors import UserError
 from ranker.engine.score import pack, score
+from ranker.errors import UserError
 
 
 def logits(model, policy, ask):
@@ -81,6 +81,7 @@ def test_a_saved_adapter_is_a_peft_folder_with_the_same_logits(make_policy, base
 
 
 def load(lora=None, adapter=None, **model):
+    lora = plugins.load("lora", {"name": "lora"} | lora) if lora else None
     return policies.load(settings.Model(device="cpu", quantize="none", **model), lora, adapter)
 
 
@@ -97,9 +98,9 @@ def test_broken_folders_and_settings_end_in_one_clear_line(base_folder, tmp_path
     with pytest.raises(UserError, match="no adapter_config.json"):
         load(name=str(base_folder), adapter=tmp_path)
     with pytest.raises(UserError, match="lm_head"):
-        load(settings.Lora(targets="q_proj,lm_head"), name=str(base_folder))
+        load({"targets": "q_proj,lm_head"}, name=str(base_folder))
     with pytest.raises(UserError, match="lora.targets"):
-        load(settings.Lora(targets="no_such_layer"), name=str(base_folder))
+        load({"targets": "no_such_layer"}, name=str(base_folder))
     with pytest.raises(UserError, match="max_prompt"):
         load(name=str(base_folder), max_prompt=4096)
     with pytest.raises(UserError, match="max_new_tokens"):
@@ -112,7 +113,8 @@ def test_broken_folders_and_settings_end_in_one_clear_line(base_folder, tmp_path
 
 
 def test_an_adapter_of_another_base_is_refused(make_policy, base_folder, tmp_path):
-    policies.save_adapter(make_policy(lora=settings.Lora(rank=4)), tmp_path / "adapter")
+    lora = plugins.load("lora", {"name": "lora", "rank": 4})
+    policies.save_adapter(make_policy(lora=lora), tmp_path / "adapter")
     record = tmp_path / "adapter" / "adapter_config.json"
     changed = json.loads(record.read_text()) | {"r": 8}
     record.write_text(json.dumps(changed))

@@ -1,18 +1,23 @@
-"""Learning from the logits of identifiers: the losses against published oracles, the objective, the states, the ranker,
+"""Learning from the logits of identifiers: the losses against published oracles, the objective, the draw, the ranker,
 a teacher."""
 
+import math
 import random
 
 import pytest
 import torch
 
-from ranker import config as settings, labels, losses, rewarding, states
+import train
+from ranker import config as settings, credit, losses, passes, rewarding
+from ranker.asking import Sample, local_model
 from ranker.data import Candidate, Query
 from ranker.drive import load_ranker, run
+from ranker.engine.sampler import Sampler
 from ranker.errors import UserError
-from ranker.objectives import ranknet
-from ranker.engine.sampler import Sampler, greedy_model
-from ranker.engine.score import pack, score, stack
+from ranker.lessons import teacher
+from ranker.plugins import load
+from ranker.sources import Source
+from ranker.stages import Stage
 
 SCORES, RANKS = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([2.0, 1.0, 3.0])  # the teacher has the second item first
 FIRST = {"name": "first"}
@@ -64,10 +69,17 @@ def test_equal_relevance_shares_a_rank_and_what_is_unscored_has_none():
     assert losses.ranks(values, torch.tensor([0, 0, 0, 0, 0, 1, 1])).tolist() == [1, 2, 2, 4, 0, 2, 1]
 
 
-def experience_of(policy, queries, **options):
-    ranker = load_ranker(FIRST | options)
-    sampler = Sampler(policy, settings.Rollout(max_new_tokens=8))
-    return states.identifiers(sampler, ranker, queries, 8, 1.0, 0), rewarding.load({"relevance": {}})
+def drawn(policy, queries, ranker=FIRST):
+    """Return the groups that the draw gives for all of `queries`, rewarded by their relevance."""
+    rollout = settings.Rollout(prompts_per_step=len(queries), max_new_tokens=8)
+
+    def judge(groups, discount=1.0):
+        rewarding.score(rewarding.load({"relevance": {}}), groups)
+        credit.add_returns(groups, discount)
+        return groups
+
+    sample = Sample(Sampler(policy, rollout), load_ranker(ranker), rollout, 0)
+    return load("draw", {"name": "identifiers"}).draw(Source("queries", item=queries.__getitem__), sample, judge, {})
 
 
 def nine(n=5, name="q"):
@@ -75,31 +87,22 @@ def nine(n=5, name="q"):
     return Query(name, "rank", "wanted", tuple(Candidate(f"{name}-{k}", f"thing {k}") for k in range(n)), relevance)
 
 
-def batch_loss(policy, train, experience, parts, rows=None):
-    """The objective's loss over an experience, in one micro-batch or in several."""
-    completions = [c for g in experience.groups for c in g.completions]
-    task = torch.tensor([r["task"] for row in rewarding.score(parts, experience.groups) for r in row])
-    cohorts = torch.tensor(experience.cohorts)
-    credit, alive = ranknet.credit(train, task, task, cohorts)
-    spread = lambda values: {k: torch.full((len(completions[k].ids),), float(values[k]))  # noqa: E731
-                             for k in alive.nonzero()[:, 0].tolist()}
-    signals, _ = ranknet.signals(train, spread(credit), {"cohort": spread(cohorts)})
-    total = 0.0
-    packed = pack([g.prompt for g in experience.groups], [[c.ids for c in g.completions] for g in experience.groups],
-                  10**9, lambda k: bool(alive[k]))
-    for batch in [[row] for row in packed] if rows == "apart" else [packed]:
-        keys = [k for row in batch for k in row.keys]
-        logprobs, _, mask = score(policy, batch, 1.0)
-        total = total + ranknet.loss(train, 1, logprobs, None, mask,
-                                     {n: stack(s, keys, mask) for n, s in signals.items()}, 999)[0]
-    return total
+def taught(objective, groups):
+    """Return the rows of the groups, all signals set."""
+    objective.alive(groups), objective.targets(groups)
+    return passes.rows_of(groups, math.inf)
+
+
+def mean_loss(policy, objective, rows, budget=10**9):
+    """The objective's loss over the rows, in one micro-batch or in several."""
+    total = sum(objective.loss(batch)[0] for batch in passes.batched(policy, rows, 1.0, budget))
+    return total / passes.units(rows, objective.UNIT)
 
 
 def test_the_joint_loss_is_the_mean_over_lists_of_what_the_logits_and_the_written_list_say(make_policy):
-    policy, train = make_policy(), settings.Train(objective="ranknet", rank_weight=10.0, lm_weight=1.0)
-    experience, parts = experience_of(policy, [nine(), nine(7, "r")])
-    expected = 0.0
-    for group in experience.groups:
+    policy, objective = make_policy(), load("objective", {"name": "ranknet", "rank_weight": 10.0, "lm_weight": 1.0})
+    groups, expected = drawn(policy, [nine(), nine(7, "r")]), 0.0
+    for group in groups:
         ask, prompt = group.ask, group.prompt
         with torch.no_grad():
             logits = policy.causal_lm(input_ids=torch.tensor([prompt])).logits[0, -1]
@@ -111,30 +114,64 @@ def test_the_joint_loss_is_the_mean_over_lists_of_what_the_logits_and_the_writte
         ranks = 1.0 + (relevance[:, None] < relevance).sum(1)
         lm = -whole.gather(-1, torch.tensor(written)[:, None]).mean()
         expected += (10 * losses.rank_loss(scores, ranks, "weighted_ranknet") + lm) / 2
-    together, apart = (batch_loss(policy, train, experience, parts),
-                       batch_loss(policy, train, experience, parts, "apart"))
+    rows = taught(objective, groups)
+    together, apart = mean_loss(policy, objective, rows), mean_loss(policy, objective, rows, 1)
     assert together.item() == pytest.approx(expected.item(), rel=1e-4) == apart.item()
 
 
 def test_the_written_list_is_the_right_order_and_is_not_taught_with_a_weight_of_zero(make_policy):
     policy = make_policy()
-    experience, parts = experience_of(policy, [nine()])
-    [group] = experience.groups
+    [group] = drawn(policy, [nine()])
     written = group.completions[-1]
     assert (written.text.startswith("<answer>[")
             and [group.ask.query.rel[c] for c in written.answer.value] == [2, 1, 0, 0, 0])
     begun = policy.prompter.to_answer.rpartition("<answer>")[2]
     assert begun + policy.tokenizer.decode(written.ids) == written.text.removeprefix("<answer>")
-    task = torch.tensor([r["task"] for r in rewarding.score(parts, [group])[0]])
     for weight, learned in ((1.0, True), (0.0, False)):
-        _, alive = ranknet.credit(settings.Train(lm_weight=weight), task, task, torch.tensor(experience.cohorts))
-        assert bool(alive[-1]) == learned and alive[:-1].all()
+        load("objective", {"name": "ranknet", "lm_weight": weight}).alive([group])
+        assert written.alive == learned and all(c.alive for c in group.completions[:-1])
+
+
+class Recorder:
+    """An optimizer that keeps the gradients of its steps and changes nothing."""
+
+    def __init__(self, policy):
+        self.parameters, self.seen = list(policy.adapter_parameters().values()), []
+
+    def step(self):
+        self.seen.append(gradient(self.parameters))
+
+
+def gradient(parameters):
+    return torch.cat([p.grad.flatten() for p in parameters])
+
+
+@pytest.mark.parametrize("budget", [10**6, 16])
+def test_a_minibatch_of_lists_is_divided_by_its_own_lists_and_means_are_logged_per_list(make_policy, budget):
+    policy, objective = make_policy(), load("objective", {"name": "ranknet"})
+    groups, config = drawn(policy, [nine(), nine(7, "r"), nine(3, "s")]), settings.Config()
+    config.train.minibatches, config.train.tokens_per_batch, config.train.grad_clip = 2, budget, 0.0
+    rows, optimizer, alone, losses_of = taught(objective, groups), Recorder(policy), [], []
+    with policy.training_graph():
+        for row in rows:
+            loss = mean_loss(policy, objective, [row])
+            loss.backward()
+            losses_of.append(loss.item()), alone.append(gradient(optimizer.parameters))
+            for parameter in optimizer.parameters:
+                parameter.grad = None
+    record = train.update(Stage(1, config, [], objective, None, None), policy, optimizer, groups, 1)
+    order = [[rows.index(row) for row in part] for part in train.minibatches(rows, config.train, "0/minibatch/1")]
+    assert sorted(map(len, order)) == [1, 2]
+    for part, found in zip(order, optimizer.seen, strict=True):
+        torch.testing.assert_close(found, sum(alone[i] for i in part) / len(part), atol=1e-5, rtol=1e-4)
+    assert record["lists"] == 3 and record["loss"] == pytest.approx(sum(losses_of) / 3, rel=1e-4)
+    assert 10 * record["rank_loss"] + record["lm_loss"] == pytest.approx(record["loss"], rel=1e-4)
 
 
 def test_the_ranker_reads_the_order_off_the_logits_and_slides_over_more_than_a_window(make_policy):
     policy = make_policy()
     query = nine(9)
-    model = greedy_model(Sampler(policy, settings.Rollout(max_new_tokens=8)))
+    model = local_model(Sampler(policy, settings.Rollout(max_new_tokens=8)))
     [ranking] = run(load_ranker(FIRST), [query], model)
     prompt = policy.prompter.encode(next(load_ranker(FIRST).rank(query, random.Random(0))))
     with torch.no_grad():
@@ -147,15 +184,15 @@ def test_the_ranker_reads_the_order_off_the_logits_and_slides_over_more_than_a_w
 
 
 def test_only_rankers_that_ask_for_an_order_can_be_taught_by_logits(make_policy):
-    sampler = Sampler(make_policy(), settings.Rollout(max_new_tokens=8))
     with pytest.raises(UserError, match="asks for an order"):
-        states.identifiers(sampler, load_ranker({"name": "elimination"}), [nine()], 8, 1.0, 0)
+        drawn(make_policy(), [nine()], {"name": "elimination"})
 
 
 def test_a_teachers_run_replaces_the_relevance_of_what_is_learned_from(tmp_path):
     run_file = tmp_path / "run.trec"
     run_file.write_text("".join(f"q Q0 q-{c} {r} {9 - r} t\n" for r, c in enumerate((3, 0, 4, 1, 2), 1)))
-    [query] = labels.by_teacher([nine(), nine(5, "unranked")], run_file)
+    source = Source("queries", [nine(), nine(5, "unranked")], "0")
+    [query] = load("lesson", {"name": "teacher", "run": str(run_file)}).lesson(source, source.items).items
     assert (sorted(query.ids, key=query.rel.get, reverse=True) == [f"q-{c}" for c in (3, 0, 4, 1, 2)]
             and set(query.relevance) == {1, 2, 3, 4, 5})
 
@@ -165,11 +202,11 @@ def test_a_teachers_run_replaces_the_relevance_of_what_is_learned_from(tmp_path)
 def test_a_teacher_that_ranks_in_part_or_something_else_is_refused(tmp_path, lines, message):
     (tmp_path / "run.trec").write_text(lines)
     with pytest.raises(UserError, match=message):
-        labels.by_teacher([nine()], tmp_path / "run.trec")
+        teacher.by_teacher([nine()], tmp_path / "run.trec")
 
 
 def test_a_teacher_needs_a_file_of_queries(tmp_path):
     config = settings.Config()
-    config.data.teacher = "run.trec"
-    with pytest.raises(UserError, match="data.teacher needs a file"):
+    config.data.lessons = [{"name": "teacher", "run": "run.trec"}]
+    with pytest.raises(UserError, match="data.lessons need a file"):
         settings.check(config, "config")

@@ -8,9 +8,9 @@ import pytest
 
 import evaluate
 from ranker import answers, drive, llms, metrics, trec_files
-from ranker.evaluation import foreign
 from ranker.data import Ask, Candidate, Query
 from ranker.errors import UserError, exit_status
+from ranker.evaluation import foreign
 
 REAL = Path(__file__).parents[2] / "shared/data"
 FILES = REAL / "trec_dl_bm25/run.dl19.bm25_top100.txt.gz", REAL / "trec_dl_bm25/qrels.dl19-passage.txt.gz", \
@@ -105,7 +105,7 @@ def test_answers_that_fail_are_counted_by_status(call):
 @pytest.mark.parametrize("responses, more, words", [
     ([], [], "no recorded answer for ask 1 about query '7'"),
     ([{"qid": 7}], [], "r.jsonl.gz:1: a recorded answer needs 'qid' and 'response'"),
-    ([{"qid": 7, "response": "x"}], ["--window", "5", "--step", "5"], "step below the window"),
+    ([{"qid": 7, "response": "x"}], ["--window", "5", "--step", "5"], "step (5) must be below window (5)"),
     ([{"qid": 7, "response": "x"}], ["--corpus", "gone.json"], "gone.json"),
     ([{"qid": 7, "response": "x"}], ["--metrics", "ndgc@10"], "unknown metric 'ndgc@10' (did you mean"),
 ])

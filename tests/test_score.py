@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ranker.engine.attention import equal_groups, layout
+from ranker.engine.score import batches, chunk_of, head_logprobs, pack, score, score_all
 from ranker.losses import cohort_advantages, policy_loss
-from ranker.engine.score import batches, chunk_of, head_logprobs, pack, score, score_all, stack
+from ranker.passes import stack
 
 BUDGET = 4000
 
@@ -143,7 +144,7 @@ def test_the_ratio_is_one_on_the_first_step_packed_or_not(make_policy, asks):
     split = pack([policy.prompter.encode(asks[0])], completions_of(policy, 1), 1)
     old, _ = score_all(policy, split, 0.9, 1)
     logprobs, _, mask = score(policy, rows, 0.9)
-    ratio = (logprobs - stack(old, rows[0].keys, mask)).exp()
+    ratio = (logprobs - stack([old[k] for k in rows[0].keys], mask)).exp()
     torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-4, rtol=0)
 
 

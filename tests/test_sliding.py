@@ -7,7 +7,6 @@ import pytest
 
 from ranker import drive, llms, metrics
 from ranker.data import Candidate, Query
-from ranker.rankers import sliding
 
 ORACLE, LIAR = llms.scripted(llms.right_answer), llms.scripted(llms.wrong_answer)
 
@@ -66,7 +65,7 @@ def test_only_the_first_are_ranked_and_the_rest_keeps_its_place():
 def test_training_draws_windows_that_hold_a_positive():
     ranker = drive.load_ranker({"name": "sliding", "window": 5, "step": 2})
     for seed in range(30):
-        ask = ranker.sampled_ask(query(12), random.Random(seed))
+        ask = ranker.sampled_asks(query(12), random.Random(seed), None)[0]
         assert len(ask.pool) == 5 and set(query(12).positives) <= set(ask.pool) and ask.decision == "order"
-    assert len(ranker.sampled_ask(query(3), random.Random(0), 3).pool) == 3
-    assert sliding.calls(3, window=5, step=2) == 1
+    assert len(ranker.sampled_asks(query(3), random.Random(0), 3)[0].pool) == 3
+    assert ranker.calls(3) == 1

@@ -1,40 +1,49 @@
 """Stages of a run, what supervised fine-tuning imitates, and the three ways of drawing what it learns from."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
-from ranker import config as settings, log, states, thoughts, world
-from ranker.data import Answer, Ask, Completion, Group
+from ranker import asking, config as settings, log, plugins, thoughts, world
+from ranker.asking import Sample, answer_mask
+from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
 from ranker.drive import load_ranker
+from ranker.engine.sampler import Sampler
 from ranker.errors import UserError
 from ranker.objectives import sft
-from ranker.engine.sampler import Sampler, answer_mask
+from ranker.passes import Batch
+from ranker.sources import Source
 from ranker.stages import Stage
 from test_train import ROOT, SHORT, call, records  # noqa: F401  `call` is a fixture
 
-COLD = {"steps": 2, "rollout": {"completions_per_prompt": 2}, "train": {"objective": "sft", "lr": 1e-3},
-        "reward": {"top1_hit": 1.0}}
+COLD = {"steps": 2, "rollout": {"completions_per_prompt": 2}, "train": {"lr": 1e-3}, "objective": {"name": "sft"},
+        "draw": {"refills": 1}, "reward": {"format": 0.5, "relevance": 1.0}}
 
 
 def staged(*stages, **train_settings):
-    config = settings.Config(stages=list(stages))
+    config = settings.Config(stages=list(stages), objective={"beta": 0.1})
     for key, value in train_settings.items():
         setattr(config.train, key, value)
+    settings.resolve(config, "config")
     return config
 
 
 def test_a_stage_changes_what_it_names_and_the_rest_is_that_of_the_run():
-    config = staged(COLD, steps=5, beta=0.1, lr=3e-3)
+    config = staged(COLD, steps=5, lr=3e-3)
     (first, cold), (then, main) = settings.stages(config)
     assert (first, then, cold.train.steps, main.train.steps) == (1, 3, 2, 3)
-    assert (cold.train.objective, cold.train.lr, cold.rollout.completions_per_prompt) == ("sft", 1e-3, 2)
-    assert ((main.train.objective, main.train.lr, main.rollout.completions_per_prompt, main.train.beta)
+    assert (cold.objective["name"], cold.train.lr, cold.rollout.completions_per_prompt) == ("sft", 1e-3, 2)
+    assert (cold.draw, list(cold.reward)) == ({"name": "sampled", "refills": 1}, ["format", "relevance"])
+    assert ((main.objective["name"], main.train.lr, main.rollout.completions_per_prompt, main.objective["beta"])
             == ("grpo", 3e-3, 8, 0.1))
-    assert config.train.steps == 5 and config.train.objective == "grpo" and list(main.reward) == ["top1_hit"]
+    assert config.train.steps == 5 and config.objective["name"] == "grpo" and list(main.reward) == ["top1_hit"]
+    assert main.draw["refills"] == 0 and "beta" not in cold.objective  # another objective has other options
+    [(_, warmer), _] = settings.stages(staged({"steps": 1, "objective": {"min_spread": 0.5}}, steps=5))
+    assert (warmer.objective["beta"], warmer.objective["min_spread"]) == (0.1, 0.5)  # the same one keeps the run's
 
 
 @pytest.mark.parametrize("stages, message", [
@@ -42,8 +51,10 @@ def test_a_stage_changes_what_it_names_and_the_rest_is_that_of_the_run():
     ([{"steps": 0}], "at least 1"), ([{"steps": 5}], "leave none"),
     ([{"steps": 1, "model": {"name": "x"}}], "'model' cannot change"),
     ([{"steps": 1, "train": {"lrr": 1}}], "unknown key 'train.lrr'.*lr"),
+    ([{"steps": 1, "objective": {"beeta": 1}}], "stage 1: objective 'grpo' has no option 'beeta'.*'beta'"),
     ([{"steps": 1, "rollout": 3}], "'rollout' cannot change"),
-    ([{"steps": 1, "rollout": {"max_new_tokens": 9}}], "rollout.max_new_tokens cannot change in a stage")])
+    ([{"steps": 1, "rollout": {"max_new_tokens": 9}}], "rollout.max_new_tokens cannot change in a stage"),
+    ([{"steps": 1, "train": {"weight_decay": 0.1}}], "train.weight_decay cannot change in a stage")])
 def test_a_broken_stage_is_refused(stages, message):
     config = settings.Config(stages=stages)
     config.train.steps = 5
@@ -51,24 +62,26 @@ def test_a_broken_stage_is_refused(stages, message):
         settings.stages(config)
 
 
-@pytest.mark.parametrize("states, objective, traces, message", [
-    ("recorded", "grpo", "f", "only with sft"), ("identifiers", "sft", "", "only with ranknet"),
-    ("sampled", "ranknet", "", "needs rollout.states=identifiers"),
-    ("recorded", "sft", "", "rollout.traces names"), ("sampled", "sft", "f", "rollout.traces names")])
-def test_what_is_drawn_and_how_it_is_learned_must_fit(states, objective, traces, message):
-    config = settings.Config()
-    config.rollout.states, config.rollout.traces, config.train.objective = states, traces, objective
+@pytest.mark.parametrize("draw, objective, message", [
+    ({"name": "recorded", "traces": "f"}, "grpo", "gives texts, .*grpo learns from samples"),
+    ({"name": "identifiers"}, "sft", "gives candidates, .*sft learns from samples or texts"),
+    ({}, "ranknet", "gives samples, .*ranknet learns from candidates; draws that give them: identifiers"),
+    ({"name": "recorded"}, "sft", "draw needs its option 'traces'"),
+    ({"traces": "f"}, "sft", "draw 'sampled' has no option 'traces'")])
+def test_what_is_drawn_and_how_it_is_learned_must_fit(draw, objective, message):
+    config = settings.Config(draw=draw, objective={"name": objective})
     with pytest.raises(UserError, match=message):
         settings.check(config, "config")
 
 
 def test_of_a_group_the_best_completion_is_imitated_if_it_is_good_enough():
     nan = float("nan")
-    task = torch.tensor([0.2, 0.9, 0.9, 0.3, 0.4, nan, 0.6, nan])
-    total = torch.tensor([0.2, 0.7, 0.9, 0.3, 0.4, nan, 0.6, nan])
-    _, kept = sft.credit(settings.Train(keep_above=0.5), total, task, torch.tensor([0, 0, 0, 1, 1, 2, 2, 3]))
+    task, total = (0.2, 0.9, 0.9, 0.3, 0.4, nan, 0.6, nan), (0.2, 0.7, 0.9, 0.3, 0.4, nan, 0.6, nan)
+    found = [Completion([1], [0.0], "", True, Answer("ok"), cohort=cohort, returns={"task": a, "total": b})
+             for a, b, cohort in zip(task, total, (0, 0, 0, 1, 1, 2, 2, 3))]
+    sft.alive([Group(None, [], found)], sft.Options(keep_above=0.5))
     # the better form of two equal ones; none of the second group; NaN never
-    assert kept.nonzero()[:, 0].tolist() == [2, 6]
+    assert [i for i, c in enumerate(found) if c.alive] == [2, 6]
 
 
 def test_a_thought_without_weight_leaves_the_gradient_to_the_answer(make_policy):
@@ -78,29 +91,40 @@ def test_a_thought_without_weight_leaves_the_gradient_to_the_answer(make_policy)
     assert policy.tokenizer.decode([i for i, m in zip(ids, mask) if m]) == "<answer>[1]</answer>"
     assert not answer_mask(policy, ids[:4]).any()
     for weight in (0.0, 0.25, 1.0):
-        signal, _ = sft.signals(settings.Train(thought_weight=weight), {0: torch.ones(len(ids))}, {"answer": {0: mask}})
+        options, c = sft.Options(thought_weight=weight), Completion(ids, [], "", True, Answer("ok"), alive=True)
+        c.signals["answer"] = mask
+        sft.targets([Group(None, [], [c])], options)
+        assert c.advantage == pytest.approx(torch.where(mask > 0, 1.0, weight).mean().item())
         logprobs = torch.zeros(1, len(ids), requires_grad=True)
-        sft.loss(settings.Train(), 1, logprobs, None, torch.ones(1, len(ids)),
-                 {"advantage": signal["advantage"][0][None]}, len(ids))[0].backward()
-        torch.testing.assert_close(logprobs.grad[0] * -len(ids), torch.where(mask > 0, 1.0, weight))
+        batch = Batch([c], [slice(0, 1)], logprobs, None, torch.ones(1, len(ids), dtype=torch.bool))
+        sft.loss(batch, options)[0].backward()
+        torch.testing.assert_close(-logprobs.grad[0], torch.where(mask > 0, 1.0, weight))
 
 
 def test_sft_is_cross_entropy():
-    logprobs, mask = torch.randn(2, 4).log_softmax(-1), torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0]])
-    loss, parts = sft.loss(settings.Train(), 1, logprobs, None, mask, {"advantage": torch.ones(2, 4)}, 4)
-    assert (loss.item() == pytest.approx(-(logprobs * mask).sum().item() / 4)
-            and parts["nll"] == pytest.approx(4 * loss.item()))
+    logprobs, mask = torch.randn(2, 4).log_softmax(-1), torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+    taught = [Completion([0] * n, [], "", True, Answer("ok"), signals={"weight": torch.ones(n)}) for n in (3, 1)]
+    loss, parts = sft.loss(Batch(taught, [slice(0, 2)], logprobs, None, mask), sft.Options())
+    assert sft.UNIT == "token"  # of the sum over the tokens the loop makes their mean
+    assert loss.item() == pytest.approx(-(logprobs * mask).sum().item()) and parts["nll"] == pytest.approx(loss.item())
+
+
+def drawn(name, policy, items, **options):
+    """Return the groups that a draw gives for all of `items`, three completions each."""
+    rollout = settings.Rollout(prompts_per_step=len(items), completions_per_prompt=3, max_new_tokens=4)
+    sample = Sample(Sampler(policy, rollout), load_ranker({"name": "elimination"}), rollout, 0)
+    return plugins.load("draw", {"name": name} | options).draw(
+        Source("items", item=items.__getitem__), sample, lambda groups, discount=1.0: groups, {})
 
 
 def test_hinted_completions_saw_the_answer_and_are_learned_without_it(make_policy, monkeypatch):
-    policy, seen = make_policy(), []
-    sampler, ranker = Sampler(policy, settings.Rollout(max_new_tokens=4)), load_ranker({"name": "elimination"})
+    policy, seen, queries = make_policy(), [], [world.query("passage-5", "train", 0)]
     encode, fitted = policy.prompter.encode, policy.prompter.fitted
     monkeypatch.setattr(policy.prompter, "fitted", lambda ask: seen.append(ask) or fitted(ask))
-    experience = states.hinted(sampler, ranker, [world.query("passage-5", "train", 0)], 3, 1.0, 0)
-    [group] = experience.groups
+    [group] = drawn("hinted", policy, queries)
     assert seen[0].hint and f"The right answer is {seen[0].hint}." in policy.tokenizer.decode(encode(seen[0]))
-    assert group.ask == states.sampled(sampler, ranker, [group.ask.query], 3, 1.0, 0).groups[0].ask
+    assert group.ask == drawn("sampled", policy, queries)[0].ask
+    assert all(p != p for c in group.completions for p in c.logprobs)  # for that prompt nobody sampled them
     assert (group.prompt == encode(group.ask) and "right answer" not in policy.tokenizer.decode(group.prompt)
             and len(group.completions) == 3)
 
@@ -125,55 +149,65 @@ def trace_file(path, relevance=True):
 
 def test_recorded_traces_are_groups_of_one_whose_tokens_are_those_of_the_text(make_policy, tmp_path):
     query, policy = trace_file(tmp_path / "traces.jsonl"), make_policy()
-    source = thoughts.drawn(tmp_path / "traces.jsonl", "eliminate", 0)
-    ask, text = source(0)
-    assert source(7) == (ask, text) and ask.query.relevance == query.relevance and ask.decision == "eliminate"
-    experience = states.recorded(Sampler(policy, settings.Rollout(max_new_tokens=4)), None, [source(0), source(1)], 8,
-                                 1.0, 0)
-    assert (experience.cohorts == [0, 1]
-            and all(policy.tokenizer.decode(g.completions[0].ids) == text for g in experience.groups))
-    assert (experience.groups[0].completions[0].answer.value == (query.ids[1],)
-            and experience.groups[0].prompt == policy.prompter.encode(ask))
+    draw = plugins.load("draw", {"name": "recorded", "traces": str(tmp_path / "traces.jsonl")})
+    source = draw.source(Source("queries", item=lambda i: query), load_ranker({"name": "elimination"}), 0)
+    ask, text = source[0]
+    assert source[7] == (ask, text) and ask.query.relevance == query.relevance and ask.decision == "eliminate"
+    groups = drawn("recorded", policy, [source[0], source[1]], traces="")
+    assert [[c.cohort for c in g.completions] for g in groups] == [[0], [1]]
+    assert all(policy.tokenizer.decode(g.completions[0].ids) == text for g in groups)
+    assert (groups[0].completions[0].answer.value == (query.ids[1],)
+            and groups[0].prompt == policy.prompter.encode(ask))
 
 
 def test_traces_without_relevance_are_all_right_and_other_decisions_are_refused(tmp_path):
     trace_file(tmp_path / "traces.jsonl", relevance=False)
-    ask, _ = thoughts.drawn(tmp_path / "traces.jsonl", "order", 0)(0)
+    ask, _ = thoughts.drawn(tmp_path / "traces.jsonl", "order", 0)[0]
     assert set(ask.query.relevance) == {1.0}
     with pytest.raises(UserError, match="no trace of the decision 'pick'"):
         thoughts.drawn(tmp_path / "traces.jsonl", "pick", 0)
 
 
-def test_refills_go_on_until_enough_groups_have_unlike_rewards_or_the_draws_are_spent(monkeypatch, make_policy):
+def test_refills_go_on_until_enough_groups_have_unlike_rewards_or_the_draws_are_spent(monkeypatch):
     """Groups are made up here: those of an even position are all alike."""
-    config = settings.Config()
-    config.rollout.prompts_per_step, config.rollout.refills = 2, 2
-    drawn = []
+    rollout, made = settings.Rollout(prompts_per_step=2, completions_per_prompt=2), []
 
-    def made(sampler, ranker, positions, count, temperature, seed, first=0):
-        drawn.append(list(positions))
-        return states.Experience(list(positions), [g for g in range(len(positions)) for _ in range(2)],
-                                 [-1] * (2 * len(positions)))
+    def query(i):
+        return Query(str(i), "rank", "c", tuple(Candidate(f"c{k}", "t") for k in range(3)), (1.0, 0.0, 0.0))
 
-    monkeypatch.setattr(states, "sampled", made)
-    monkeypatch.setattr(train.rewarding, "score",
-                        lambda parts, groups: [[{"task": 0.0}, {"task": float(g % alike == 0)}] for g in groups])
-    stage = Stage(1, config, [], None, lambda i: i)
+    def sampled(sampler, asks, counts, temperature, seeds):
+        made.append([int(ask.query.id) for ask in asks])
+        return [Group(ask, [], [Completion([1], [0.0], "", True, Answer("ok")) for _ in range(counts)]) for ask in asks]
+
+    def score(parts, groups, models):
+        for group in groups:
+            for c, value in zip(group.completions, (0.0, float(int(group.ask.query.id) % alike == 0))):
+                c.rewards = {"task": value, "total": value}
+
+    monkeypatch.setattr(asking, "sample_groups", sampled)
+    monkeypatch.setattr(train.rewarding, "score", score)
+    sample, source = Sample(None, load_ranker({"name": "elimination"}), rollout, 0), Source("queries", item=query)
+    draw = plugins.load("draw", {"name": "sampled", "refills": 2})
+    stage = Stage(1, settings.Config(), [], plugins.load("objective", {"name": "grpo"}), draw, source)
     for alike, expected in ((1, [[0, 1]]), (2, [[0, 1], [2, 3]]), (10**6, [[0, 1], [2, 3], [4, 5]])):
-        drawn.clear()
-        experience, rewards = train.roll_out(stage, None, None, {})
-        assert drawn == expected and len(rewards) == len(experience.groups) == 2 * len(expected)
-        assert (experience.cohorts == sorted(experience.cohorts)
-                and len(set(experience.cohorts)) == len(experience.groups))
+        made.clear()
+        state = {}
+        groups = draw.draw(source, sample, partial(train.judge, stage, {}), state)
+        assert made == expected and len(groups) == 2 * len(expected)
+        assert all(c.rewards for group in groups for c in group.completions)
+        cohorts = [{c.cohort for c in group.completions} for group in groups]
+        assert all(len(cohort) == 1 for cohort in cohorts) and len(set.union(*cohorts)) == len(groups)
+        assert state == {"queries": 2 * len(expected), "draws": len(expected)}
 
 
-STAGED = ["--train.beta=0.1", "--train.warmup=0", "--rollout.temperature=1.5"]
+STAGED = ["--objective.beta=0.1", "--train.warmup=0", "--rollout.temperature=1.5"]
 
 
 def staged_config(tmp_path):
     path = tmp_path / "staged.yaml"
     path.write_text((ROOT / "configs/iranker.yaml").read_text()
-                    + "\nstages:\n  - {steps: 2, train: {objective: sft, keep_above: 0.5, lr: 1.0e-4, warmup: 0}}\n")
+                    + "\nstages:\n  - {steps: 2, objective: {name: sft, keep_above: 0.5},"
+                    " train: {lr: 1.0e-4, warmup: 0}}\n")
     return path
 
 
@@ -182,16 +216,16 @@ def test_a_staged_run_stopped_in_its_second_stage_ends_as_one_never_stopped(call
     config = staged_config(tmp_path)
     whole = call(train, config, *SHORT, *STAGED, "--run.dir=whole")
     assert whole[0] == 0, whole[2]
-    took = train.roll_out
+    took = train.take_step
 
-    def cut(stage, sampler, ranker, step):
+    def cut(stage, step, *rest, **more):
         if step == 4:
             raise KeyboardInterrupt
-        return took(stage, sampler, ranker, step)
+        return took(stage, step, *rest, **more)
 
-    monkeypatch.setattr(train, "roll_out", cut)
+    monkeypatch.setattr(train, "take_step", cut)
     assert call(train, config, *SHORT, *STAGED, "--run.dir=cut")[0] == 130
-    monkeypatch.setattr(train, "roll_out", took)
+    monkeypatch.setattr(train, "take_step", took)
     assert call(train, config, *SHORT, *STAGED, "--run.dir=cut")[0] == 0
     for name in ("adapter_model.safetensors", "reference.safetensors"):
         a, b = (load_file(tmp_path / run / "last" / name) for run in ("whole", "cut"))
@@ -204,7 +238,7 @@ def test_a_staged_run_stopped_in_its_second_stage_ends_as_one_never_stopped(call
 
 def test_a_run_does_not_go_on_with_other_traces_than_it_began_with(call, tmp_path):  # noqa: F811
     query = trace_file(tmp_path / "traces.jsonl")
-    options = ["--rollout.states=recorded", f"--rollout.traces={tmp_path}/traces.jsonl", "--train.objective=sft",
+    options = ["--draw.name=recorded", f"--draw.traces={tmp_path}/traces.jsonl", "--objective.name=sft",
                "--train.warmup=0", f"--data.tasks={query.task}"]
     short = [option for option in SHORT if "tasks" not in option and "steps=" not in option]
     assert call(train, ROOT / "configs/iranker.yaml", *short, *options, "--train.steps=1")[0] == 0

@@ -8,15 +8,15 @@ import sys
 import pytest
 
 from ranker import config as settings, thoughts, tiny, world
-from ranker.engine import policy as policies, pretrained
-from ranker.evaluation import report
 from ranker.answers import parse
+from ranker.asking import local_model, sample_groups
 from ranker.data import Ask
-from ranker.drive import run
+from ranker.drive import load_ranker, run
+from ranker.engine import policy as policies, pretrained
+from ranker.engine.sampler import Sampler
 from ranker.errors import exit_status
+from ranker.evaluation import report
 from ranker.files import sha256
-from ranker.rankers import elimination
-from ranker.engine.sampler import Sampler, greedy_model, sample_groups
 from ranker.tiny import __main__ as builder, plain, teacher, traces
 
 
@@ -75,7 +75,8 @@ def test_its_greedy_decisions_are_the_teachers_error_more_often_than_right_ones(
 @pytest.mark.slow
 def test_greedy_ranking_leaves_much_to_learn(sampler):
     queries = [q for task in ("rec-music", "passage-9") for q in world.queries(task, "test", 8)]
-    row = report.model_row("base", [run(elimination, queries, greedy_model(sampler))], 0.0)
+    rankings = run(load_ranker({"name": "elimination"}), queries, local_model(sampler))
+    row = report.model_row("base", [rankings], 0.0)
     assert row.mean("MRR") < 0.6 and row.mean("MRR", strict=True) > 0.8 * row.mean("MRR")
 
 

@@ -281,5 +281,7 @@ def stop_ids(causal_lm: torch.nn.Module, prompter: Prompter, name: str) -> froze
 
 def save_adapter(policy: Policy, folder: Path) -> None:
     """A PEFT adapter folder: `peft.PeftModel.from_pretrained(base, folder)` gives the same logits."""
-    policy.model.save_pretrained(folder, save_embedding_layers=False)  # only safetensors; embeddings are not trained
+    # Only safetensors; embeddings are not trained; adapters that play roles are others'.
+    policy.model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=["default"])
+    (folder / "adapter_model.safetensors").chmod(0o644)  # its library makes it for the owner alone
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

@@ -9,7 +9,7 @@ import pytest
 from ranker import drive, files, llms
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
-from ranker.evaluation.ask_log import Traces
+from ranker.evaluation.ask_log import AskLog
 
 RANKER = drive.load_ranker({"name": "elimination"})
 
@@ -44,9 +44,9 @@ def model(asked, kill_after=10**9):
 
 
 def evaluate(folder, asked, kill_after=10**9, what=None):
-    traces = Traces(folder, what or {"checkpoint": "a"})
-    found = [drive.run(RANKER, queries(), traces.model(row, 0, model(asked, kill_after))) for row in ("base", "policy")]
-    traces.finish()
+    log = AskLog(folder, what or {"checkpoint": "a"})
+    found = [drive.run(RANKER, queries(), log.models(row, 0, model(asked, kill_after))) for row in ("base", "policy")]
+    log.finish()
     return found
 
 
@@ -95,9 +95,9 @@ def test_two_evaluations_do_not_write_to_one_folder(tmp_path):
         evaluate(tmp_path, [], 9)
     before = (tmp_path / "traces.jsonl").read_bytes()
     with files.lock(tmp_path), pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
-        Traces(tmp_path, {"checkpoint": "a"})
+        AskLog(tmp_path, {"checkpoint": "a"})
     assert (tmp_path / "traces.jsonl").read_bytes() == before
-    late = Traces(tmp_path, {"checkpoint": "a"})
+    late = AskLog(tmp_path, {"checkpoint": "a"})
     evaluate(tmp_path, [])  # begun later, ended earlier
     with pytest.raises(UserError, match="another evaluation has written here in the meantime"):
         late.begin()

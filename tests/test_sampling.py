@@ -10,14 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ranker import log, world
-from ranker.engine import attention, sampler
-from ranker.evaluation import ask_log
-from ranker.engine.attention import PromptCache, decoding
+from ranker.asking import by_logits, complete, local_model, sample_groups
 from ranker.config import Rollout
 from ranker.drive import load_ranker, run
-from ranker.errors import UserError
-from ranker.engine.sampler import Known, Sampler, greedy_model, sample_groups
+from ranker.engine import attention, sampler as sampling
+from ranker.engine.attention import PromptCache, decoding
+from ranker.engine.sampler import Known, Sampler
 from ranker.engine.score import pack, score_all
+from ranker.errors import UserError
+from ranker.evaluation import ask_log
 
 
 def sampler_of(policy, max_new_tokens, batch=10**6, prefill=10**6, weights="nf4"):
@@ -81,7 +82,7 @@ def test_finished_rows_leave_the_batch_and_change_no_other_row(make_policy, asks
     stop_early(policy)
     prompts = prompts_of(policy, asks, 12)
     compacted = sampled(sampler_of(policy, 20), prompts, 1)
-    monkeypatch.setattr(rollout, "COMPACT_AT", 2.0)  # never
+    monkeypatch.setattr(sampling, "COMPACT_AT", 2.0)  # never
     whole = sampled(sampler_of(policy, 20), prompts, 1)
     assert [g[0][0] for g in compacted] == [g[0][0] for g in whole]
     assert len({len(g[0][0]) for g in whole}) > 1
@@ -92,10 +93,9 @@ def test_finished_rows_leave_the_batch_and_change_no_other_row(make_policy, asks
 
 def test_an_answer_tag_ends_the_completion_whatever_tokens_it_is_made_of(make_policy, asks):
     policy = make_policy()
-    sampler = sampler_of(policy, 5)
     for text in ("<think> a</think>\n<answer>[1]</answer>", "x</answer>\n"):
         ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
-        ends = [k for k in range(1, len(ids) + 1) if ids[k - 1] in sampler.closing and sampler._ends(ids[:k])]
+        ends = [k for k in range(1, len(ids) + 1) if ids[k - 1] in policy.closing and policy.ends(ids[:k])]
         first = min(ends)
         assert ("</answer>" in policy.tokenizer.decode(ids[:first])
                 and "</answer>" not in policy.tokenizer.decode(ids[:first - 1]))
@@ -137,7 +137,7 @@ def test_groups_come_back_in_the_order_of_their_asks_whatever_the_batches(make_p
     groups = sample_groups(sampler_of(policy, 6, batch=1200), asks, 1, 0.0, progress=heard.append)
     assert [g.ask for g in groups] == list(asks) and sum(heard) == len(asks) and len(heard) > 2
     assert [g.prompt for g in groups] == [policy.prompter.encode(ask) for ask in asks]
-    one = greedy_model(sampler_of(policy, 6))(asks)
+    one = local_model(sampler_of(policy, 6))(asks)
     assert [c.ids for _, c in one] == [g.completions[0].ids for g in groups]
 
 
@@ -149,14 +149,13 @@ def test_a_prompt_that_was_cut_says_so_in_traces_logs_and_counts(make_policy, as
     assert ([cut is not None for cut in cuts] == [length > policy.prompter.max_tokens for length in lengths]
             and {True, False} == {cut is None for cut in cuts})
     sampler = sampler_of(policy, 2)
-    for groups in (sample_groups(sampler, asks, 2, 1.0), sampler.by_logits(sampler, asks)):
+    for groups in (sample_groups(sampler, asks, 2, 1.0), by_logits(sampler, asks)):
         assert [[c.cut for c in g.completions] for g in groups] == [[cut] * len(g.completions)
                                                                     for g, cut in zip(groups, cuts)]
-        rewards = [[{}] * len(g.completions) for g in groups]
-        logged = log.completion_records(1, groups, rewards, [0.0] * 2 * len(asks))
+        logged = log.completion_records(1, groups)
         assert [record.get("cut") for record in logged] == [c.cut for g in groups for c in g.completions]
     traced = [ask_log.record(("row", 0, ask.query.id, 0), ask, *answer)
-              for ask, answer in zip(asks, greedy_model(sampler)(asks))]
+              for ask, answer in zip(asks, local_model(sampler)(asks))]
     assert ([record.get("cut") for record in traced] == cuts
             and [("cut" in record) for record in traced] == [cut is not None for cut in cuts])
 
@@ -164,18 +163,16 @@ def test_a_prompt_that_was_cut_says_so_in_traces_logs_and_counts(make_policy, as
 @pytest.mark.parametrize("thought", ["", "x</answer>", "<answer>[2]</answer>", "<answer></answer> <answer></answer>"])
 def test_a_completion_ends_at_its_answer_whatever_closed_in_the_thought_just_before(make_policy, thought):
     policy = make_policy()
-    sampler = sampler_of(policy, 5)
     text = f"<think> {thought}</think> <answer>[1]</answer> and on"
     ids = policy.tokenizer(text, add_special_tokens=False)["input_ids"]
-    first = min(k for k in range(1, len(ids) + 1) if ids[k - 1] in sampler.closing and sampler._ends(ids[:k]))
+    first = min(k for k in range(1, len(ids) + 1) if ids[k - 1] in policy.closing and policy.ends(ids[:k]))
     assert policy.tokenizer.decode(ids[:first]).endswith("</think> <answer>[1]</answer>")
 
 
 def test_an_answer_tag_quoted_inside_the_thought_ends_nothing(make_policy):
     policy = make_policy()
-    sampler = sampler_of(policy, 5)
     encode = lambda text: policy.tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
-    ends = lambda ids: any(ids[k - 1] in sampler.closing and sampler._ends(ids[:k])  # noqa: E731
+    ends = lambda ids: any(ids[k - 1] in policy.closing and policy.ends(ids[:k])  # noqa: E731
                            for k in range(1, len(ids) + 1))
     assert not ends(encode("<think> I will write <answer>[1]</answer> later"))
     assert not ends(encode("<think> <answer>[1]</answer></think>\n"))
@@ -188,7 +185,7 @@ def test_a_template_that_opens_the_thought_gives_it_back_to_the_completion(make_
     policy.prompter = type(policy.prompter)(policy.tokenizer, 1400)
     assert policy.prompter.prefill == "<think>"
     written = policy.tokenizer("a</think>\n<answer>[1]</answer>", add_special_tokens=False)["input_ids"]
-    completion = sampler.complete(policy, asks[0], written, [0.0] * len(written), True)
+    completion = complete(policy, asks[0], written, [0.0] * len(written), True)
     assert completion.answer.ok and completion.text.startswith("<think>a</think>")
 
 
@@ -208,8 +205,8 @@ def test_what_is_drawn_for_a_prompt_depends_on_its_seed_not_on_its_batch(make_po
              for seed, (prompt, count) in enumerate(zip(prompts, [5, 1, 3, 4, 2, 5]))]
     ids = lambda results: [[ids for ids, _, _ in group] for group in results]  # noqa: E731
     assert ids(together) == ids(alone)
-    monkeypatch.setattr(rollout, "LOOK_EVERY", 1)
-    monkeypatch.setattr(rollout, "COMPACT_AT", 0.01)
+    monkeypatch.setattr(sampling, "LOOK_EVERY", 1)
+    monkeypatch.setattr(sampling, "COMPACT_AT", 0.01)
     assert ids(together) == ids(sampler_of(policy, 12)(prompts, [5, 1, 3, 4, 2, 5], 1.0, range(6)))
 
 
@@ -316,7 +313,7 @@ def test_steps_that_are_replayed_draw_what_steps_that_are_computed_draw(
         make_policy, asks, monkeypatch, quantize, weights, temperature):
     policy, graphs = make_policy(quantize), []
     policy.stop_ids = frozenset(range(0, len(policy.tokenizer), 25))
-    monkeypatch.setattr(rollout, "captured", lambda step: graphs.append(Recorded(step)) or graphs[-1])
+    monkeypatch.setattr(sampling, "captured", lambda step: graphs.append(Recorded(step)) or graphs[-1])
     prompts, counts = prompts_of(policy, asks, 12), [1, 3, 2] * 4  # of unlike lengths
     sampler = sampler_of(policy, 30, weights=weights)
     expected = sampler(prompts, counts, temperature, range(12))
@@ -353,11 +350,11 @@ def test_a_model_that_cannot_be_captured_is_decoded_kernel_by_kernel(no_capture,
         raise error
     streams = no_capture(ends)
     error = RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
-    assert sampler.captured(lambda: refused(error)) is None
+    assert sampling.captured(lambda: refused(error)) is None
     assert "not permitted when stream is capturing); it goes on kernel by kernel" in caplog.text
     assert streams == ["before"]
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):  # the plan says what to lower
-        sampler.captured(lambda: refused(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")))
+        sampling.captured(lambda: refused(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")))
 
 
 def test_after_a_failed_capture_the_same_tokens_are_drawn_and_none_is_tried_again(make_policy, asks, no_capture,
@@ -407,7 +404,7 @@ def eliminated(policy, queries, shared, max_new_tokens=8, **options):
     sampler._forward = lambda ids, **rest: (computed.append(ids.numel() if ids.shape[1] > 1 else 0),
                                             forward(ids, **rest))[1]
     asked = []
-    rankings = run(ranker, queries, greedy_model(sampler),
+    rankings = run(ranker, queries, local_model(sampler),
                    on_ask=lambda ask, turn, completion: asked.append((ask, completion.ids, completion.logprobs)))
     return rankings, sum(computed), asked
 
