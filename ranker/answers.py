@@ -1,10 +1,11 @@
-"""Completion -> Answer: the only parser, for reward and evaluation alike. It reads or it fails; it never guesses.
+"""Completion -> Answer: the only parser, for rewards and evaluation alike. It reads or fails; it never guesses.
 
-Only the text after the last `</think>` counts, and of that only the last `<answer>...</answer>`. Inside it,
-identifiers `[k]` are read first; a number that stands alone is one too, unless a candidate is called just that. If
-there is no identifier, the answer may name a candidate by its text as the prompt showed it, in a cascade that takes the
-first step with a unique hit: equal text, a candidate's text inside the answer (longest), the answer inside one
-candidate's text, and a close spelling. Numbers and roman numerals must agree (years aside): `Rocky` is not `Rocky II`.
+Only the text after the last `</think>` counts, and of it only the last `<answer>...</answer>`. Inside the answer,
+identifiers `[k]` are read first; a number that stands alone is an identifier too, unless a candidate is called exactly
+that. Without any identifier the answer may name a candidate by its text as the prompt showed it. The first of these
+that hits a candidate decides: equal text, a candidate's text inside the answer (the longest), the answer inside a
+candidate's text, a close spelling; the hit must be unique. Numbers and roman numerals must agree (years aside): `Rocky`
+is not `Rocky II`.
 """
 
 import difflib
@@ -31,19 +32,19 @@ _NUMERAL = re.compile(r"\d+|\b(?:[ivx]{2,}|[vx])\b")
 
 
 def span(text: str) -> str | None:
-    """The text inside the last answer pair after the last `</think>`, or None."""
+    """Return the text inside the last pair of answer tags after the last `</think>`, or None."""
     found = place(text)
     return text[found] if found else None
 
 
 def place(text: str) -> slice | None:
-    """Where in `text` its `span` stands."""
+    """Return where in `text` its `span` stands, or None."""
     begin = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
-    end = text.find("<think>", begin)  # a thought that never ended: whatever stands in it is no answer
+    end = text.find("<think>", begin)  # a thought that never ended, inside of which nothing is an answer
     end = end if end >= 0 else len(text)
     while (end := text.rfind("</answer>", begin, end)) >= 0 and (start := text.rfind("<answer>", begin, end)) >= 0:
         start += len("<answer>")
-        if "</answer>" not in text[start:end]:  # else this end tag is one too many
+        if "</answer>" not in text[start:end]:  # else this end tag has no start tag of its own
             return slice(start, end)
     return None
 
@@ -64,7 +65,7 @@ def parse(text: str, ask: Ask, finished: bool = True) -> Answer:
 
 
 def some(named: Sequence[str | None], ask: Ask, most: int) -> Answer:
-    """Return the Answer that names at most `most` candidates; the only one asked for may be named twice."""
+    """Return the Answer that names at most `most` candidates, each once; if `most` is 1, it may be named again."""
     if None in named:
         return _foreign(named)
     distinct = tuple(dict.fromkeys(named))
@@ -87,38 +88,40 @@ def _foreign(named: Sequence[str | None]) -> Answer:
 
 
 def by_relevance(ask: Ask, sign: float = 1.0) -> list[str]:
-    """Return the candidates in question as somebody orders them who knows the relevance, or (sign -1) its opposite."""
+    """Return the candidates in question by falling relevance, or (sign -1) by rising relevance."""
     return sorted(ask.left, key=lambda c: -sign * ask.query.rel[c])
 
 
 def written(ask: Ask, ids: Sequence[str]) -> str:
-    """Return what stands inside the answer tags of an answer that names these candidates."""
+    """Return the text inside the answer tags of an answer that names these candidates."""
     return " > ".join(f"[{ask.pool.index(c) + 1}]" for c in ids)
 
 
 def alternatives(ask: Ask) -> tuple[str, ...]:
-    """Return the answers whose probabilities the policy gives beside the one it wrote."""
+    """Return the answers to a decision whose probabilities the policy gives beside the answer it wrote."""
     return getattr(plugins.module("decision", ask.decision), "ALTERNATIVES", ())
 
 
 def parse_recorded(text: str, ask: Ask) -> Answer:
-    """The answer of a completion that another tool asked for, whose prompt may not have wanted the answer tags."""
+    """Parse a completion that another tool asked for, whose prompt may not have wanted the answer tags."""
     return parse(text if span(text) is not None else f"<answer>{text.rpartition('</think>')[2]}</answer>", ask)
 
 
 def digits(text: str, ask: Ask) -> Answer:
-    """The rule of older rerankers, to replay their runs and for nothing else: every run of digits is an identifier.
+    """Parse by the rule of older rerankers, to replay their runs and for nothing else: all digits are identifiers.
 
-    Repeats and numbers out of range are dropped and the missing appended in the order shown, so nothing ever fails: in
-    `1. [14] > [15]` the list marker lifts the first passage to the top.
+    Repeated numbers and numbers out of range are ignored, and missing candidates are appended in the order shown, so
+    that no answer ever fails: in `1. [14] > [15]` the list marker lifts the first passage to the top.
     """
     named = [ask.pool[int(k) - 1] for k in re.findall(r"[0-9]+", text) if len(k) < 10 and 1 <= int(k) <= len(ask.pool)]
     return Answer("ok", tuple(dict.fromkeys([*named, *ask.pool])), len(named))
 
 
 def named(inside: str, ask: Ask, one: bool) -> list[str | None]:
-    """Return candidate ids in the order named, None for what is no candidate; never empty. `one`: one name is
-    wanted."""
+    """Return the candidate ids that an answer names, in its order, with None for a name of no candidate; never empty.
+
+    `one` says that the answer should name a single candidate.
+    """
     pool, left = ask.pool, set(ask.left)
     pick = lambda k: pool[k - 1] if 1 <= k <= len(pool) and pool[k - 1] in left else None  # noqa: E731
     numbers = [int(k) for k in _IDENTIFIER.findall(inside)]
@@ -133,12 +136,12 @@ def named(inside: str, ask: Ask, one: bool) -> list[str | None]:
     found = [match(part, titles) for part in parts]
     marker = _MARKER.match(inside)
     if one and marker and marker[1] and pick(int(marker[1])) != found[0]:
-        return [None]  # "3. Heat" where [3] is another one
+        return [None]  # "3. Heat" where [3] is another candidate than "Heat"
     return found
 
 
 def normal(text: str) -> str:
-    """NFKC, case folded, list marker and punctuation gone, single spaces."""
+    """Return a text in NFKC, case folded, without list marker and punctuation, with single spaces."""
     text = unicodedata.normalize("NFKC", text)
     text = text[_MARKER.match(text).end():] if _MARKER.match(text) else text
     return " ".join(re.sub(r"[^\w]+", " ", text.casefold()).split())
@@ -146,24 +149,26 @@ def normal(text: str) -> str:
 
 @lru_cache(4096)
 def _shown(text: str) -> str:
-    """A candidate's text as the prompt showed it, `normal`. Every completion of a group and every ask of a query needs
-    it again."""
+    """Return the `normal` form of a candidate's text as the prompt showed it.
+
+    It is cached, since every completion of a group and every ask about a query needs it again.
+    """
     return normal(harmless(text))
 
 
 @lru_cache(4096)
 def numerals(name: str) -> list[str]:
-    """Numbers and roman numerals of a `normal` text, years aside."""
+    """Return the numbers and roman numerals of a `normal` text, years aside."""
     return _NUMERAL.findall(_YEAR.sub(" ", name))
 
 
 def match(text: str, titles: dict[str, str]) -> str | None:
-    """The one candidate that `text` names, or None. `titles`: candidate id -> `normal` text."""
+    """Return the one candidate that `text` names, or None. `titles`: candidate id -> `normal` text."""
     name = normal(text)
     exact = [c for c, title in titles.items() if title == name]
     if exact:
         return exact[0] if len(exact) == 1 else None
-    if not re.search(r"[^\W\d_]{2}", name):  # a number, a letter or nothing names no one
+    if not re.search(r"[^\W\d_]{2}", name):  # a number, a letter or nothing names no candidate
         return None
     like = {c: title for c, title in titles.items() if title and numerals(title) == numerals(name)}
     padded = f" {name} "
@@ -172,7 +177,7 @@ def match(text: str, titles: dict[str, str]) -> str | None:
         longest = max(inside, key=len)
         rest = padded.replace(f" {longest} ", "  ")
         holders = [c for c, title in titles.items() if title == longest]
-        # Two titles ("Alien or Heat") name no one; one word in a sentence ("none of them") may be no title at all.
+        # Two titles ("Alien or Heat") name no candidate; a word in a sentence ("none of them") may be no title at all.
         alone = not any(f" {title} " in rest for title in inside if title != longest)
         enough = " " in longest or 2 >= len(name.split())
         return holders[0] if len(holders) == 1 and alone and enough and holders[0] in like else None
@@ -184,14 +189,17 @@ def match(text: str, titles: dict[str, str]) -> str | None:
 
 
 def _close(name: str, titles: dict[str, str], like: dict[str, str]) -> str | None:
-    """A spelling at least 0.85 alike and 0.08 ahead of the second, among titles with the same numerals."""
+    """Return the candidate whose title is spelled most like `name`, if in `like` (it has the same numerals), or None.
+
+    The similarity must be at least 0.85, and 0.08 above that of the second.
+    """
     if len(name) > LONGEST_TITLE or not like:
         return None
-    scores, bound = [], difflib.SequenceMatcher(None, "", name, autojunk=False)  # its index of `name` serves all titles
+    scores, bound = [], difflib.SequenceMatcher(None, "", name, autojunk=False)  # indexes `name` once
     for candidate, title in titles.items():
         bound.set_seq1(title)
         if len(title) <= LONGEST_TITLE and bound.real_quick_ratio() >= 0.77 and bound.quick_ratio() >= 0.77:
-            # not the same the other way round
+            # Computed anew, since the ratio depends on the order of the two texts.
             scores.append((difflib.SequenceMatcher(None, name, title, autojunk=False).ratio(), candidate))
     scores.sort(reverse=True)
     if not scores or scores[0][0] < 0.85 or (len(scores) > 1 and scores[0][0] - scores[1][0] < 0.08):

@@ -1,13 +1,12 @@
-"""How a tokenizer's chat template is spoken to: what it does with a system text, earlier answers, and between turns.
+"""Chat templates of tokenizers: how each treats a system text and earlier answers, and what it puts between turns.
 
-Templates differ in what they refuse, drop, add and print. What one does is found by rendering words that no template
-contains, never by the model's name:
-- A system text that is refused or dropped is put at the head of the user's turn.
-- Earlier answers that are refused or lose their thoughts (Qwen3, R1) are told inside the user's turn, where they
-  survive.
-- The date that some print is always the first of January 2025, so that the same seed is the same run on any day.
-- What stands between two turns and is no added token (`[INST]`, `User:`) is a mark, which no text of a user may
-  contain.
+Templates differ in the messages that they refuse or drop, and in the words that they add. Their behaviour is found by
+rendering words that no template contains, never by the model's name:
+- A system text that a template refuses or drops is put at the head of the user's turn.
+- Earlier answers that a template refuses, or whose thoughts it drops (Qwen3, R1), are told inside the user's turn,
+  where they survive.
+- The date that some templates print is always the first of January 2025, so that a seed gives the same run on any day.
+- Words between two turns that are no added token (`[INST]`, `User:`) are marks, which no text of a user may contain.
 - The token behind an answer ends a completion, whatever the generation config says (base models).
 """
 
@@ -21,21 +20,22 @@ from jinja2 import TemplateError
 
 from ranker.errors import UserError, nearest
 
-FOLDER = Path(__file__).resolve().parent.parent / "prompts" / "chats"  # templates that are built in
-# A macro of the template's own stands before the function of that name that transformers provides.
+FOLDER = Path(__file__).resolve().parent.parent / "prompts" / "chats"  # of the built-in templates
+# The date as text for each code of strftime. A macro in a template wins over the function that transformers provides.
 DATE = {"Y": "2025", "y": "25", "m": "01", "B": "January", "b": "Jan", "d": "01", "-d": "1", "A": "Wednesday",
         "a": "Wed", "H": "00", "M": "00", "S": "00"}
 NOW = ("{% macro strftime_now(format) %}{{ format"
        + "".join(f"|replace('%{code}','{text}')" for code, text in DATE.items()) + " }}{% endmacro %}")
 SYSTEM, QUESTION, THOUGHT, ANSWER, NEXT = "qsystemq", "qquestionq", "qthoughtq", "qanswerq", "qnextq"  # in no template
-BRACKETS, LABEL = re.compile(r"[\[\]<>|{}]"), re.compile(r"\w.+:|#{2,}|={3,}")  # of a mark
+BRACKETS, LABEL = re.compile(r"[\[\]<>|{}]"), re.compile(r"\w.+:|#{2,}|={3,}")  # how marks are recognised
 TAGS = re.compile(r"</?(?:think|answer)>")
 
 
 def read(name: str) -> str | None:
-    """Return the Jinja text of `model.chat_template`: a file, or the name of a built-in template.
+    """Return the Jinja text of `model.chat_template`, which names a file or a built-in template.
 
-    An empty name is the tokenizer's own template: None. Raises UserError where there is no such file or template.
+    Return None for an empty name, which means the tokenizer's own template. Raise UserError where there is no such file
+    or template.
     """
     if not name:
         return None
@@ -50,27 +50,27 @@ def read(name: str) -> str | None:
 
 @dataclass
 class ChatTemplate:
-    """A tokenizer with its chat template, or with another (`text`).
+    """A tokenizer with its own chat template, or with another template (`text`), and the template's behaviour.
 
-    Raises UserError where there is no template, or the template renders no question.
+    Its making raises UserError where there is no template, or where the template renders no question.
     """
 
     tokenizer: object
     text: str | None = None
-    example: Callable[[], str] = lambda: "{question}\n\n{answer}"  # how the user's turn tells an earlier turn
-    folds: bool = field(init=False)  # the system text stands in the user's turn
-    tells: bool = field(init=False, default=False)  # so do earlier turns
-    opening: str = field(init=False)  # what stands before a completion
-    prefill: str = field(init=False)  # what of the completion that has written already
-    marks: tuple[str, ...] = field(init=False)  # of turns, as far as they are no added tokens
+    example: Callable[[], str] = lambda: "{question}\n\n{answer}"  # the words that tell an earlier turn in the user's
+    folds: bool = field(init=False)  # whether the system text is put into the user's turn
+    tells: bool = field(init=False, default=False)  # whether earlier turns are put into the user's turn
+    opening: str = field(init=False)  # the text between a question and its completion
+    prefill: str = field(init=False)  # the part of the completion that the template has already written
+    marks: tuple[str, ...] = field(init=False)  # words around turns that are no added tokens
     ends: frozenset[int] = field(init=False)  # tokens behind an answer
-    version: str = field(init=False)  # a short hash of all that is rendered around texts
+    version: str = field(init=False)  # a short hash of everything that is rendered around texts
 
     def __post_init__(self):
         if not (self.text or self.tokenizer.chat_template):
             built_in = ", ".join(sorted(path.stem for path in FOLDER.glob("*.jinja")))
-            raise UserError("the model's tokenizer has no chat template; give one: --model.chat_template=FILE.jinja,"
-                            f" or a built-in one: {built_in} (plain suits a base model)")
+            raise UserError("the model's tokenizer has no chat template; give one: --model.chat_template=FILE.jinja, "
+                            f"or a built-in one: {built_in} (plain suits a base model)")
         self.text = NOW + self.tokenizer.get_chat_template(self.text)
         system, question, following = _turn("system", SYSTEM), _turn("user", QUESTION), _turn("user", NEXT)
         plain = _turn("assistant", ANSWER)
@@ -81,8 +81,8 @@ class ChatTemplate:
             if SYSTEM not in asked or QUESTION not in asked:
                 raise ValueError("it drops the texts that it is given")
         except (TemplateError, ValueError, TypeError) as error:
-            raise UserError(f"the chat template cannot render a question ({str(error)[:120]});"
-                            " give another: --model.chat_template=FILE.jinja") from None
+            raise UserError(f"the chat template cannot render a question ({str(error)[:120]}); "
+                            "give another: --model.chat_template=FILE.jinja") from None
         several, turns = (self._try(self._folded([system, question, answer, following])) or ""
                           for answer in (thought, plain))
         kept = re.search(rf"<think>\s*{THOUGHT}\s*</think>\s*<answer>\s*{ANSWER}", several)
@@ -101,7 +101,7 @@ class ChatTemplate:
         return self._render(self._folded(messages))
 
     def _folded(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        """Return the messages as the template takes them."""
+        """Return the messages in a form that the template takes: system text and earlier turns folded where needed."""
         if self.tells and len(messages) > 2:
             *earlier, question = messages[1:]
             told = (self.example().replace("{question}", asked["content"]).replace("{answer}", answer["content"])
@@ -117,7 +117,7 @@ class ChatTemplate:
                                                   add_generation_prompt=open)
 
     def _try(self, messages: list[dict[str, str]], open: bool = True) -> str | None:
-        """Return what the template makes of messages that it may refuse; None where it does."""
+        """Return the rendered messages, or None where the template refuses them."""
         try:
             return self._render(messages, open)
         except (TemplateError, ValueError, TypeError):
@@ -130,7 +130,7 @@ class ChatTemplate:
         return sorted((token for token in added if token.strip()), key=len, reverse=True)
 
     def _marks(self, preamble: str, between: list[str]) -> tuple[str, ...]:
-        """Return words around turns that are no plain words: with brackets, or between turns like `User:` and `###`."""
+        """Return the marks: words around turns that have brackets, and words between turns like `User:` and `###`."""
         tokens = re.compile("|".join(map(re.escape, self.added())) or "(?!)")
 
         def words(text: str) -> list[str]:

@@ -54,10 +54,14 @@ def inspect_run(config: settings.Config, fresh: bool = False, chat: str = "") ->
     try:
         # settings since added have their defaults
         before = settings.build(settings.parse_yaml(recorded.read_text(encoding="utf-8")), str(recorded))
-    except (OSError, ValueError, UserError):
+        settings.resolve(before, str(recorded))
+    except UserError as error:  # such as of an older layout
+        raise UserError(f"{error}; begin anew with --fresh") from None
+    except (OSError, ValueError):
         raise UserError(f"{recorded} is damaged; begin anew with --fresh") from None
+    longer = config.train.schedule == "constant" and before.train.steps < config.train.steps
     changed = [key for key in settings.differences(settings.as_dict(before), settings.as_dict(config))
-               if key not in SAME_RUN]
+               if key not in SAME_RUN and not (longer and key == "train.steps")]
     if changed:
         raise UserError(f"{folder} holds a run with other settings ({', '.join(changed)}); "
                         "take another run.dir, or --fresh")
@@ -204,5 +208,6 @@ def describe(folder: Path) -> dict:
     for name, kind in RECORD.items():
         if not isinstance(record, dict) or type(record.get(name)) is not kind:
             raise UserError(f"{path} is damaged: '{name}' is missing or no {kind.__name__}")
-    # settings since added have their defaults
-    return record | {"config": settings.as_dict(settings.build(record["config"], str(path)))}
+    config = settings.build(record["config"], str(path))
+    settings.resolve(config, str(path))  # settings since added have their defaults
+    return record | {"config": settings.as_dict(config)}

@@ -312,7 +312,7 @@ def override(config: Config, text: str) -> None:
     if parts[0] == "reward":
         _override_reward(config, parts, value)
     elif parts[:2] == ["data", "lessons"] and len(parts) == 4:  # data.lessons.NAME.option
-        lessons = {lesson["name"]: lesson for lesson in config.data.lessons if isinstance(lesson, dict)}
+        lessons = {str(lesson.get("name")): lesson for lesson in config.data.lessons}
         lessons[parts[2]] = lessons.get(parts[2], {"name": parts[2]}) | {parts[3]: value}
         config.data.lessons = list(lessons.values())
     else:

@@ -1,4 +1,4 @@
-"""Files that are never half written: a temporary name in the same folder, flush, rename."""
+"""Files that are never written half: each is written under a temporary name in its folder, flushed, then renamed."""
 
 import contextlib
 import errno
@@ -15,24 +15,28 @@ from safetensors import SafetensorError
 
 from ranker.errors import UserError
 
-LOCK = "lock"  # in a folder that one process at a time may write to
+LOCK = "lock"  # name of the file that locks a folder, which one process at a time may write to
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Where the disk or the folder refuses (full, read-only, gone), a UserError that says so. All that writes a user's
-    files stands in it."""
+    """Raise UserError, naming `path`, where the disk or the folder refuses to be written (full, read-only, gone).
+
+    Everything that writes a user's files stands in this context.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot write {path}: {reason}; what was saved before is whole: make room there, "
-                        "or make it writable, then"
-                        " type the same command again") from None
+                        "or make it writable, then type the same command again") from None
 
 
 def refuse_read_only(folder: Path) -> None:
-    """Better to know now than when the first result is there. Raises UserError."""
+    """Raise UserError where a folder (or, as long as it does not exist, its parent) is read-only.
+
+    It is better to know now than when the first result is there.
+    """
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not os.access(there, os.W_OK):
         with writing(folder):
@@ -41,8 +45,10 @@ def refuse_read_only(folder: Path) -> None:
 
 @contextlib.contextmanager
 def open_whole(path: str | Path, mode: str = "w") -> Iterator[IO]:
-    """A file to write step by step, UTF-8 or (mode `wb`) bytes; it gets its name only when all went well. Raises
-    UserError."""
+    """Open a file to write step by step, as UTF-8 or (mode `wb`) bytes; it gets its name only when all went well.
+
+    Raise UserError where it cannot be written. Temporary files that a killed process left there are removed.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -50,7 +56,7 @@ def open_whole(path: str | Path, mode: str = "w") -> Iterator[IO]:
             path.parent.mkdir(parents=True, exist_ok=True)
             for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
                 if not _alive(left.suffixes[-2][1:]):
-                    with contextlib.suppress(OSError):  # somebody else's, in /tmp
+                    with contextlib.suppress(OSError):  # a file of another user, as in /tmp
                         left.unlink()
             with temporary.open(mode, encoding=None if mode == "wb" else "utf-8") as file:
                 yield file
@@ -63,10 +69,10 @@ def open_whole(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 
 def _alive(process: str) -> bool:
-    """Whether a process of this machine has that number."""
+    """Tell whether a process of this machine has that number."""
     try:
         os.kill(int(process), 0)
-    except (ValueError, OverflowError, PermissionError):  # no number, or somebody else's
+    except (ValueError, OverflowError, PermissionError):  # no number, or a process of another user
         return True
     except ProcessLookupError:
         return False
@@ -74,8 +80,11 @@ def _alive(process: str) -> bool:
 
 
 def lock(folder: Path, sign: bool = True) -> BinaryIO:
-    """Hold a folder for this process, whose number goes into the file with `sign`. The system lets go of it when the
-    process ends, however that happens."""
+    """Lock a folder for this process and return the open lock file; raise UserError where another process holds it.
+
+    With `sign` the number of this process is written into the file. The system releases the lock when the process ends,
+    however that happens.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+b", buffering=0)
@@ -94,7 +103,7 @@ def lock(folder: Path, sign: bool = True) -> BinaryIO:
 
 
 def refuse_locked(folder: Path) -> None:
-    """Better to know now than when a model is loaded. Raises UserError."""
+    """Raise UserError where another process holds a folder: it is better to know now than when a model is loaded."""
     if (folder / LOCK).exists():
         lock(folder, sign=False).close()
 
@@ -109,7 +118,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_figure(path: str | Path, figure) -> None:
-    """A matplotlib figure as PNG."""
+    """Write a matplotlib figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     write_bytes(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, completions.jsonl, curves.png; and what its records warn of."""
+"""The logs of a run: metrics.jsonl, completions.jsonl and curves.png; and the warnings that their records give."""
 
 import json
 import math
@@ -14,26 +14,30 @@ from ranker.files import open_whole, write_figure, writing
 
 
 def append(path: Path, records: Sequence[dict]) -> None:
-    """Append JSON lines and flush them. Where the disk is full half a line may stay, which `read` leaves out."""
+    """Append JSON lines and flush them; raise UserError where they cannot be written.
+
+    Where the disk is full half a line may stay, which `read` leaves out.
+    """
     with writing(path), path.open("a", encoding="utf-8") as file:
         file.write("".join(line(record) for record in records))
 
 
 def line(record: dict) -> str:
-    """One JSON line; what is no number (a gradient norm that overflowed) becomes null, which JSON knows."""
+    """Return a record as a JSON line; a float that is no number (a gradient norm that overflowed) becomes null."""
     return json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def finite(value):
+    """Return a value, or a dict of values, with None in place of floats that are no numbers, which JSON lacks."""
     if isinstance(value, dict):
         return {key: finite(v) for key, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(path: Path) -> Iterator[dict]:
-    """The records of a log, one by one, since it may be long; a last line that a crash cut short is left out."""
+    """Yield the records of a log, which may be long, one by one; a last line that a crash cut short is left out."""
     if path.exists():
-        with path.open("rb") as file:  # bytes, since the cut may go through a character
+        with path.open("rb") as file:  # as bytes, since the cut may go through a character
             for text in filter(bytes.strip, file):
                 try:
                     yield json.loads(text)
@@ -41,14 +45,18 @@ def read(path: Path) -> Iterator[dict]:
                     return
 
 
-CAUSES = {"parse_rate": "a learning rate too high, a KL weight (train.beta) too low, or completions cut by "
-          "rollout.max_new_tokens", "reward": "a learning rate too high, a KL weight (train.beta) too low, "
-          "or a reward that another part works against"}
+CAUSES = {  # key of a record -> likely causes of its collapse
+    "parse_rate": "a learning rate too high, a KL weight (objective.beta) too low, or completions cut by "
+                  "rollout.max_new_tokens",
+    "reward": "a learning rate too high, a KL weight (objective.beta) too low, or a reward that another part works "
+              "against"}
 
 
 def collapse(margin: float, steps: int) -> Callable[[dict], str | None]:
-    """A function that sees every step's record and gives what to announce when the parse rate or the reward has been
-    `margin` below the best mean of five steps for `steps` ones; once. Steps in which nothing was scored say nothing.
+    """Return a function that takes every step's record and returns a text to announce when a run collapses, or None.
+
+    A run collapses when the parse rate or the reward has been more than `margin` below its best mean over five steps
+    for `steps` steps in a row; this is announced once. Steps in which nothing was scored do not count.
     """
     best, recent = dict.fromkeys(CAUSES, -math.inf), {key: deque(maxlen=max(steps + 1, 5)) for key in CAUSES}
 
@@ -63,56 +71,55 @@ def collapse(margin: float, steps: int) -> Callable[[dict], str | None]:
             low = [value < best[key] - margin for value in values][-steps - 1:]
             if low[1:] == [True] * steps and not low[0]:
                 return (f"collapse: {key} was {best[key]:.2f} and has been below {best[key] - margin:.2f} for {steps} "
-                        f"steps. Likely causes: {causes}."
-                        " `best` holds the checkpoint of the best validation")
+                        f"steps. Likely causes: {causes}. `best` holds the checkpoint of the best validation")
         return None
 
     return look
 
 
 GAP = 1e-3  # bound of `sampler_gap` where the model computes in fp32: above it sampling and scoring are two functions
-GAP_BF16 = 0.1  # the same in bf16, where rounding alone makes 0.003 to 0.024 (random models of 2 to 36 layers)
-GAPS = 3  # steps in a row above the bound, which end a run: what it samples is not what it learns from
+GAP_BF16 = 0.1  # the bound in bf16, where rounding alone gives 0.003 to 0.024 (random models of 2 to 36 layers)
+GAPS = 3  # steps in a row above the bound that end a run, since its samples are not the samples it learns from
 PATIENCE = 5  # steps in a row in which a run learns nothing, before it says so
 COLD_START = "a cold start (a first stage with objective.name=sft)"
-SIGNS = {  # what is said of the steps that show a sign
-    "gap": "sampling and scoring differ (sampler_gap above {bound:g}) {when}. Likely causes: attention or a head of the"
-           " model's own, no plain LoRA adapter, rollout.weights=dense in bf16, a kernel (rollout.graph=false and"
-           " model.attention=sdpa rule it out)",
-    "truncated": "nothing is learned: every completion was cut off {when}. Remedy: more rollout.max_new_tokens, an"
-                 f" instruct model (model.name, model.chat_template), or {COLD_START}",
-    "unread": "nothing is learned: no answer could be read {when}. Remedy: an instruct model (model.name,"
-              f" model.chat_template), or {COLD_START}",
-    "dead": "nothing is learned: all groups were dead {when}. Remedy: an easier pool (fewer candidates, other"
-            " data.train; a harder one where the reward is high), a lower objective.keep_above with "
-    f"sft, or {COLD_START}",
+SIGNS = {  # sign -> what is said of the steps that show it
+    "gap": "sampling and scoring differ (sampler_gap above {bound:g}) {when}. Likely causes: attention or a head of "
+           "the model's own, no plain LoRA adapter, rollout.weights=dense in bf16, a kernel (rollout.graph=false and "
+           "model.attention=sdpa rule it out)",
+    "truncated": "nothing is learned: every completion was cut off {when}. Remedy: more rollout.max_new_tokens, an "
+                 f"instruct model (model.name, model.chat_template), or {COLD_START}",
+    "unread": "nothing is learned: no answer could be read {when}. Remedy: an instruct model (model.name, "
+              f"model.chat_template), or {COLD_START}",
+    "dead": "nothing is learned: all groups were dead {when}. Remedy: an easier pool (fewer candidates, other "
+            "data.train; a harder one where the reward is high), a lower objective.keep_above with sft, "
+            f"or {COLD_START}",
     "shortened": "texts were cut in most prompts {when}. Remedy: shorter texts (data.train), or more model.max_prompt",
 }
-NOTHING = ("truncated", "unread", "dead")  # of these the first that lasts is the most specific one, and speaks alone
+NOTHING = ("truncated", "unread", "dead")  # the most specific sign first; only the first that lasts is announced
 
 
 class Signs(NamedTuple):
-    """Hold what the records of a run up to now give reason to say."""
+    """Hold the warnings that the records of a run up to now give."""
 
-    new: list[str]  # to announce now
-    notes: list[str]  # all that was announced, with the number of steps that showed it
+    new: list[str]  # warnings to announce now
+    notes: list[str]  # all warnings announced so far, with the number of steps that showed their signs
     stop: str  # why the run must end; empty: it goes on
 
 
 def watch(collapsed: Callable[[dict], str | None], bound: float) -> Callable[[dict], Signs]:
-    """Return a function that sees every step's record and gives the signs of the run; each is new once while it lasts.
+    """Return a function that takes every step's record and returns the Signs; a sign is new once as long as it lasts.
 
     `collapsed` is made by `collapse`; `bound` is that of `sampler_gap`.
     """
-    row, held, steps = Counter(), Counter(), 0  # sign -> steps in a row that showed it, and steps of the run
-    announced, lasting, collapses = [], set(), []  # lasting: shown by every step since it was announced
+    row, held, steps = Counter(), Counter(), 0  # sign -> steps in a row that showed it; sign -> all such steps; steps
+    announced, lasting, collapses = [], set(), []  # lasting: signs shown by every step since they were announced
 
     def said(name: str, when: str) -> str:
         return SIGNS[name].format(when=when, bound=bound)
 
     def look(record: dict) -> Signs:
         nonlocal steps
-        steps += "parse_rate" in record  # the record of step 0 has a validation alone
+        steps += "parse_rate" in record  # the record of step 0 has only a validation
         for name, shown in shown_by(record, bound).items():
             row[name] = (row[name] + 1) * shown
             held[name] += shown
@@ -133,35 +140,37 @@ def watch(collapsed: Callable[[dict], str | None], bound: float) -> Callable[[di
 
 
 def shown_by(record: dict, bound: float) -> dict[str, bool]:
-    """Return which signs a step's record shows; nothing about the gap where none was measured."""
-    value = lambda key: math.nan if record.get(key) is None else record[key]  # noqa: E731  no comparison holds for NaN
+    """Return sign -> whether a step's record shows it; without `gap` where the gap was not measured."""
+    # NaN for a missing value, since no comparison with NaN holds.
+    value = lambda key: math.nan if record.get(key) is None else record[key]  # noqa: E731
     shown = {"truncated": value("truncated") == 1, "unread": value("parse_rate") == 0,
-             # An objective that drops no groups has none alive only where no completion could be scored.
+             # Where no completion could be scored (reward is NaN) groups are dead for another reason.
              "dead": value("dead") == 1 and value("parse_rate") > 0 and not math.isnan(value("reward")),
              "shortened": value("shortened") > 0.5}
     return shown if math.isnan(value("sampler_gap")) else shown | {"gap": value("sampler_gap") > bound}
 
 
 def standing(record: dict) -> tuple[float, float]:
-    """Return what `best` is chosen by: the strict mean of a record's validation, and of equal ones the repaired mean.
+    """Return the key by which `best` is chosen: a validation's strict mean, and for equal strict means its repaired.
 
-    By the repaired mean a policy that says nothing would win over a good first stage, whose order its silence keeps.
+    By the repaired mean a policy without readable answers could win: its fallback may keep the order of a good first
+    stage.
     """
     validation = record.get("validation", {})
     return validation.get("mean_strict", -math.inf), validation.get("mean", -math.inf)
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Keep the records up to `step`: what a resumed run is about to write again goes."""
+    """Remove the records after `step`, which a resumed run is about to write again."""
     if path.exists():
         with open_whole(path) as file:
             file.writelines(line(r) for r in read(path) if r.get("step", step + 1) <= step)
 
 
-POINTS = 2000  # of a curve
+POINTS = 2000  # points of a curve at most
 PANELS = (  # title, keys of metrics.jsonl
     ("reward, weighted", ("reward", "reward/task")),
-    ("validation MRR", ()),  # one line per scenario, filled in below
+    ("validation MRR", ()),  # a line per scenario, whose names are in the records
     ("share of completions", ("parse_rate", "truncated")),
     ("share of completions that are dead", ("dead",)),
     ("completion tokens", ("length",)),
@@ -170,12 +179,12 @@ PANELS = (  # title, keys of metrics.jsonl
 
 
 def curves(folder: Path) -> None:
-    """Draw `curves.png` from `metrics.jsonl`: every step faint, the mean of the last ten in full.
+    """Draw `curves.png` from `metrics.jsonl`: every point faint, the mean of the last ten points in full.
 
-    Of a long run a point is the mean of several steps, so that there are at most POINTS, however long it gets.
+    A point is a step, or in a long run the mean of several steps, so that a curve has about POINTS points at most.
     """
     matplotlib.use("Agg")
-    from matplotlib import pyplot as plt  # a second to import, and only needed here
+    from matplotlib import pyplot as plt  # takes a second to import, and is only needed here
 
     path = folder / "metrics.jsonl"
     with path.open("rb") as file:
@@ -197,7 +206,7 @@ def curves(folder: Path) -> None:
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
         axis.set_xlabel("step")
-        sides = axis, axis.twinx() if "entropy" in keys else axis  # a peak of the norm would flatten the entropy
+        sides = axis, axis.twinx() if "entropy" in keys else axis  # else a peak of the norm flattens the entropy
         for side, color, key in zip(sides, ("tab:blue", "tab:orange"), keys):
             x, y = [step for step, _ in series[key]], [value for _, value in series[key]]
             smooth = [sum(y[max(0, i - 9):i + 1]) / len(y[max(0, i - 9):i + 1]) for i in range(len(y))]
@@ -215,7 +224,7 @@ def curves(folder: Path) -> None:
 
 
 def reward_means(groups: Sequence[Group]) -> dict[str, float]:
-    """Return the mean of the reward and of each part over the completions that could be scored."""
+    """Return the mean of the reward and of each of its parts over the completions that could be scored."""
     rewards, means = [c.rewards for group in groups for c in group.completions], {}
     for name in rewards[0]:
         values = [r[name] for r in rewards if math.isfinite(r[name])]
@@ -224,15 +233,16 @@ def reward_means(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def rollout_means(groups: Sequence[Group]) -> dict[str, float]:
-    """Return what a step's completions were like, whatever they are worth.
+    """Return means over a step's completions that do not depend on rewards: parse rate, lengths, entropy and so on.
 
-    `entropy`, in nats a token, is the mean of -log p of the sampled tokens: sampling gives it for nothing, and without
-    bias it estimates the entropy of the distributions they were drawn from, at `rollout.temperature`. Traces have none.
+    `entropy`, in nats per token, is the mean of -log p of the sampled tokens: sampling gives it at no cost, and it is
+    an unbiased estimate of the entropy of the distributions sampled from, at `rollout.temperature`. Recorded traces
+    have no entropy.
     """
     completions = [c for g in groups for c in g.completions]
     count = len(completions)
     sampled = [p for c in completions for p in c.logprobs if not math.isnan(p)]
-    # An order handed back as it was shown: a safe answer, where rewards are gains.
+    # An order that repeats the pool as shown is a safe answer where the reward is a gain over the order shown.
     copies = [c.answer.value == g.ask.pool for g in groups if g.ask.decision == "order" for c in g.completions]
     return {
         "parse_rate": sum(c.answer.ok for c in completions) / count,
@@ -245,7 +255,7 @@ def rollout_means(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def completion_records(step: int, groups: Sequence[Group]) -> list[dict]:
-    """Return one record a completion: what it was, what it earned, and its advantage (0 where it took no part)."""
+    """Return a record per completion: its ask, text, answer, rewards, and advantage (0 where it teaches nothing)."""
     return [{"step": step, "query": group.ask.query.id, **group.ask.described(), "text": c.text,
              "tokens": len(c.ids), "finished": c.finished, "status": c.answer.status, "answer": list(c.answer.value),
              "reward": c.rewards, "advantage": round(c.advantage, 6), **({"cut": c.cut} if c.cut is not None else {})}

@@ -1,14 +1,15 @@
 """Metrics of rankings, many at a time, and their exact expectation under a random order.
 
-A ranking is given as the relevance of its candidates, best-ranked first; relevance may be graded or real-valued.
+A ranking is given as its gains: the relevance of its candidates, best-ranked first, graded or real-valued.
 
-- `nDCG`, `nDCG@k`: linear gain, `rel / log2(rank + 1)`; the ideal is over all that is judged.
-- `MRR`, `AP`, `Hit`, `Recall`, `P` (each also `@k`) count a candidate as relevant from `level` on. Level 0 means the
-  query's best grade, so that ties at the top (two models of equal utility) are all relevant.
-- What is judged are the candidates themselves ("within candidates"), unless all judgements of a query are given.
+- `nDCG`, `nDCG@k`: linear gain, `rel / log2(rank + 1)`; the ideal order is over everything that is judged.
+- `MRR`, `AP`, `Hit`, `Recall`, `P` (each also `@k`): a candidate is relevant if its relevance is at least `level`.
+  Level 0 means the query's best grade, so that candidates that tie at the top (two models of equal utility) are all
+  relevant.
+- Only the candidates count as judged ("within candidates"), unless all judgements of a query are given.
 
-With those, and a level, every value is trec_eval's: `recip_rank`, `ndcg_cut_k`, `map_cut_k`, `success_k`, `recall_k`,
-`P_k`.
+With all judgements and a level given, every value is trec_eval's: `recip_rank`, `ndcg_cut_k`, `map_cut_k`, `success_k`,
+`recall_k`, `P_k`.
 """
 
 import math
@@ -25,11 +26,14 @@ NAMES = ("MRR", "nDCG@1", "nDCG@5", "nDCG@10", "nDCG@20", "Hit@1", "Hit@5", "Hit
 ALIASES = {"mrr": "MRR", "rr": "MRR", "reciprank": "MRR", "ndcg": "nDCG", "ndcgcut": "nDCG", "ap": "AP", "map": "AP",
            "mapcut": "AP", "hit": "Hit", "hr": "Hit", "hitrate": "Hit", "success": "Hit", "recall": "Recall",
            "r": "Recall", "p": "P", "precision": "P"}
-NEED_K = ("Hit", "Recall", "P")
+NEED_K = ("Hit", "Recall", "P")  # metrics that mean nothing without @k
 
 
 def canonical(name: str) -> str:
-    """`ndcg_cut_10` -> `nDCG@10`, `hr@1` -> `Hit@1`, `recip_rank` -> `MRR`. Raises UserError."""
+    """Return the one name of a metric: `ndcg_cut_10` -> `nDCG@10`, `hr@1` -> `Hit@1`, `recip_rank` -> `MRR`.
+
+    Raise UserError for an unknown metric.
+    """
     word, k = re.fullmatch(r"(.*?)(?:[@_.]?(\d+))?", name.strip(), re.DOTALL).groups()
     kind = ALIASES.get(re.sub(r"[_\s]", "", word).lower())
     if kind is None or (k is None and kind in NEED_K) or (k is not None and not 1 <= int(k) <= 1_000_000):
@@ -40,9 +44,10 @@ def canonical(name: str) -> str:
 
 def compute(names: Sequence[str], gains: Sequence[Sequence[float]], judged: Sequence[Sequence[float]] | None = None,
             level: float = 0.0) -> dict[str, np.ndarray]:
-    """Every metric of every ranking, name -> [Q]. `judged[q]` is the relevance of all that was judged for query q.
+    """Return every metric of every ranking, name -> [Q], from the gains of each ranking.
 
-    0 for a query without anything relevant, and for an empty ranking. Negative grades gain nothing.
+    `judged[q]` is the relevance of everything judged for query q (default: of its candidates). A query without anything
+    relevant and an empty ranking have 0. Negative grades count as 0.
     """
     ranked = _padded(gains)  # [Q, N]
     known = ranked if judged is None else _padded(judged)  # [Q, M]
@@ -72,16 +77,17 @@ def compute(names: Sequence[str], gains: Sequence[Sequence[float]], judged: Sequ
 
 
 def of(gains: Sequence[float], level: float = 0.0, names: Sequence[str] = NAMES) -> dict[str, float]:
-    """The metrics of one ranking."""
+    """Return the metrics of a single ranking by name."""
     return {name: float(values[0]) for name, values in compute(names, [gains], level=level).items()}
 
 
 def dcg(gains: Sequence[float], k: int) -> float:
+    """Return the discounted cumulative gain of the first k ranks."""
     return sum(gain / math.log2(i + 2) for i, gain in enumerate(gains[:k]))
 
 
 def _dcg(gains: np.ndarray) -> np.ndarray:
-    """[Q, k] -> [Q], added from the first rank on, as trec_eval does."""
+    """Return the discounted cumulative gains [Q] of gains [Q, k], added from the first rank on, as trec_eval does."""
     return _last(np.cumsum(gains / np.log2(np.arange(2, gains.shape[1] + 2)), 1))
 
 
@@ -90,7 +96,7 @@ def _last(sums: np.ndarray) -> np.ndarray:
 
 
 def _padded(lists: Sequence[Sequence[float]]) -> np.ndarray:
-    """Lists -> [Q, longest], 0 behind their ends and in place of negative values."""
+    """Return Q lists as a matrix [Q, longest], with 0 behind their ends and in place of negative values."""
     lengths = np.fromiter(map(len, lists), int, len(lists))
     matrix = np.zeros((len(lists), lengths.max(initial=0)))
     matrix[np.arange(matrix.shape[1]) < lengths[:, None]] = np.fromiter(chain.from_iterable(lists), float,
@@ -100,7 +106,7 @@ def _padded(lists: Sequence[Sequence[float]]) -> np.ndarray:
 
 def random_order(gains: Sequence[float], level: float = 0.0, names: Sequence[str] = NAMES,
                  judged: Sequence[float] | None = None) -> dict[str, float]:
-    """The exact expectation of every metric over all orders of `gains`."""
+    """Return the exact expectation of every metric over all orders of `gains`; arguments as for `compute`."""
     known = gains if judged is None else judged
     threshold = level if level > 0 else max(known, default=0.0)
     hits = lambda values: sum(value >= threshold and value > 0 for value in values)  # noqa: E731
@@ -119,13 +125,16 @@ def random_order(gains: Sequence[float], level: float = 0.0, names: Sequence[str
 
 @lru_cache(maxsize=None)
 def _random_hits(kind: str, n: int, p: int, relevant: int, k: int) -> float:
-    """Expectation over the first k ranks of a metric that knows relevant and not: p of n candidates, of `relevant` in
-    all."""
+    """Return the expectation of a metric of binary relevance over the first k ranks.
+
+    Of the n candidates p are relevant; in all, `relevant` documents are.
+    """
     at = min(k, n)
-    missed = lambda r: math.comb(n - p, r) / math.comb(n, r)  # noqa: E731  no relevant one in the first r
+    # The probability that no relevant candidate is among the first r.
+    missed = lambda r: math.comb(n - p, r) / math.comb(n, r)  # noqa: E731
     if kind == "MRR":
         return sum((missed(r - 1) - missed(r)) / r for r in range(1, at + 1))
-    if kind == "AP":  # a relevant one at rank r has (r-1)(p-1)/(n-1) others above it
+    if kind == "AP":  # above a relevant candidate at rank r stand (r-1)(p-1)/(n-1) others on average
         return sum((1 + (r - 1) * (p - 1) / max(n - 1, 1)) / r for r in range(1, at + 1)) * p / n / relevant
     if kind == "Hit":
         return 1 - missed(at)
@@ -133,4 +142,5 @@ def _random_hits(kind: str, n: int, p: int, relevant: int, k: int) -> float:
 
 
 def mean(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each metric over rows with the same metrics."""
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

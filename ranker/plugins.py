@@ -71,8 +71,8 @@ def module(kind: str, name: str, where: str = "config") -> ModuleType:
 
 
 def _described(piece: str, wanted: tuple | frozenset) -> str:
-    return (f"{piece}({', '.join(wanted)})" if isinstance(wanted, tuple)
-            else f"{piece}, one of {', '.join(sorted(wanted))}")
+    return (piece if wanted is None else f"{piece}({', '.join(wanted)})" if isinstance(wanted, tuple)
+            else f"{piece}, one of {', '.join(map(str, sorted(wanted)))}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def default(kind: str) -> str:
 
 def load(kind: str, section: dict, where: str = "config") -> Plugin:
     """Return the plug-in of a config section, its options cast and checked. Raise UserError."""
-    name = section.get("name")
+    name = cast(section.get("name"), str, {}, f"{where}: {kind}.name")
     found = module(kind, name, where)
     prefix = f"reward.{name}" if kind == "reward" else kind
     return Plugin(kind, name, found, options(found, {k: v for k, v in section.items() if k != "name"}, where, prefix))
@@ -154,6 +154,7 @@ def options(module: ModuleType, given: dict, where: str, prefix: str) -> object:
 
 # keys of older configs -> what they are now
 RENAMED = {"train.objective": "objective.name", "rollout.states": "draw.name"}
+HOMES = {"train": ("objective",), "rollout": ("draw",)}  # where what stood in a section went
 
 
 def moved(section: str, key: str) -> str:
@@ -164,7 +165,7 @@ def moved(section: str, key: str) -> str:
     if section == "data" and key in names("lesson"):
         return f"; it is now a lesson: --data.lessons.{key}.OPTION=value"
     homes = {kind: [n for n in names(kind) if key in {f.name for f in dataclasses.fields(module(kind, n).Options)}]
-             for kind in SECTIONS if kind != section}
+             for kind in HOMES.get(section, SECTIONS) if kind != section}
     found = [f"{kind}.{key}, an option of {', '.join(having)}" for kind, having in homes.items() if having]
     return f"; it is now {' and '.join(found)}" if found else ""
 

@@ -34,8 +34,9 @@ class Run:
         self.first, self.broken, self.stopped_by = distributed.first(), 0, []
 
     def say_finished(self) -> int:
-        print(f"{self.folder} is finished. Evaluate it: {interpreter()} evaluate.py --ckpt {self.folder}/best  "
-              " Go on: a larger --train.steps (with train.schedule=constant)   Train anew: add --fresh")
+        longer = "   Go on: a larger --train.steps" if self.config.train.schedule == "constant" else ""
+        print(f"{self.folder} is finished. Evaluate it: {interpreter()} evaluate.py --ckpt {self.folder}/best"
+              f"{longer}   Train anew: add --fresh")
         return 0
 
     def restore(self, policy: Policy, optimizer: torch.optim.Optimizer) -> None:

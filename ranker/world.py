@@ -1,15 +1,15 @@
 """The built-in world: nine small made-up tasks with the paper's names and pool sizes (arXiv 2506.21638, section 4).
 
-It exists so that training, evaluation and tests run with nothing to download. It is no benchmark. Every query wants
-two things, a primary and a secondary one, and every candidate offers something for both:
+It exists so that training, evaluation and tests run with nothing to download. It is no benchmark. Every query has a
+primary and a secondary wish, and every candidate offers something for both:
 
     recommendation   the genre (primary) and mood (secondary) that dominate the history; one positive among 20
     routing          skill at the query's topic and a low price, weighed by the objective; 10 models, graded utility
-    passages         what is asked (primary) about which place (secondary); one positive among 5, 7 or 9
+    passages         the aspect asked about (primary) and the place (secondary); one positive among 5, 7 or 9
 
-What is wanted is written in other words than what is offered (several surface words for each meaning), so matching
-words is not enough. A query depends only on (seed, task, split, index): the splits share no query, and training queries
-never run out. What a routing or passage query asks is one of few sentences and repeats; its candidates do not.
+A wish is written in other words than the offers (each meaning has several surface words), so matching words is not
+enough. A query depends only on (seed, task, split, index): the splits share no query, and training queries never run
+out. The context of a routing or passage query is one of a few sentences, which repeat; the candidates do not.
 """
 
 import random
@@ -53,7 +53,7 @@ TOPICS = {
     "history": ("who ruled after the great fire", "date the treaty of the two kings", "retell the siege"),
 }
 MODELS = "Atlas Borea Comet Delta Ember Falcon Gamma Helix Iris Juno Krill Lumen Mango Nova Orbit Pixel".split()
-UTILITY = {  # task -> (what full skill is worth, what the highest price costs)
+UTILITY = {  # task -> (utility of full skill, utility lost by the highest price)
     "router-performance": (1.0, 0.0), "router-balance": (0.6, 0.4), "router-cost": (0.2, 0.8),
 }
 OBJECTIVE = {"router-performance": "quality", "router-balance": "value", "router-cost": "price"}
@@ -77,10 +77,10 @@ ASPECTS = {  # meaning -> (how a question asks, how a passage says it)
 
 @dataclass(frozen=True)
 class Reading:
-    """What a careful reader knows of a world query; the built-in policy's teacher writes its traces from it.
+    """Hold what a careful reader knows of a query; the teacher of the built-in policy writes its traces from it.
 
-    `offers[i]` says what candidate i offers; `signs[i]` is one character for the secondary and one for the primary
-    wish (`-`, `=` or `+`); `fit[i]` orders candidates rightly; `half[i]` orders them by the secondary wish alone.
+    `want` states the wishes; `offers[i]` is the offer of candidate i; `signs[i]` has a character for the secondary and
+    one for the primary wish (`-`, `=` or `+`); `fit` orders candidates rightly, `half` by the secondary wish alone.
     """
 
     want: str
@@ -91,16 +91,17 @@ class Reading:
 
 
 def query(task: str, split: str, index: int, seed: int = 0) -> Query:
-    """The `index`-th query of a split, always the same one for the same arguments."""
+    """Return the `index`-th query of a split, always the same query for the same arguments."""
     return draw(task, split, index, seed)[0]
 
 
 def queries(task: str, split: str, count: int, seed: int = 0) -> list[Query]:
+    """Return the first `count` queries of a split."""
     return [query(task, split, index, seed) for index in range(count)]
 
 
 def draw(task: str, split: str, index: int, seed: int = 0) -> tuple[Query, Reading]:
-    """A query together with its reading. Raises ValueError for an unknown task or split."""
+    """Return the `index`-th query of a split with its reading. Raise ValueError for an unknown task or split."""
     if task not in TASKS or split not in SPLITS:
         raise ValueError(f"no built-in task {task!r} with split {split!r}")
     rng = random.Random(f"{seed}/{task}/{split}/{index}")
@@ -127,7 +128,7 @@ def _recommendation(task: str, rng: random.Random):
     genre, mood = rng.choice(list(genres)), rng.choice(list(MOODS))
 
     def item(title: str, match: str) -> tuple[str, str]:
-        """(text, offer) of an item that matches the wanted (mood, genre) where `match` has a plus."""
+        """Draw (text, offer) of an item that has the wanted (mood, genre) where `match` has a plus, else another."""
         m = mood if match[0] == "+" else _other(rng, MOODS, mood)
         g = genre if match[1] == "+" else _other(rng, genres, genre)
         return f"{_word(MOODS, m, rng)} {_word(genres, g, rng)}: {title}", f"{m} {g}"
@@ -137,7 +138,7 @@ def _recommendation(task: str, rng: random.Random):
     titles = rng.sample(titles, size + 5)
     history = ["++", "++", "++", "-+", "+-"]
     rng.shuffle(history)
-    # Most positives miss the mood: whoever looks at the mood alone throws them out.
+    # Most positives miss the mood, so that a ranker that looks at the mood alone eliminates them.
     positive = rng.choice(["++", "-+", "-+", "-+"])
     shares = {"--": 5, "+-": 4, "-+": 1} if positive == "++" else {"--": 6, "+-": 4}
     signs = [positive, *_negatives(rng, size - 1, shares)]
@@ -163,9 +164,9 @@ def _routing(task: str, rng: random.Random):
         price = rng.choice((1, 2, 3))
         skill, thrift, cheap = float(sign == "+"), (3 - price) / 2, {1: "+", 2: "=", 3: "-"}[price]
         texts.append(f"good at {strength}, ${price}: {name}")
-        # Performance minus weighted cost, plus the weight, so that no utility is below zero.
+        # The utility is performance minus weighted cost, plus the weight, so that no utility is below zero.
         relevance.append(round(skill_worth * skill + price_worth * thrift, 3))
-        # The objective says which wish is primary and stands second.
+        # The objective decides which wish is primary; the primary wish stands second.
         offers.append(f"{strength} ${price}" if task == "router-cost" else f"${price} {strength}")
         signs.append(sign + cheap if task == "router-cost" else cheap + sign)
         half.append(skill if task == "router-cost" else thrift)

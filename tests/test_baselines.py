@@ -10,10 +10,10 @@ import pytest
 
 import evaluate
 from ranker import compare
-from ranker.evaluation import baselines, report, cost_quality, stats
 from ranker.data import Candidate, Query, write_queries
 from ranker.drive import Ranking
 from ranker.errors import exit_status
+from ranker.evaluation import baselines, cost_quality, report, stats
 
 
 def movie(name, history, candidates, positive) -> Query:
@@ -92,7 +92,7 @@ def test_the_hull_rises_and_bends_down_and_its_area_is_the_mean_height():
 def test_the_routing_table_says_what_first_choices_score_and_cost():
     queries = [routed(f"q{i}", "router-cost", "x", {"a": (1.0, 0.002, 0.8), "b": (0.0, 0.001, 0.5 * i)})
                for i in range(2)]
-    row = report.model_row("policy", [[Ranking(q, ["b", "a"]) for q in queries]], 0.0)
+    row = report.model_row("policy", [[Ranking(query=q, order=["b", "a"]) for q in queries]], 0.0)
     header, [line] = cost_quality.table_lines([row], queries)
     assert dict(zip(header, line)) == {"routing": "router-cost: policy", "performance": "0.000", "$ per 1000": "1.000",
                                        "reward": "0.250", "gap to oracle": "0.550", "area": "0.000"}

@@ -2,12 +2,13 @@
 where it stands, what it is called and what was probably meant. Reward weights can't let form outweigh the task."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from ranker import config, rewarding, world
+from ranker import config, plugins, rewarding, world
 from ranker.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,21 +33,27 @@ def test_a_learning_rate_arrives_as_the_number_however_yaml_read_it(tmp_path, wr
 
 
 def test_numbers_take_the_type_of_their_field(tmp_path):
-    loaded = config.load(write(tmp_path, "train: {steps: 1e3, beta: 1}\nlora: {alpha: 16}\n"))
-    assert loaded.train.steps == 1000 and type(loaded.train.steps) is int
-    assert type(loaded.train.beta) is float and type(loaded.lora.alpha) is float
+    loaded = config.load(write(tmp_path, "train: {steps: 1e3, lr: 1}\nobjective: {beta: 1}\nlora: {alpha: '16'}\n"))
+    assert loaded.train.steps == 1000 and type(loaded.train.steps) is int and type(loaded.train.lr) is float
+    assert type(loaded.objective["beta"]) is float and loaded.lora["alpha"] == 16.0 and type(loaded.lora["rank"]) is int
 
 
 def test_an_empty_file_gives_the_defaults_and_a_folder_named_after_it(tmp_path):
-    loaded = config.load(write(tmp_path, "", "first_try.yaml"))
+    loaded, defaults = config.load(write(tmp_path, "", "first_try.yaml")), config.Config()
+    config.resolve(defaults, "defaults")
     assert loaded.run.dir == "runs/first_try"
-    assert dataclasses.replace(loaded, run=config.Run()) == config.Config()
+    assert dataclasses.replace(loaded, run=config.Run()) == defaults
+    names = [getattr(loaded, section)["name"] for section in plugins.SECTIONS]
+    assert names == ["elimination", "sampled", "grpo", "lora"]
+    assert loaded.reward == {"top1_hit": {"weight": 1.0, "tasks": [], "graded": False}}
 
 
 def test_two_configs_share_no_mutable_default():
     one, two = config.Config(), config.Config()
-    one.data.tasks.append("rec-movie"), one.reward.update(format=0.1)
-    assert two.data.tasks == [] and "format" not in two.reward
+    one.data.tasks.append("rec-movie"), one.reward.update(format=0.1), one.draw.update(refills=3)
+    one.data.lessons.append({"name": "teacher"}), one.roles.update(judge={})
+    assert two.data.tasks == two.data.lessons == [] and "format" not in two.reward
+    assert "refills" not in two.draw and two.roles == {}
 
 
 @pytest.mark.parametrize("text, read, value", [
@@ -59,12 +66,17 @@ def test_two_configs_share_no_mutable_default():
     ("--data.tasks=[rec-movie]", lambda c: c.data.tasks, ["rec-movie"]),
     ("--data.train=some/file=1.jsonl", lambda c: c.data.train, "some/file=1.jsonl"),
     ("--data.test=", lambda c: c.data.test, ""),
-    ("--reward.format=0.1", lambda c: c.reward["format"], {"weight": 0.1}),
-    ("--reward.format.weight=0.1", lambda c: c.reward["format"], {"weight": 0.1}),
-    ("--reward.top1_hit.graded=true", lambda c: c.reward["top1_hit"], {"weight": 1.0, "graded": True}),
+    ("--reward.format=0.1", lambda c: c.reward["format"], {"weight": 0.1, "tasks": []}),
+    ("--reward.format.weight=0.1", lambda c: c.reward["format"], {"weight": 0.1, "tasks": []}),
+    ("--reward.format.tasks=rank", lambda c: c.reward["format"], {"weight": 1.0, "tasks": ["rank"]}),
+    ("--reward.top1_hit.graded=true", lambda c: c.reward["top1_hit"], {"weight": 2.0, "tasks": [], "graded": True}),
+    ("--objective.beta=1e-2", lambda c: c.objective["beta"], 0.01),
+    ("--objective.name=rloo", lambda c: c.objective, {"name": "rloo", "beta": 0.0, "min_spread": 1e-4}),
+    ("--data.lessons.teacher.run=b.trec", lambda c: c.data.lessons, [{"name": "teacher", "run": "b.trec"}]),
 ])
 def test_the_command_line_has_the_last_word(tmp_path, text, read, value):
-    file = "train: {lr: 3, steps: 5}\ndata: {test: a.jsonl, tasks: [rec-game]}\nreward: {top1_hit: {weight: 1.0}}\n"
+    file = ("train: {lr: 3, steps: 5}\ndata: {train: d.jsonl, test: a.jsonl, tasks: [rec-game], "
+            "lessons: [{name: teacher, run: a.trec}]}\nreward: {top1_hit: {weight: 2.0}}\nobjective: {beta: 0.1}\n")
     path = write(tmp_path, file)
     assert read(config.load(path, [text])) == value
 
@@ -82,17 +94,31 @@ def test_the_command_line_has_the_last_word(tmp_path, text, read, value):
     ("train: {lr: [1]}", ["train.lr must be a number"]),
     ("train: {lr:}", ["train.lr must be a number", "None"]),
     ("train: {steps: 0}", ["train.steps must be at least 1", "0"]),
-    ("train: {clip_low: 1.5}", ["train.clip_low must be between 0.0 and 1.0"]),
+    ("objective: {clip_low: 1.5}", ["objective.clip_low must be between 0.0 and 1.0"]),
+    ("lora: {rank: 0}", ["lora.rank must be at least 1"]),
+    ("objective: {kl: k4}", ["objective.kl must be one of k2, k3", "did you mean"]),
+    ("objective: {betta: 1}", ["objective 'grpo' has no option 'betta'", "did you mean 'beta'?"]),
+    ("ranker: {name: sliding, widow: 4}", ["ranker 'sliding' has no option 'widow'", "did you mean 'window'?"]),
+    ("objective: {refills: 2}", ["objective 'grpo' has no option 'refills'; it is now draw.refills"]),
+    ("train: {clip_low: 0.1}", ["unknown key 'train.clip_low'; it is now objective.clip_low, an option of grpo, ppo"]),
+    ("train: {objective: ppo}", ["unknown key 'train.objective'; it is now objective.name"]),
+    ("rollout: {traces: f}", ["unknown key 'rollout.traces'; it is now draw.traces, an option of recorded"]),
+    ("objective: {name: ppo}", ["objective needs its option 'value_lr'", "--objective.value_lr=value"]),
+    ("data: {lessons: [{name: teacher}]}", ["lesson needs its option 'run'"]),
+    ("data: {lessons: [{run: f}]}", ["lesson.name must be text", "None"]),
+    ("data: {lessons: [teacher]}", ["data.lessons must be a list of sections"]),
+    ("draw: {name: [sampled]}", ["draw.name must be text", "['sampled']"]),
     ("rollout: {temperature: 0}", ["rollout.temperature must be between 0.01 and 10.0"]),
-    ("rollout: {completions_per_prompt: 1}", ["rollout.completions_per_prompt must be at least 2"]),
+    ("rollout: {completions_per_prompt: 1}", ["rollout.completions_per_prompt must be at least 2 for grpo"]),
     ("model: {name: 7}", ["model.name must be text", "7", "quote"]),
     ("model: {quantize: no}", ["model.quantize must be text", "False"]),
     ("model: {gradient_checkpointing: 1}", ["model.gradient_checkpointing must be true or false"]),
     ("model: {quantize: nf5}", ["model.quantize must be one of none, nf4", "did you mean 'nf4'?"]),
     ("train: {schedule: cosin}", ["train.schedule must be one of", "did you mean 'cosine'?"]),
     ("data: {tasks: [1, 2]}", ["data.tasks must be a list of names"]),
-    ("ranker: {name: 7}", ["ranker.name '7'"]),
-    ("ranker: {name: eliminaton}", ["ranker.name 'eliminaton'", "did you mean 'elimination'?"]),
+    ("ranker: {name: 7}", ["ranker.name must be text", "7"]),
+    ("ranker: {name: eliminaton}", ["unknown ranker 'eliminaton'", "did you mean 'elimination'?"]),
+    ("objective: {name: gpro}", ["unknown objective 'gpro'", "did you mean 'grpo'?"]),
     ("train: {steps: 10, warmup: 10}", ["train.warmup (10) must be below train.steps (10)"]),
     ("train: 3", ["section 'train' must hold keys"]),
     ("[1, 2]", ["expected sections", "list"]),
@@ -111,6 +137,10 @@ def test_a_mistake_in_the_file_names_file_and_key_and_what_was_meant(tmp_path, t
     ("--trian.lr=1", ["command line", "unknown section 'trian'", "did you mean 'train'?"]),
     ("--train.lrr=1", ["command line", "unknown key 'train.lrr'", "did you mean 'lr'?"]),
     ("--train.lr.x=1", ["command line", "unknown key 'train.lr.x'"]),
+    ("--train.clip_low=0.1", ["command line", "'train.clip_low'; it is now objective.clip_low"]),
+    ("--rollout.states=recorded", ["command line", "'rollout.states'; it is now draw.name"]),
+    ("--data.teacher=f", ["command line", "'data.teacher'; it is now a lesson: --data.lessons.teacher.OPTION=value"]),
+    ("--roles.judge.adapter=f", ["command line: roles are changed in the file"]),
     ("--train.lr=fast", ["command line", "train.lr must be a number"]),
     ("--train.lr=", ["command line", "train.lr must be a number"]),
     ("--train.lr=[", ["command line", "--train.lr=["]),
@@ -197,6 +227,13 @@ def test_an_emptied_reward_entry_is_a_difference_and_a_scalar_weight_is_none():
     assert settings.reward["top1_hit"] == {"weight": 2.0, "graded": True}
 
 
+def test_options_of_a_lesson_go_to_the_lesson_of_that_name():
+    settings = config.build({"data": {"lessons": [{"run": "x"}, {"name": "teacher", "run": "a"}]}}, "x")
+    config.override(settings, "--data.lessons.teacher.run=b")
+    config.override(settings, "--data.lessons.other.k=2")
+    assert settings.data.lessons == [{"run": "x"}, {"name": "teacher", "run": "b"}, {"name": "other", "k": 2}]
+
+
 def test_options_of_a_ranker_go_with_it():
     settings = config.build({"ranker": {"name": "sliding", "window": 8}}, "x")
     config.override(settings, "--ranker.step=2")
@@ -211,13 +248,57 @@ def test_a_number_beyond_all_bounds_is_one_line(tmp_path, value):
     complaint(config.override, config.Config(), f"--train.steps={value}")
 
 
+OPTIONS = "from dataclasses import dataclass\n\n\n@dataclass\nclass Options:\n    scale: float\n\n\n"
+
+
+def plug_in(tmp_path, monkeypatch, kind, text):
+    """Put a file into the folder of a kind; return its name there."""
+    package = plugins.FOLDERS[kind]
+    name = f"made_{kind}_{len(text)}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.setattr(f"{package}.__path__", [str(tmp_path)])
+    monkeypatch.setitem(sys.modules, f"{package}.{name}", None)  # forgotten after the test
+    del sys.modules[f"{package}.{name}"]
+    plugins.module.cache_clear()
+    return name
+
+
 def test_a_reward_option_without_a_default_must_be_given(tmp_path, monkeypatch):
-    (tmp_path / "half.py").write_text("TASK = True\ndef reward(groups, scale: float):\n"
-                                      "    return [[scale] for _ in groups]\n")
-    monkeypatch.setattr(rewarding, "FOLDER", tmp_path)
-    monkeypatch.setattr("rewards.__path__", [str(tmp_path)])
-    assert "needs its option 'scale'" in complaint(rewarding.load, {"half": {}})
-    assert rewarding.load({"half": {"scale": "3"}})[0].function([None]) == [[3.0]]
+    name = plug_in(tmp_path, monkeypatch, "reward", OPTIONS + "TASK = True\n\n\ndef reward(groups, options):\n"
+                   "    return [[options.scale] for _ in groups]\n")
+    assert "needs its option 'scale'" in complaint(rewarding.load, {name: {}})
+    assert rewarding.load({name: {"scale": "3"}})[0].plugin.reward([None]) == [[3.0]]
+
+
+LESSON, DRAW = "def lesson(source, fit, options): pass\n", "def draw(source, sample, judge, state, options): pass\n"
+
+
+@pytest.mark.parametrize("kind, text, words", [
+    ("lesson", OPTIONS, "a lesson needs lesson(source, fit, options)"),
+    ("lesson", OPTIONS + "lesson = 3\n", "lesson must be a function lesson(source, fit, options)"),
+    ("lesson", OPTIONS + LESSON.replace("fit, ", ""),
+     "lesson(source, fit, options) is what a lesson needs, not lesson(source, options)"),
+    ("lesson", LESSON, "a lesson needs a dataclass Options"),
+    ("lesson", "class Options: pass\n" + LESSON, "a lesson needs a dataclass Options"),
+    ("draw", OPTIONS + DRAW + "EPISODES = False\n", "a draw needs GIVES, one of candidates, samples, texts"),
+    ("draw", OPTIONS + DRAW + "GIVES = 'texts'\n", "a draw needs EPISODES, one of False, True"),
+    ("draw", OPTIONS + DRAW + "GIVES, EPISODES = 'words', False\n", "GIVES must be one of candidates, samples, texts"),
+    ("draw", OPTIONS + DRAW + "GIVES, EPISODES = 'texts', False\ndef source(source): pass\n",
+     "source(source, ranker, seed, options) is what a draw needs, not source(source)"),
+    ("objective", OPTIONS + "UNIT, WHOLE_GROUPS, LEAST = 'token', False, 1\n" + "".join(
+        f"def {name}: pass\n" for name in ("alive(groups, options)", "passes(options)", "targets(groups, options)",
+                                           "loss(batch, options)")), "a objective needs LEARNS_FROM"),
+    ("reward", OPTIONS + "def reward(groups, options): pass\n", "a reward needs TASK, one of False, True"),
+    ("decision", "def parse(inside, ask): pass\ndef right(ask): pass\n", "a decision needs wrong(ask)"),
+    ("ranker", OPTIONS + "def rank(query, rng, options): pass\ndef calls(n): pass\n",
+     "calls(n, options) is what a ranker needs, not calls(n)"),
+    ("lora", OPTIONS + "def make(model, options): pass\n", "make(causal_lm, options) is what a lora needs"),
+], ids=lambda value: None if "\n" in value else value)
+def test_a_plug_in_that_lacks_a_piece_of_its_contract_is_refused_in_one_line(tmp_path, monkeypatch, kind, text, words):
+    name = plug_in(tmp_path, monkeypatch, kind, text)
+    message = complaint(plugins.module, kind, name)
+    file = f"{plugins.FOLDERS[kind].replace('.', '/')}/{name}.py"
+    assert message.startswith(f"{file}: ") and words in message and "\n" not in message
 
 
 def test_the_repository_has_configs():

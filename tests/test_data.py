@@ -148,7 +148,7 @@ def test_the_splits_of_a_file_share_no_query_and_lose_none(tmp_path):
     assert sorted(sum(parts.values(), [])) == sorted(q.id for q in queries)
     assert 25 < len(parts["validation"]) < 80 and 25 < len(parts["test"]) < 80
     trained = sources.training(Data(train=str(tmp_path / "d.jsonl")), seed=0)
-    assert {trained(i).id for i in range(len(parts["train"]))} == set(parts["train"])  # one epoch sees each query once
+    assert {trained[i].id for i in range(len(parts["train"]))} == set(parts["train"])  # one epoch sees each query once
 
 
 def test_a_query_stays_in_its_split_when_the_file_grows_or_is_shuffled(tmp_path):
@@ -220,9 +220,9 @@ def test_the_first_queries_of_each_task_are_kept_in_order(tmp_path):
 def test_training_on_the_world_takes_tasks_in_turn_and_repeats_itself_for_one_seed():
     data = Data(tasks=["passage-5", "rec-game"])
     one, two = sources.training(data, 0), sources.training(data, 9)
-    drawn = [one(i) for i in range(6)]
+    drawn = [one[i] for i in range(6)]
     assert [q.task for q in drawn] == ["passage-5", "rec-game"] * 3 and len({q.id for q in drawn}) == 6
-    assert drawn == [two(i) for i in range(6)]
+    assert drawn == [two[i] for i in range(6)]
     assert [q for q in drawn if q.task == "rec-game"] == world.queries("rec-game", "train", 3)  # none is skipped
     assert complaint(sources.training, Data(tasks=["rec-gaem"]), 0).count("did you mean 'rec-game'?")
 
@@ -234,7 +234,7 @@ def test_training_on_a_file_shuffles_each_epoch_anew_and_by_the_seed(tmp_path):
 
     def epochs(seed):
         draw = sources.training(data, seed)
-        return [[draw(epoch * size + i).id for i in range(size)] for epoch in (0, 1)]
+        return [[draw[epoch * size + i].id for i in range(size)] for epoch in (0, 1)]
 
     first, second = epochs(0)
     assert first != second and sorted(first) == sorted(second)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from ranker import config as settings, credit
+from ranker.data import Answer, Ask, Completion, Group
 from ranker.engine import distributed
-from ranker.data import Ask, Group
 from ranker.errors import exit_status
-from ranker.states import Experience, joined
+from ranker.plugins import load
+from ranker.stages import Stage
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4",
@@ -33,7 +37,7 @@ def trained(folder, processes, *arguments):
 @pytest.mark.parametrize("config, options", [
     ("iranker", []),
     # In the first of three steps the adapter has no gradient.
-    ("iranker_ppo", ["--train.minibatches=1", "--train.value_warmup=1", "--train.steps=3"])])
+    ("iranker_ppo", ["--train.minibatches=1", "--objective.value_warmup=1", "--train.steps=3"])])
 def test_two_processes_take_the_steps_of_one(tmp_path, config, options):
     runs = {}
     for processes in (1, 2):
@@ -77,10 +81,40 @@ def test_what_has_no_gradient_in_any_process_keeps_none(monkeypatch):
     assert parameters[2].grad is None
 
 
-def test_completions_of_several_processes_are_numbered_through():
-    groups = [Group(Ask(None, ("a",), "order"), [], []) for _ in range(3)]
-    whole = joined([Experience(groups[:2], [0, 0, 1, 1], [2, 3, -1, -1]), Experience(groups[2:], [0, 0], [1, -1])])
-    assert whole.cohorts == [0, 0, 1, 1, 2, 2] and whole.following == [2, 3, -1, -1, 5, -1] and whole.groups == groups
+def made(cohorts, following) -> list[Group]:
+    """A group of two for each pair of completions, with their cohorts and what follows them (-1: nothing)."""
+    found = [Completion([k], [0.0], str(k), True, Answer("ok"), cohort=cohort) for k, cohort in enumerate(cohorts)]
+    for c, after in zip(found, following):
+        c.next = found[after] if after >= 0 else None
+    return [Group(Ask(None, ("a",), "order"), [], found[i:i + 2]) for i in range(0, len(found), 2)]
+
+
+def test_completions_of_several_processes_keep_their_cohorts_and_episodes_apart(monkeypatch):
+    def reward(parts, groups, models):
+        for k, c in enumerate(credit.completions(groups)):
+            c.rewards = {"task": float(k), "total": float(k)}
+
+    monkeypatch.setattr(train.rewarding, "score", reward)
+    stage, sent = Stage(1, settings.Config(), [], load("objective", {"name": "grpo"}), None, None), []
+    for process, groups in ((1, made([0, 0], [1, -1])), (0, made([0, 0, 1, 1], [2, 3, -1, -1]))):
+        monkeypatch.setattr(train, "_judged", count())  # each process counts for itself
+        monkeypatch.setattr(distributed, "rank", lambda process=process: process)
+        monkeypatch.setattr(distributed, "gather", lambda item: [item, *sent])
+        whole = train.judge(stage, {}, groups)
+        sent.append(pickle.loads(pickle.dumps(groups)))  # as it travels
+    found = credit.completions(whole)
+    assert credit.cohorts(found).tolist() == [0, 0, 1, 1, 2, 2] and [c.text for c in found] == list("012301")
+    assert [next((i for i, c in enumerate(found) if c is before.next), -1) for before in found] == [2, 3, -1, -1, 5, -1]
+    assert credit.returns(found).tolist() == [2, 4, 2, 3, 9, 5] and all(c.alive for c in found)
+    monkeypatch.setattr(distributed, "gather", lambda item: [item])
+    again = credit.completions(train.judge(stage, {}, made([0, 0, 1, 1], [-1] * 4)))  # such as a refill
+    assert not {c.cohort for c in again} & {c.cohort for c in found[:4]}
+
+
+def test_an_episode_of_two_hundred_asks_travels():
+    episode = made([0] * 200, [*range(1, 200), -1])
+    found = credit.completions(pickle.loads(pickle.dumps(episode)))
+    assert all(c.next is after for c, after in zip(found, found[1:])) and found[-1].next is None
 
 
 def test_a_single_process_is_alone():

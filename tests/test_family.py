@@ -10,7 +10,7 @@ from statistics import correlation, fmean
 
 import pytest
 
-from ranker import drive, llms, trec_files
+from ranker import drive, llms, plugins, trec_files
 from ranker.evaluation import foreign
 from ranker.evaluation.baselines import BM25
 from ranker.data import Candidate, Query
@@ -20,8 +20,9 @@ from ranker.reading import json_file
 REAL = Path(__file__).parents[2] / "shared/data"
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data beside the repository")
 
-RANKERS = sorted(p.stem for p in Path(drive.__file__).with_name("rankers").glob("*.py") if p.stem != "__init__")
-SCRIPTED = {"pointwise": {"score": "written"}}  # what a ranker needs where no probabilities are
+RANKERS = plugins.names("ranker")
+WRITTEN = {"score": "written"}
+SCRIPTED = {"pointwise": WRITTEN, "hybrid": {"first": {"name": "pointwise"} | WRITTEN}}  # where no probabilities are
 ORACLE, MUTE = llms.scripted(llms.right_answer), llms.scripted(lambda ask: "")
 
 

@@ -39,7 +39,11 @@ def group(ask, *spans) -> Group:
 
 def picked(relevance, *spans):
     question = query(relevance)
-    return right_label.reward([group(Ask(question, question.ids, "pick"), *spans)])[0]
+    return labelled(Ask(question, question.ids, "pick"), *spans)
+
+
+def labelled(ask, *spans):
+    return right_label.reward([group(ask, *spans)], right_label.Options())[0]
 
 
 def test_only_the_exact_label_of_the_best_earns_anything_and_nothing_costs():
@@ -58,15 +62,15 @@ def test_each_of_the_best_of_the_pool_is_right():
     assert picked([2, 0, 2, 1], "[1]", "[2]", "[3]", "[4]") == [1, 0, 1, 0]
     question = query([2, 0, 2, 1])
     later = Ask(question, (question.ids[3], question.ids[1]), "pick")
-    assert right_label.reward([group(later, "[1]", "[2]")]) == [[1, 0]]
+    assert labelled(later, "[1]", "[2]") == [1, 0]
 
 
 def test_somebody_who_knows_earns_the_label_and_a_liar_does_not():
     ranker = load_ranker({"name": "setwise", "children": 4})
     for seed in range(30):
-        ask = ranker.sampled_ask(query([random.Random(seed).choice((0, 1, 2)) for _ in range(8)] + [3, 0]),
-                                 random.Random(seed))
-        assert right_label.reward([group(ask, llms.right_answer(ask), llms.wrong_answer(ask))]) == [[1, 0]]
+        question = query([random.Random(seed).choice((0, 1, 2)) for _ in range(8)] + [3, 0])
+        [ask] = ranker.sampled_asks(question, random.Random(seed), None)
+        assert labelled(ask, llms.right_answer(ask), llms.wrong_answer(ask)) == [1, 0]
 
 
 # ReasonRank: three views of a list
@@ -81,7 +85,8 @@ def views(order, relevant=(1, 2, 3), **options):
 
 def ordered(relevance, *spans, pool=None, **options):
     question = query(relevance)
-    return multi_view.reward([group(Ask(question, pool or question.ids, "order"), *spans)], **options)[0]
+    asked = group(Ask(question, pool or question.ids, "order"), *spans)
+    return multi_view.reward([asked], multi_view.Options(**options))[0]
 
 
 def test_the_gold_order_earns_everything_and_the_reverse_next_to_nothing():
@@ -136,13 +141,13 @@ def test_candidates_of_equal_relevance_may_stand_anyhow_in_prompt_data_and_answe
         perfect.append(listed(pairs.index(pair) + 1
                               for pair in sorted(pairs, key=lambda pair: (-pair[1], rng.random()))))
         question = query([r for _, r in pairs])
-        [value] = multi_view.reward([group(Ask(question, question.ids, "order"), perfect[-1])])[0]
+        [value] = multi_view.reward([group(Ask(question, question.ids, "order"), perfect[-1])], multi_view.Options())[0]
         assert value == pytest.approx(1.3)
     assert len(set(perfect)) > 20
     question, order = query([1, 0, 0, 0]), ["q-2", "q-1", "q-4", "q-3"]
     prompts = [Ask(question, pool, "order") for pool in itertools.permutations(question.ids)]
-    assert len({row[0] for row in multi_view.reward([group(ask, listed(ask.pool.index(c) + 1 for c in order))
-                                                     for ask in prompts])}) == 1
+    groups = [group(ask, listed(ask.pool.index(c) + 1 for c in order)) for ask in prompts]
+    assert len({row[0] for row in multi_view.reward(groups, multi_view.Options())}) == 1
 
 
 def test_of_all_teachers_that_relevance_allows_the_nearest_one_is_asked():
@@ -158,7 +163,8 @@ def test_of_all_teachers_that_relevance_allows_the_nearest_one_is_asked():
 def test_a_pool_without_anything_relevant_pays_every_ranking_the_same():
     question = query([1, 0, 0, 0])
     ask = Ask(question, question.ids[1:], "order")
-    assert multi_view.reward([group(ask, "[1] > [2] > [3]", "[3] > [1] > [2]")]) == [[pytest.approx(0.1)] * 2]
+    both = group(ask, "[1] > [2] > [3]", "[3] > [1] > [2]")
+    assert multi_view.reward([both], multi_view.Options()) == [[pytest.approx(0.1)] * 2]
 
 
 # ERank: a score by its rank among all scores of its query
@@ -170,7 +176,7 @@ def scores_of(question, *members):
 
 
 def pooled(question, *members, c_above=0.5, c_format=1.0, **options):
-    return rank_pool.reward(scores_of(question, *members), c_above, c_format, **options)
+    return rank_pool.reward(scores_of(question, *members), rank_pool.Options(c_above, c_format, **options))
 
 
 PAIR = query([1, 0])
@@ -188,7 +194,7 @@ def test_queries_do_not_meet_in_a_pool():
     alone = pooled(one, (1, [3, 2]), (2, [1, 0])), pooled(other, (1, [9, 8]), (2, [7, 10]))
     groups = [scores_of(one, (1, [3, 2])), scores_of(other, (1, [9, 8])), scores_of(one, (2, [1, 0])),
               scores_of(other, (2, [7, 10]))]
-    together = rank_pool.reward([g for part in groups for g in part], 0.5, 1.0)
+    together = rank_pool.reward([g for part in groups for g in part], rank_pool.Options(0.5, 1.0))
     assert together == [alone[0][0], alone[1][0], alone[0][1], alone[1][1]]
 
 
@@ -267,8 +273,8 @@ def test_the_pool_is_that_of_the_query_and_the_comparison_that_of_the_prompt():
 
 
 def gained(relevance, *spans, alpha=0.1, invalid_reward=-1.0, **options):
-    question = query(relevance)
-    return rank_gain.reward([group(Ask(question, question.ids, "order"), *spans)], alpha, invalid_reward, **options)[0]
+    question, options = query(relevance), rank_gain.Options(alpha, invalid_reward, **options)
+    return rank_gain.reward([group(Ask(question, question.ids, "order"), *spans)], options)[0]
 
 
 def moved(before, after, n=10):
@@ -332,12 +338,12 @@ def test_the_order_shown_is_the_one_that_is_compared_with():
     ranker = load_ranker({"name": "listwise", "order": "given"})
     question = query([0, 0, 0, 1, 0, 0])
     for seed in range(20):
-        assert ranker.sampled_ask(question, random.Random(seed)).pool == question.ids
-        few = ranker.sampled_ask(question, random.Random(seed), 3).pool
+        assert ranker.sampled_asks(question, random.Random(seed), None)[0].pool == question.ids
+        few = ranker.sampled_asks(question, random.Random(seed), 3)[0].pool
         assert len(few) == 3 and "q-4" in few and list(few) == sorted(few)
     ask = Ask(question, question.ids[::-1], "order")
-    assert (rank_gain.reward([group(ask, listed(range(1, 7)), listed([3, 1, 2, 4, 5, 6]))], 0.1, -1.0)[0]
-            == pytest.approx([0.0, 2 / 6 + 0.1]))
+    both = group(ask, listed(range(1, 7)), listed([3, 1, 2, 4, 5, 6]))
+    assert rank_gain.reward([both], rank_gain.Options(0.1, -1.0))[0] == pytest.approx([0.0, 2 / 6 + 0.1])
 
 
 # all four
@@ -351,10 +357,14 @@ def test_each_is_a_task_reward_for_its_ranker_and_pays_who_knows_more_than_who_l
     [part] = rewarding.load({name: options})
     assert part.task
     question, ranker = query([0, 0, 2, 0, 1, 0]), load_ranker({"name": ranker})
-    asks = ranker.sampled_asks(question, random.Random(1))
-    right, wrong = ([sum(r["total"] for r in row)
-                     for row in rewarding.score([part], [group(ask, *[write(ask)] * 2) for ask in asks])]
-                    for write in (llms.right_answer, llms.wrong_answer))
+    asks = ranker.sampled_asks(question, random.Random(1), None)
+
+    def earned(write):
+        groups = [group(ask, *[write(ask)] * 2) for ask in asks]
+        rewarding.score([part], groups)
+        return [sum(c.rewards["total"] for c in g.completions) for g in groups]
+
+    right, wrong = earned(llms.right_answer), earned(llms.wrong_answer)
     assert sum(right) > sum(wrong) and all(a >= b for a, b in zip(right, wrong))
     other = Ask(question, question.ids[:1], "eliminate")
     with pytest.raises(UserError, match=f"reward '{name}' judges .* not to eliminate"):
@@ -372,7 +382,8 @@ def test_each_is_a_task_reward_for_its_ranker_and_pays_who_knows_more_than_who_l
     ({"rank_gain": {"alpha": -0.1, "invalid_reward": -1}}, "alpha must be at least 0"),
     ({"rank_gain": {"alpha": 0.1, "invalid_reward": -1, "gain": "mrr"}}, "gain must be one of"),
     ({"rank_gain": {"alpha": 0.1, "invalid_reward": -1, "identity_rule": "none"}}, "identity_rule must be one of"),
-    ({"multi_view": {"rbo_p": 0}}, "rbo_p .* above 0"), ({"multi_view": {"rbo_p": 1.1}}, "at most 1"),
+    ({"multi_view": {"rbo_p": 0}}, "rbo_p must be between 1e-09 and 1.0, got 0.0"),
+    ({"multi_view": {"rbo_p": 1.1}}, "rbo_p must be between 1e-09 and 1.0, got 1.1"),
     ({"multi_view": {"phi": -1}}, "at least 0"),
 ])
 def test_constants_that_are_missing_or_make_no_sense_are_refused_in_one_line(section, words):
@@ -383,5 +394,5 @@ def test_constants_that_are_missing_or_make_no_sense_are_refused_in_one_line(sec
 
 
 def test_the_order_of_a_listwise_state_is_shuffled_or_given():
-    with pytest.raises(UserError, match="shuffled or given"):
+    with pytest.raises(UserError, match="ranker.order must be one of shuffled, given"):
         load_ranker({"name": "listwise", "order": "random"})

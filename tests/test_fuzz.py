@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
 from test_answers import DECISIONS, GOLDEN, POOL, ask, check
 
-from ranker import config, drive, rewarding
+from ranker import config, drive, plugins, rewarding
 from ranker.answers import parse
 from ranker.data import Ask, Completion, Query, read_queries
 from ranker.errors import UserError, exit_status
@@ -19,11 +19,14 @@ from ranker.errors import UserError, exit_status
 few = settings(derandomize=True, deadline=None, database=None, max_examples=200,
                suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 TEXT = st.text(alphabet=st.characters(codec=None), max_size=30)  # half surrogate pairs too
-DEFAULTS = config.as_dict(config.Config())
+WHOLE = config.Config()
+config.resolve(WHOLE, "defaults")  # the options of plug-ins too
+DEFAULTS = config.as_dict(WHOLE)
 SETTINGS = [(section, key) for section, values in DEFAULTS.items() for key in values]
 PLAIN = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.dates()
-         | st.sampled_from(["1e-5", "tiny", "~x", "runs/a", "nf4", "elimination", "top1_hit", "\0", "0x" + "f" * 4000,
-                            "9" * 400, "n" * 300]))
+         | st.sampled_from(["1e-5", "tiny", "~x", "runs/a", "nf4", "elimination", "cascade", "top1_hit", "ppo", "sft",
+                            "recorded", "teacher", "name", "adapter", "llm", "steps", "weight", "\0",
+                            "0x" + "f" * 4000, "9" * 400, "n" * 300]))
 VALUE = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(PLAIN, inner, max_size=3),
                      max_leaves=6)
 
@@ -51,8 +54,11 @@ def config_or_error(path, overrides) -> None:
     def main():
         loaded = config.load(path, overrides)
         for section, values in config.as_dict(loaded).items():
-            for key, value in values.items() if section not in ("ranker", "reward", "stages") else ():
+            if section in plugins.SECTIONS:
+                assert plugins.resolved(section, values) == values
+            for key, value in values.items() if section not in (*plugins.SECTIONS, "reward", "roles", "stages") else ():
                 assert type(value) is type(DEFAULTS[section][key])
+        assert all(plugins.resolved_reward(name, entry) == entry for name, entry in loaded.reward.items())
         rewarding.load(loaded.reward, str(path)), drive.load_ranker(loaded.ranker, str(path))
         assert config.build(config.parse_yaml(config.as_yaml(loaded)), "again") == loaded
     one_line(main)
@@ -164,7 +170,9 @@ def test_any_completion_is_a_whole_decision_or_a_named_failure(text, decision, s
 @pytest.mark.parametrize("section", [{"name": "elimination"}, {"name": "listwise"},
                                      {"name": "sliding", "window": 4, "step": 2, "passes": 2},
                                      {"name": "setwise", "children": 3}, {"name": "setwise", "children": 2, "votes": 3},
-                                     {"name": "pointwise", "score": "written"}], ids=lambda s: s["name"])
+                                     {"name": "pointwise", "score": "written"}, {"name": "halving"}, {"name": "cascade"},
+                                     {"name": "hybrid", "first": {"name": "pointwise", "score": "written"}}],
+                         ids=lambda s: s["name"])
 @settings(few, max_examples=40)
 @given(texts=st.lists(completions(), min_size=1, max_size=12), finished=st.booleans())
 def test_any_completions_end_in_a_permutation(section, texts, finished):

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from ranker import config as settings, log
+from ranker.asking import sample_groups
 from ranker.data import Answer, Completion, Group
+from ranker.engine.sampler import Sampler
 from ranker.errors import UserError, exit_status
-from ranker.engine.sampler import Sampler, sample_groups
 
 
 def steps(values, key="reward"):
@@ -38,7 +39,7 @@ def test_a_collapse_is_announced_once(values, at):
 def test_it_names_what_fell_and_why():
     [message] = filter(None, map(log.collapse(0.3, 4), steps([1.0] * 5 + [0.2] * 4, "parse_rate")))
     assert (message.startswith("collapse: parse_rate was 1.00 and has been below 0.70 for 4 steps")
-            and "max_new_tokens" in message and "train.beta" in message)
+            and "max_new_tokens" in message and "objective.beta" in message)
 
 
 NORMAL = {"truncated": 0.1, "parse_rate": 0.9, "dead": 0.5, "reward": 0.5, "shortened": 0.0, "sampler_gap": 1e-6}
@@ -136,7 +137,7 @@ def test_what_is_announced_fits_an_error_line_and_names_a_setting(capsys):
             best, last = f"runs/iranker/best, in training: {text}", f"{text}; runs/iranker/last is saved"
             raise UserError(last if name == "gap" else best)
         assert exit_status(stop) == 2 and " ... " not in capsys.readouterr().err, name
-        assert any(f"{section}." in text for section in ("rollout", "model", "train", "data"))
+        assert any(f"{section}." in text for section in ("rollout", "model", "objective", "data"))
 
 
 @pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7])

@@ -4,6 +4,7 @@ are too many."""
 import copy
 import random
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -11,13 +12,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import train
-from ranker import config as settings, rewarding
-from ranker.engine import memory, policy as policies
+from ranker import config as settings, credit, rewarding
+from ranker.asking import Sample
 from ranker.drive import load_ranker
-from ranker.errors import LONGEST, UserError
-from ranker.objectives import grpo
+from ranker.engine import memory, policy as policies
 from ranker.engine.sampler import Sampler
 from ranker.engine.score import pack, score
+from ranker.errors import LONGEST, UserError
+from ranker.plugins import load
+from ranker.sources import Source
 from ranker.stages import Stage
 from ranker.world import queries
 
@@ -79,7 +82,7 @@ def deep_policy(base_folder, tmp_path):
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
         AutoTokenizer.from_pretrained(base_folder).save_pretrained(tmp_path)
         model, ran = settings.Model(name=str(tmp_path), device="cpu", **options), set()
-        policy = policies.load(model, settings.Lora(rank=4))
+        policy = policies.load(model, load("lora", {"name": "lora", "rank": 4}))
         for i, layer in enumerate(policy.trunk.layers):
             layer.register_forward_pre_hook(lambda *_, i=i: ran.add(i))
         return policy, ran
@@ -173,16 +176,18 @@ def test_the_plan_meets_what_the_phases_of_a_step_take(make_policy, new, prefill
     ranker, sampler = load_ranker(config.ranker), Sampler(policy, config.rollout)
     training, validation = queries("passage-5", "train", 6), queries("passage-5", "validation", 8)
     optimizer = ADAM(policy.adapter_parameters().values())
-    ask = max((ranker.sampled_ask(q, random.Random(0), 5) for q in [*training, *validation]),
+    ask = max((ranker.sampled_asks(q, random.Random(0), 5)[0] for q in [*training, *validation]),
               key=lambda a: len(policy.prompter.encode(a)))
-    plan = memory.plan(config, policy, sampler, optimizer, ask, len(validation), ranker.calls(5))
-    found = {"validation": tensors_of(lambda: train.validate(config, sampler, ranker, validation, 0))}
+    plan = memory.plan(config, policy, sampler, optimizer, ask, len(validation), ranker)
+    found = {"validation": tensors_of(lambda: train.validate(config, sampler, ranker, {}, validation, 0))}
+    stage = Stage(1, config, rewarding.load(config.reward), load("objective", config.objective),
+                  load("draw", config.draw), Source("queries", item=training.__getitem__))
     with memory.Meter() as meter:
-        experience, _ = train.roll_out(Stage(1, config, rewarding.load(config.reward), grpo, training.__getitem__),
-                                       sampler, ranker, {})
+        groups = stage.draw.draw(stage.source, Sample(sampler, ranker, config.rollout, 0),
+                                 partial(train.judge, stage, {}), {})
     found["sampling"] = meter.peak
-    found["learning"] = tensors_of(lambda: train.update(config, policy, None, grpo, experience, torch.ones(36),
-                                                        torch.ones(36) > 0, 1))
+    credit.mark(credit.completions(groups), torch.ones(36) > 0)  # as much as there can be
+    found["learning"] = tensors_of(lambda: train.update(stage, policy, None, groups, 1))
     for phase, items in plan.items(config).items():
         # resident before, and what no tensor fills
         held = sum(items[item] for item in (*plan.costs.held, "heap") if item in items)

@@ -11,9 +11,9 @@ import pytest
 import pytrec_eval
 
 from ranker import metrics, trec_files
-from ranker.evaluation import baselines, stats
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
+from ranker.evaluation import baselines, stats
 
 REAL = Path(__file__).parents[2] / "shared/data/trec_eval_tests"
 

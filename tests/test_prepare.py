@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from ranker import config as settings, sources, trec_files, world
-from ranker.evaluation.baselines import tokens
 from ranker.data import Candidate, Query, read_queries, write_queries
 from ranker.errors import UserError, exit_status
+from ranker.evaluation.baselines import tokens
 from ranker.prepare import __main__ as prepare, _groups
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -122,7 +122,7 @@ def test_a_held_out_file_may_not_share_a_group_with_training(tmp_path):
 
 
 @pytest.fixture
-def trec_files(tmp_path):
+def run_and_qrels(tmp_path):
     (tmp_path / "run").write_text("1 Q0 a 1 3.0 t\n1 Q0 b 2 2.5 t more words\n1 Q0 c 3 1 t\n2 Q0 a 1 1 t\n"
                                   "2 Q0 c 2 0 t\n3 Q0 a 1 1 t\n3 Q0 b 1 0 t\n")
     (tmp_path / "qrels").write_text("1 0 b 2\n1 0 c -1\n2 0 b 1\n4 0 a 1\n")
@@ -133,8 +133,8 @@ def trec_files(tmp_path):
             + ["--topics", str(tmp_path / "topics.tsv")])
 
 
-def test_a_trec_run_becomes_queries_in_its_order(trec_files, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["prepare", "trec", *trec_files, "--out", str(tmp_path / "q.jsonl"),
+def test_a_trec_run_becomes_queries_in_its_order(run_and_qrels, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["prepare", "trec", *run_and_qrels, "--out", str(tmp_path / "q.jsonl"),
                                      "--requests_out", str(tmp_path / "r.jsonl")])
     assert exit_status(prepare.main) == 0
     [q] = read_queries(tmp_path / "q.jsonl")
@@ -146,7 +146,7 @@ def test_a_trec_run_becomes_queries_in_its_order(trec_files, tmp_path, monkeypat
     request = json.loads((tmp_path / "r.jsonl").read_text())
     assert (request["query"] == {"text": "first", "qid": "1"}
             and [c["docid"] for c in request["candidates"]] == ["a", "b", "c"])
-    monkeypatch.setattr("sys.argv", ["prepare", "requests", str(tmp_path / "r.jsonl"), trec_files[1], "--out",
+    monkeypatch.setattr("sys.argv", ["prepare", "requests", str(tmp_path / "r.jsonl"), run_and_qrels[1], "--out",
                                      str(tmp_path / "again.jsonl")])
     assert exit_status(prepare.main) == 0 and read_queries(tmp_path / "again.jsonl") == [q]
 
@@ -165,9 +165,9 @@ def test_a_trec_run_becomes_queries_in_its_order(trec_files, tmp_path, monkeypat
     ("corpus.jsonl", '{"_id": "a", "text": 3}\n', "corpus.jsonl:1: a document needs"),
     ("corpus.jsonl", '{"_id": "a"\n', "corpus.jsonl:1: not JSON"),
 ])
-def test_a_broken_trec_file_is_named_with_its_line(trec_files, tmp_path, monkeypatch, capsys, name, text, words):
+def test_a_broken_trec_file_is_named_with_its_line(run_and_qrels, tmp_path, monkeypatch, capsys, name, text, words):
     (tmp_path / name).write_text(text)
-    monkeypatch.setattr("sys.argv", ["prepare", "trec", *trec_files, "--out", str(tmp_path / "q.jsonl")])
+    monkeypatch.setattr("sys.argv", ["prepare", "trec", *run_and_qrels, "--out", str(tmp_path / "q.jsonl")])
     assert exit_status(prepare.main) == 2
     err = capsys.readouterr().err
     assert words in err and err.strip().count("\n") == 0 and not (tmp_path / "q.jsonl").exists()

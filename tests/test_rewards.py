@@ -3,6 +3,7 @@ earns more than an honest try. Every completion goes through the real parser, as
 
 import random
 from itertools import combinations, permutations, product
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,7 +30,16 @@ def say(span) -> str:
 
 
 def paid(question, *texts, **options) -> list[float]:
-    return top1_hit.reward([group(question, *texts)], **options)[0]
+    return top1_hit.reward([group(question, *texts)], top1_hit.Options(**options))[0]
+
+
+def formed(*groups) -> list[list[float]]:
+    return form.reward(list(groups), form.Options())
+
+
+def scored(parts, *groups) -> list[list[dict[str, float]]]:
+    rewarding.score(parts, groups)
+    return [[c.rewards for c in group.completions] for group in groups]
 
 
 ONE = ask([0, 0, 1, 0])  # [3] is the positive
@@ -47,8 +57,8 @@ def test_an_elimination_is_paid_as_published(text, value):
 
 
 def test_a_truncated_completion_is_paid_as_no_answer():
-    assert top1_hit.reward([group(ONE, "<think>a</think><answer>[1]", finished=False)]) == [[-1.0]]
-    assert top1_hit.reward([group(ONE, say("[1]"), finished=False)]) == [[1.0]]  # the answer was whole before the cut
+    cut, whole = (group(ONE, text, finished=False) for text in ("<think>a</think><answer>[1]", say("[1]")))
+    assert top1_hit.reward([cut, whole], top1_hit.Options()) == [[-1.0], [1.0]]  # it was whole before the cut
 
 
 @pytest.mark.parametrize("decision, relevance, graded, values", [
@@ -77,8 +87,8 @@ def test_only_the_candidates_shown_are_compared():
 
 def test_each_completion_of_each_group_is_paid_by_itself():
     groups = [group(ONE, say("[1]"), "", say("[3]")), group(ask([1, 0]), say("[1]"), say("[2]"))]
-    assert top1_hit.reward(groups) == [[1, -1, 0], [0, 1]]
-    assert form.reward(groups) == [[0, -1, 0], [0, 0]]
+    assert top1_hit.reward(groups, top1_hit.Options()) == [[1, -1, 0], [0, 1]]
+    assert formed(*groups) == [[0, -1, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("text, exact", [
@@ -106,13 +116,13 @@ def test_each_completion_of_each_group_is_paid_by_itself():
     ("<think>a</think>< answer>[1]</answer>", False),
 ])
 def test_form_is_one_thought_then_one_answer_and_nothing_else(text, exact):
-    assert form.reward([group(ONE, text)]) == [[0.0 if exact else -1.0]]
+    assert formed(group(ONE, text)) == [[0.0 if exact else -1.0]]
 
 
 def test_form_reads_the_completion_and_not_the_prompt():
     bad, good = group(ONE, "[1]"), group(ONE, say("[1]"))
     bad.prompt = good.prompt = [1, 2, 3]
-    assert form.reward([bad, good]) == [[-1.0], [0.0]]
+    assert formed(bad, good) == [[-1.0], [0.0]]
 
 
 HACKS = {
@@ -140,7 +150,7 @@ HACKS = {
 @pytest.mark.parametrize("options", [{}, {"graded": True}], ids=["published", "graded"])
 def test_a_known_hack_earns_less_than_the_worst_honest_choice(text, options):
     parts = rewarding.load({"top1_hit": {"weight": 1.0} | options, "format": {"weight": 0.2}})
-    [[hack, worst]] = rewarding.score(parts, [group(ONE, text, say("[3]"))])
+    [[hack, worst]] = scored(parts, group(ONE, text, say("[3]")))
     assert hack["task"] < worst["task"] == 0 and hack["total"] < worst["total"]
 
 
@@ -195,8 +205,7 @@ def test_of_all_answers_the_least_relevant_ones_and_no_others_earn_the_most(size
 def test_a_right_answer_in_wrong_form_is_worth_more_than_a_wrong_one_in_right_form():
     for weight in (0.0, 0.2, 0.99):
         parts = rewarding.load({"top1_hit": 1.0, "format": weight})
-        [rows] = rewarding.score(parts,
-                                 [group(ONE, "so: <answer>[1]</answer>", say("[3]"), say("[1]"), say("[9]"), "")])
+        [rows] = scored(parts, group(ONE, "so: <answer>[1]</answer>", say("[3]"), say("[1]"), say("[9]"), ""))
         totals = [row["total"] for row in rows]
         assert totals == pytest.approx([1 - weight, 0, 1, -0.5, -1 - weight])
         assert totals[2] >= totals[0] > totals[1] > totals[3] > totals[4]
@@ -204,13 +213,13 @@ def test_a_right_answer_in_wrong_form_is_worth_more_than_a_wrong_one_in_right_fo
 
 def test_parts_are_named_unweighted_and_summed_by_weight():
     parts = rewarding.load({"format": {"weight": 0.5}, "top1_hit": {"weight": 2.0, "graded": True}})
-    [[row]] = rewarding.score(parts, [group(ask([0, 1, 4]), "<answer>[2]</answer>")])
+    [[row]] = scored(parts, group(ask([0, 1, 4]), "<answer>[2]</answer>"))
     assert row == pytest.approx({"format": -1.0, "top1_hit": 0.75, "task": 1.5, "total": 1.0})
 
 
 def test_a_reward_that_could_not_be_computed_stays_one():
-    part = rewarding.Part("judge", 1.0, True, lambda groups: [[float("nan"), 0.5]])
-    [[missing, there]] = rewarding.score([part], [group(ONE, say("[1]"), say("[2]"))])
+    judge = SimpleNamespace(name="judge", TASK=True, reward=lambda groups: [[float("nan"), 0.5]])
+    [[missing, there]] = scored([rewarding.Part(judge, 1.0)], group(ONE, say("[1]"), say("[2]")))
     assert missing["total"] != missing["total"] and there["total"] == 0.5
 
 

@@ -30,12 +30,13 @@ from test_train import call, records  # noqa: F401
 
 import evaluate
 import train
-from ranker import checkpoint, config as settings, files, log, thoughts
-from ranker.engine import policy
+from ranker import checkpoint, config as settings, files, log, plugins, thoughts
 from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
+from ranker.engine import policy
 from ranker.errors import UserError, exit_status
 from ranker.objectives import grpo
 from ranker.prepare import __main__ as prepare
+from ranker.run import Run
 from rewards import top1_hit
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,8 +64,8 @@ def start(folder: Path, main: Callable, arguments: list, how: str = "",
             torch.set_num_threads(1)  # a forked process has none of its parent's
             # What takes the longest and is always the same.
             matplotlib.figure.Figure.savefig = lambda figure, file, **options: file.write(b"\x89PNG" * 9)
-            train.validate = lambda config, sampler, ranker, queries, step: {"passages": 0.5, "mean": 0.5,
-                                                                             "mean_strict": 0.5}
+            train.validate = lambda config, sampler, ranker, models, queries, step: {
+                "passages": 0.5, "mean": 0.5, "mean_strict": 0.5}
             if how == "small":
                 resource.setrlimit(resource.RLIMIT_FSIZE, (first, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
             disturb(folder, how, first, names.open("w"))
@@ -132,7 +133,7 @@ def disturb(folder: Path, how: str, first: int | str, names) -> None:
         saved(tensors, path, **options)
 
     builtins.open = io.open = open_
-    saved, peft.peft_model.safe_save_file, checkpoint.save_file = checkpoint.save_file, save_file, save_file
+    saved, peft.peft_model.safe_save_file = peft.peft_model.safe_save_file, save_file
     for what, name in (("mkdir", "mkdir"), ("rename", "rename"), ("rename", "replace"), ("delete", "unlink"),
                        ("delete", "rmdir"), ("delete", "remove")):
         setattr(os, name, disturbed(what, getattr(os, name)))
@@ -163,7 +164,8 @@ def survived(run: Path, how: str, status: int, errors: str) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run that nothing disturbed."""
-    policy.load(settings.Model(device="cpu"), settings.Lora())  # what is imported and read once is there in every child
+    # What is imported and read once is there in every child.
+    policy.load(settings.Model(device="cpu"), plugins.load("lora", {"name": "lora"}))
     folder = tmp_path_factory.mktemp("whole") / "run"
     status, errors, _ = train_short(folder)
     assert status == 0, errors
@@ -176,7 +178,7 @@ def quick(call, monkeypatch):  # noqa: F811
     of whose completions teach."""
     monkeypatch.setattr(train, "validate", lambda *arguments: {"passages": 0.5, "mean": 0.5, "mean_strict": 0.5})
     monkeypatch.setattr(log, "curves", lambda folder: None)
-    monkeypatch.setattr(top1_hit, "reward", lambda groups, graded=False: [
+    monkeypatch.setattr(top1_hit, "reward", lambda groups, options: [
         [float(k % 2) for k, _ in enumerate(g.completions)] for g in groups])
     return lambda *options: call(train, *SHORT, "--rollout.max_new_tokens=16", "--rollout.prompts_per_step=2", *options)
 
@@ -317,7 +319,7 @@ def test_copies_that_somebody_put_beside_the_checkpoints_stay(tmp_path):
 def test_a_folder_that_is_removed_in_the_middle_of_a_run_or_an_evaluation_ends_it_with_one_line(
         quick, call, monkeypatch, run_of_another_tool):  # noqa: F811
     append = log.append
-    monkeypatch.setattr(train, "show", lambda bar, record, parts: shutil.rmtree("runs/iranker"))
+    monkeypatch.setattr(Run, "show", lambda run, record, rewards: shutil.rmtree("runs/iranker"))
     status, _, err = quick()
     assert (status == 2 and "cannot write runs/iranker/completions.jsonl: No such file or directory" in err
             and "Traceback" not in err)
@@ -331,7 +333,7 @@ def test_a_folder_that_is_removed_in_the_middle_of_a_run_or_an_evaluation_ends_i
 def test_a_read_only_place_is_noticed_before_a_model_is_loaded(call, monkeypatch, run_of_another_tool):  # noqa: F811
     def refuse(*arguments, **options):
         raise AssertionError("a model was loaded")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
     monkeypatch.setattr(train, "load_policy", refuse), monkeypatch.setattr(evaluate, "load_policy", refuse)
     for arguments in ((train, ROOT / "configs/iranker.yaml"), (evaluate, "--config", ROOT / "configs/iranker.yaml"),
                       (evaluate, *run_of_another_tool)):
@@ -343,7 +345,7 @@ def test_a_completion_whose_reward_is_no_number_is_unscored_and_not_worth_0(quic
     score = top1_hit.reward
     # a judge that was silent
     monkeypatch.setattr(top1_hit, "reward",
-                        lambda groups, graded=False: [[math.nan, *row[1:]] for row in score(groups)])
+                        lambda groups, options: [[math.nan, *row[1:]] for row in score(groups, options)])
     assert quick("--train.steps=1")[0] == 0
     [record] = records("runs/iranker/metrics.jsonl")[1:]
     completions = records("runs/iranker/completions.jsonl")
@@ -358,7 +360,7 @@ def test_a_completion_whose_reward_is_no_number_is_unscored_and_not_worth_0(quic
         assert [c["advantage"] for c in others] == pytest.approx([c["reward"]["total"] - mean for c in others],
                                                                  abs=1e-5)
     monkeypatch.setattr(top1_hit, "reward",
-                        lambda groups, graded=False: [[math.nan] * len(g.completions) for g in groups])
+                        lambda groups, options: [[math.nan] * len(g.completions) for g in groups])
     assert quick("--train.steps=1", "--run.dir=silent")[0] == 0
     [record] = records("silent/metrics.jsonl")[1:]
     assert record["reward"] is None and record["dead"] == 1 and record["parse_rate"] >= 0
@@ -368,19 +370,20 @@ def test_a_completion_whose_reward_is_no_number_is_unscored_and_not_worth_0(quic
 
 def test_an_unscored_completion_is_no_thought_to_keep_and_hides_no_other():
     query = Query("q", "rank", "c", (Candidate("a", "x"), Candidate("b", "y")), (0.0, 1.0))
-    completions = [Completion([], [], f"<think>{k}</think>\n<answer>[1]</answer>", True, Answer("ok", ("a",)))
-                   for k in range(3)]
-    group, rewards = (Group(Ask(query, query.ids, "eliminate"), [], completions),
-                      [{"task": value, "total": value} for value in (math.nan, 1.0, 0.0)])
-    assert ([record["text"] for record in thoughts.kept(1, [group], [rewards], [0.0, 0.5, -0.5])]
-            == [completions[1].text])
-    assert thoughts.kept(1, [group], [rewards[:1] * 3], [0.0] * 3) == []
+    completions = [Completion([], [], f"<think>{k}</think>\n<answer>[1]</answer>", True, Answer("ok", ("a",)),
+                              rewards={"task": value, "total": value}, advantage=advantage)
+                   for k, (value, advantage) in enumerate([(math.nan, 0.0), (1.0, 0.5), (0.0, -0.5)])]
+    group = Group(Ask(query, query.ids, "eliminate"), [], completions)
+    assert [record["text"] for record in thoughts.kept(1, [group])] == [completions[1].text]
+    for completion in completions:
+        completion.rewards, completion.advantage = completions[0].rewards, 0.0
+    assert thoughts.kept(1, [group]) == []
 
 
 def test_a_loss_that_is_no_number_changes_nothing_is_counted_and_stops_a_run_that_goes_on_later(quick, monkeypatch):
-    def broken(config, step, logprobs, *arguments):
-        loss, parts = plain(config, step, logprobs, *arguments)
-        return loss + logprobs.sum() * {2: math.nan, 3: math.inf}.get(step, 0.0), parts
+    def broken(batch, options):
+        loss, parts = plain(batch, options)
+        return loss + batch.logprobs.sum() * {2: math.nan, 3: math.inf}.get(batch.step, 0.0), parts
 
     plain, options = grpo.loss, ("--train.steps=4", "--train.max_bad_steps=2", "--run.keep=9")
     monkeypatch.setattr(grpo, "loss", broken)

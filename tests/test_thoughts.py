@@ -26,8 +26,9 @@ TRACE = "<think> so </think>\n<answer>[2]</answer>"
 
 
 def save(path: Path, *asks) -> Path:
-    groups = [Group(a, [], [Completion([], [], TRACE, True, parse(TRACE, a))]) for a in asks]
-    records = thoughts.kept(1, groups, [[{"total": 1.0, "task": 1.0}]] * len(groups), [1.0] * len(groups))
+    paid = {"rewards": {"total": 1.0, "task": 1.0}, "advantage": 1.0}
+    groups = [Group(a, [], [Completion([], [], TRACE, True, parse(TRACE, a), **paid)]) for a in asks]
+    records = thoughts.kept(1, groups)
     path.write_text("".join(json.dumps(r) + "\n" for r in records))
     return path
 
@@ -35,16 +36,18 @@ def save(path: Path, *asks) -> Path:
 def test_the_best_paid_completion_of_a_group_is_kept_if_it_beat_its_cohort_in_good_form():
     a = ask(query("q", "c"))
     texts = ["<think>a</think>\n<answer>[1]</answer>", "<think>b</think>\n<answer>[2]</answer>", "<answer>[3]</answer>"]
-    group = Group(a, [], [Completion([], [], t, True, parse(t, a)) for t in texts])
+
+    def kept(rewards, advantages, of=texts):
+        return thoughts.kept(7, [Group(a, [], [Completion([], [], t, True, parse(t, a), rewards=r, advantage=v)
+                                               for t, r, v in zip(of, rewards, advantages, strict=True)])])
+
     rewards = [{"total": v, "task": t} for v, t in ((0.0, 0.0), (1.0, 1.0), (0.8, 1.0))]
-    [record] = thoughts.kept(7, [group], [rewards], [-0.6, 0.4, 0.2])
+    [record] = kept(rewards, [-0.6, 0.4, 0.2])
     assert (record["text"] == texts[1] and record["query"] == "q" and record["step"] == 7
             and [c for c, _ in record["candidates"]] == list(a.pool))
-    assert thoughts.kept(7, [group], [rewards], [-0.6, 0.0, 0.0]) == []  # nothing beat anything
-    formless = Group(a, [], group.completions[2:])
-    assert thoughts.kept(7, [formless], [rewards[2:]], [0.4]) == []
-    wrong = [r | {"task": 0.0} for r in rewards]
-    assert thoughts.kept(7, [group], [wrong], [-0.6, 0.4, 0.2]) == []  # the best of a bad lot is no example
+    assert kept(rewards, [-0.6, 0.0, 0.0]) == []  # nothing beat anything
+    assert kept(rewards[2:], [0.4], texts[2:]) == []  # formless
+    assert kept([r | {"task": 0.0} for r in rewards], [-0.6, 0.4, 0.2]) == []  # the best of a bad lot is no example
 
 
 @pytest.mark.parametrize("options", [{}, {"out": ("q-2",)}, {"out": ()}, {"drop": 2}, {"out": ("q-0",), "drop": 2}],

@@ -1,17 +1,18 @@
-"""Attention for groups that share a prompt: for prompts, for scoring whole completions, and for decoding.
+"""Attention for groups that share a prompt: for computing prompts, for scoring whole completions, and for decoding.
 
-All compute what separate rows would, sliding windows and soft-capping included. `packed` takes a long row of prompts,
-each followed by its completions, without any padding: a prompt attends to itself, a completion to its prompt and
-itself. A block mask over the whole row would do the same with several times the work, since completions never see each
-other.
+All three compute the same as separate rows would, sliding windows and soft-capping included. `packed` takes a long row
+of prompts, each followed by its completions, without any padding: a prompt attends to itself, a completion to its
+prompt and itself. A block mask over the whole row would do the same with several times the work, since completions
+never see each other.
 
-`decoding` holds, and reads, a prompt's keys and values once for its group: a step's queries of a group are multiplied
-with the keys of their prompt as one matrix, each with the keys of its own completion, and one softmax runs over both.
-Reading a copy of the prompt a row is what bounds decoding otherwise. Groups may have unlike sizes; rows that ended
-leave. Its scores are fp32: with large key biases, as Qwen2.5 has, bf16 scores move a log-probability by 0.05 to 0.09.
+`decoding` holds and reads the keys and values of a prompt once for its group. In a step the queries of a group are
+multiplied with the keys of their prompt as one matrix, and each query with the keys of its own completion; one softmax
+runs over both. With a copy of the prompt for every row, reading the copies would bound the speed of decoding. Groups
+may differ in size, and finished rows leave. Scores are fp32: with large key biases, as Qwen2.5 has, bf16 scores move a
+log-probability by 0.05 to 0.09.
 
-A model passes what it wants besides (a window, a soft-cap) by name. What is not known here (sinks, a bias) is an error,
-so that such a model is refused when it is loaded and never computed without it.
+A model passes further wishes (a window, a soft-cap) by name. A wish that is not known here (sinks, a bias) is an error,
+so that such a model is refused when it is loaded and never computed without its wish.
 """
 
 from collections.abc import Sequence
@@ -22,29 +23,29 @@ from transformers import AttentionInterface, Cache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-PREFILLING, PACKED, DECODING = "prompts", "packed_groups", "shared_prompt"  # their names in transformers
+PREFILLING, PACKED, DECODING = "prompts", "packed_groups", "shared_prompt"  # names of the three in transformers
 IGNORED = {"dropout", "position_ids", "use_cache", "cache_position", "is_causal", "output_attentions",
            "past_key_values", "token_type_ids"}
 PASSES_NOTHING = "its layers pass nothing on to their attention"
 
 
 def refuse_unknown(arguments: dict) -> None:
-    """Raise ValueError for what a model passes to its attention, changes scores, and is not computed here."""
+    """Raise ValueError for an argument of a model's attention that changes scores and is not computed here."""
     for name, value in arguments.items():
         if name not in IGNORED and value is not None and value is not False:
             raise ValueError(f"its attention wants '{name}', which is not computed here")
 
 
 def within(mask: torch.Tensor, at: torch.Tensor, keys: torch.Tensor, window: int) -> torch.Tensor:
-    """Return `mask` without the keys that a window of so many tokens, the query's own included, has left behind."""
+    """Return `mask` without the keys behind a window, which holds `window` tokens up to the query's own at `at`."""
     return mask & (keys > at - window)
 
 
 def attention(module, query, key, value, mask, scaling, softcap: float | None) -> torch.Tensor:
     """Attend: query [B, heads, Q, d], key and value [B, kv, K, d], mask [B or 1, 1, Q, K] -> [B, Q, heads, d].
 
-    Without a mask a query sees the keys up to its own. No fused kernel caps scores: with `softcap` they are written
-    out.
+    Without a mask a query sees the keys up to its own. With `softcap` the scores are computed step by step, since no
+    fused kernel caps scores.
     """
     if softcap is None:
         return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, is_causal=mask is None)[0]
@@ -59,14 +60,15 @@ def attention(module, query, key, value, mask, scaling, softcap: float | None) -
 
 @dataclass
 class Prefill:
-    """Hold what the new tokens of prompts see: `visible` [B, 1, new, width], or None where rows are simply causal."""
+    """Hold which columns the new tokens of prompts see, `visible` [B, 1, new, width]; None where rows are causal."""
 
     visible: torch.Tensor | None
     at: torch.Tensor  # [new, 1], columns of the new tokens
     columns: torch.Tensor  # [width]
-    masks: dict[int, torch.Tensor] = field(default_factory=dict)  # window -> what is visible in it
+    masks: dict[int, torch.Tensor] = field(default_factory=dict)  # window -> the columns visible in it
 
     def mask(self, window: int | None) -> torch.Tensor | None:
+        """Return the mask of a layer with this window (None: no window); None for a causal row."""
         if window is None or window >= len(self.columns):
             return self.visible
         if window not in self.masks:
@@ -77,7 +79,7 @@ class Prefill:
 
 def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: Prefill | None = None,
                sliding_window=None, softcap=None, **others):
-    """Attend: query [B, heads, new, d], key and value [B, kv, width, d] -> [B, new, heads, d]."""
+    """Attend from prompts' new tokens: query [B, heads, new, d], key, value [B, kv, width, d] -> [B, new, heads, d]."""
     refuse_unknown(others)
     if prefill is None:
         raise ValueError(PASSES_NOTHING)
@@ -86,21 +88,23 @@ def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: P
 
 @dataclass
 class Layout:
-    """Where prompts and completions stand in a packed row of `total` tokens; shorter ones are filled up at their
-    end."""
+    """Hold where prompts and completions stand in a packed row of `total` tokens.
+
+    Tables have the width of the longest prompt or completion; shorter ones repeat their last token.
+    """
 
     prompts: torch.Tensor  # [B, P], index of each token in the row
     completions: torch.Tensor  # [N, T]
     owner: torch.Tensor  # [N], the prompt of each completion
-    group: int  # completions of each prompt, on CUDA where all have as many; else 0
-    visible: torch.Tensor  # [N, 1, T, P + T]: what a completion's token sees of its prompt and of itself
-    keys: torch.Tensor  # [N, 1, 1, P + T], position of each of those
-    order: torch.Tensor  # [total], where each token of the row stands in prompts and completions, one behind the other
-    masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # window -> what is visible in it
-    windows: list[int | None] = field(default_factory=list)  # what each layer asked for
+    group: int  # completions per prompt, on CUDA where all prompts have the same number; else 0
+    visible: torch.Tensor  # [N, 1, T, P + T]: what a completion's token sees of its prompt and of its completion
+    keys: torch.Tensor  # [N, 1, 1, P + T], positions of these keys
+    order: torch.Tensor  # [total], place of each token of the row in the tables: prompts first, then completions
+    masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # window -> masks within it
+    windows: list[int | None] = field(default_factory=list)  # the window that each layer asked for
 
     def visible_in(self, window: int | None) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Return the masks of prompts (None: causal) and of completions."""
+        """Return the masks of prompts (None: causal) and of completions for a layer with this window."""
         width = self.prompts.shape[1]
         self.windows.append(window)
         if window is None or window >= self.keys.shape[-1]:
@@ -116,7 +120,7 @@ class Layout:
 
 def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, int]], owner: Sequence[int],
            device: torch.device) -> Layout:
-    """prompts, completions: (start, length) in the row; owner: the prompt of each completion."""
+    """Return the Layout of prompts and completions, each (start, length) in the row; `owner`: their prompts."""
     def table(spans):
         starts, lengths = torch.tensor(spans, device=device).T  # [spans] each
         steps = torch.arange(int(lengths.max()), device=device)
@@ -138,9 +142,9 @@ def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, 
 
 
 def equal_groups(owner: Sequence[int], prompts: int, device: str) -> int:
-    """Return how many completions every prompt has, on CUDA and where all have as many and stand together; else 0.
+    """Return the number of completions per prompt, on CUDA and where it is the same for all prompts, in order; else 0.
 
-    On a CPU `index_select` adds gradients in order anyway, and recorded runs stay what they were.
+    On a CPU `index_select` adds gradients in a fixed order anyway, and 0 keeps recorded runs as they were.
     """
     group = len(owner) // prompts
     return group if device == "cuda" and list(owner) == [i // group for i in range(group * prompts)] else 0
@@ -148,12 +152,12 @@ def equal_groups(owner: Sequence[int], prompts: int, device: str) -> int:
 
 def packed(module, query, key, value, attention_mask, scaling, *, layout: Layout | None = None, sliding_window=None,
            softcap=None, **others):
-    """Attend: query [1, heads, total, d], key and value [1, kv, total, d] of a packed row -> [1, total, heads, d].
+    """Attend in a packed row: query [1, heads, total, d], key, value [1, kv, total, d] -> [1, total, heads, d].
 
-    `index_select` throughout: on a CPU the gradient of plain indexing is added up by several threads in any order, and
-    a run would not end the same twice. On CUDA that of `index_select` is too, by atomics, wherever an index repeats; so
-    equal groups `expand` their prompt. What repeats still there is the last token of a shorter prompt or completion, as
-    padding, whose gradient is zero; and the prompts of unlike groups.
+    Tokens are taken by `index_select`: on a CPU the gradient of plain indexing is added up by several threads in any
+    order, so that a run would not end the same twice. On CUDA the gradient of `index_select` is added up in any order
+    too, by atomics, wherever an index repeats; so equal groups `expand` their prompt. Two indices still repeat there:
+    the last token of a shorter prompt or completion, as padding, whose gradient is zero, and prompts of unequal groups.
     """
     refuse_unknown(others)
     if layout is None:
@@ -174,11 +178,10 @@ def packed(module, query, key, value, attention_mask, scaling, *, layout: Layout
 
 @dataclass
 class Window:
-    """What a step of decoding sees of the completions: `width` tokens, and of them those up to `at` [1], where it
-    writes.
+    """The tokens of completions that a step of decoding sees: of `width` tokens those up to `at` [1], where it writes.
 
-    The width grows by `block` tokens. By one it ends at `at`; by more, the steps of a block differ in nothing but what
-    their tensors hold, as a CUDA graph needs, and what is not written yet is masked.
+    The width grows by `block` tokens. With a block of one token the width ends at `at`. With a longer block the steps
+    of a block differ only in the contents of their tensors, as a CUDA graph needs; tokens not yet written are masked.
     """
 
     at: torch.Tensor
@@ -187,12 +190,12 @@ class Window:
     hidden: dict = field(default_factory=dict)  # sliding window -> masks of this step, see PromptCache.hidden
 
     def look(self) -> None:
-        """The first thing of a step."""
+        """Forget the masks of the step before; called first in every step."""
         self.hidden.clear()
 
 
 class Layer(DynamicLayer):
-    """Keys and values of one layer: `prompts` [B, kv, P, d], `completions` [rows, kv, room, d]."""
+    """The keys and values of a layer while decoding: `prompts` [B, kv, P, d], `completions` [rows, kv, room, d]."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, window: Window):
         super().__init__()
@@ -200,12 +203,13 @@ class Layer(DynamicLayer):
         self.is_initialized = True
 
     def make_room(self, rows: int, room: int) -> None:
-        # what is read before it is written must be numbers
+        """Allocate the completions of so many rows, `room` tokens each."""
+        # In a block of several tokens unwritten keys are read (and masked), so that they must be numbers.
         make = torch.Tensor.new_empty if self.window.block == 1 else torch.Tensor.new_zeros
         self.completions = tuple(make(kept, (rows, kept.shape[1], room, kept.shape[3])) for kept in self.prompts)
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """One more token a row, [rows, kv, 1, d] -> the completions, [rows, kv, width, d]."""
+        """Add a token to each row, [rows, kv, 1, d], and return the completions' keys, values [rows, kv, width, d]."""
         for kept, new in zip(self.completions, (keys, values)):
             kept.index_copy_(2, self.window.at, new)
         return tuple(kept[:, :, :self.window.width] for kept in self.completions)
@@ -215,8 +219,7 @@ class Layer(DynamicLayer):
 
 
 class Filled(DynamicLayer):
-    """Keys and values of one layer [B, kv, width, d], whose beginning stands there already: new tokens are written
-    behind it, in place."""
+    """The keys and values of a layer [B, kv, width, d] whose beginning is known: new tokens are written behind it."""
 
     def __init__(self, shape: tuple[int, int, int, int], like: torch.Tensor):
         super().__init__()
@@ -224,19 +227,21 @@ class Filled(DynamicLayer):
         self.is_initialized = True
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """New tokens [B, kv, new, d] -> all, [B, kv, width, d]."""
+        """Write new tokens [B, kv, new, d] in place and return all keys and values, [B, kv, width, d]."""
         start = self.keys.shape[2] - keys.shape[2]
         self.keys[:, :, start:], self.values[:, :, start:] = keys, values
         return self.keys, self.values
 
 
 class PromptCache(Cache):
-    """Prompts (padded at either end) and the completions that grow behind them; `owner` says whose a row is, in
-    order."""
+    """The keys and values of B prompts, padded at either end, and of the completions that grow behind them."""
 
     def __init__(self, prompts: Sequence[tuple[torch.Tensor, torch.Tensor]], real: torch.Tensor, owner: torch.Tensor,
                  room: int, block: int = 1):
-        """prompts: per layer keys and values [B, kv, P, d]; real [B, P], False for padding; owner [rows], ascending."""
+        """Take the prompts, per layer keys and values [B, kv, P, d], and make room for `room` tokens per completion.
+
+        `real` [B, P] is False for padding; `owner` [rows], ascending, is the prompt of each row.
+        """
         self.window = Window(torch.zeros(1, dtype=torch.long, device=owner.device), block)
         super().__init__(layers=[Layer(*layer, self.window) for layer in prompts])
         for layer in self.layers:
@@ -246,14 +251,15 @@ class PromptCache(Cache):
         self._place(owner)
 
     def _place(self, owner: torch.Tensor) -> None:
+        """Find the place of each row in a table of B prompts by G rows; groups smaller than G leave places free."""
         self.owner, sizes = owner, owner.bincount(minlength=len(self.layers[0].prompts[0]))
         self.shape = len(sizes), int(sizes.max())  # B, G of the largest group
-        nth = torch.arange(len(owner), device=owner.device) - (sizes.cumsum(0) - sizes)[owner]  # of its group
+        nth = torch.arange(len(owner), device=owner.device) - (sizes.cumsum(0) - sizes)[owner]  # in its group
         self.slot = None if self.shape[0] * self.shape[1] == len(owner) else owner * self.shape[1] + nth  # [rows]
         self.window.hidden.clear()
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Only these rows, ascending, and the prompts they need."""
+        """Keep only these rows, ascending, and the prompts of these rows."""
         prompts, owner = self.owner[rows].unique_consecutive(return_inverse=True)
         for layer in self.layers:
             if len(prompts) < self.shape[0]:
@@ -267,9 +273,9 @@ class PromptCache(Cache):
         self._place(owner)
 
     def hidden(self, window: int | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Return what a step does not see of the prompts [B, 1, 1, P] and of the completions [width]; None: nothing.
+        """Return masks of the tokens that a step does not see: of prompts [B, 1, 1, P], of completions [width].
 
-        Masks are tensors made of tensors, so that a step that is replayed makes those of its own place.
+        None means that it sees all. Masks are computed from tensors, so that a replayed step makes its own masks.
         """
         if window in self.window.hidden:
             return self.window.hidden[window]
@@ -277,14 +283,14 @@ class PromptCache(Cache):
         column, step = torch.arange(length, device=at.device), torch.arange(self.window.width, device=at.device)
         prompt, completion = self.padding, step > at if self.window.block > 1 else None
         if window is not None and window < length + self.window.width:
-            left = column <= self.ends[:, None] + 1 + at - window  # [B, P], what the window has left behind
+            left = column <= self.ends[:, None] + 1 + at - window  # [B, P], tokens behind the window
             prompt = left if prompt is None else left | prompt
             completion = step <= at - window if completion is None else (step <= at - window) | completion
         self.window.hidden[window] = None if prompt is None else prompt[:, None, None], completion
         return self.window.hidden[window]
 
     def by_prompt(self, rows: torch.Tensor) -> torch.Tensor:
-        """[rows, kv, q, n] -> [B, kv, G * q, n]; groups smaller than the largest are filled with zeros."""
+        """Group rows by prompt: [rows, kv, q, n] -> [B, kv, G * q, n]; smaller groups are filled up with zeros."""
         if self.slot is not None:
             padded = rows.new_zeros(self.shape[0] * self.shape[1], *rows.shape[1:])
             padded[self.slot] = rows
@@ -293,16 +299,16 @@ class PromptCache(Cache):
         return rows.view(*self.shape, heads, q, n).transpose(1, 2).reshape(self.shape[0], heads, self.shape[1] * q, n)
 
     def by_row(self, grouped: torch.Tensor) -> torch.Tensor:
-        """The way back: [B, kv, G * q, n] -> [rows, kv, q, n]."""
+        """Undo `by_prompt`: [B, kv, G * q, n] -> [rows, kv, q, n]."""
         prompts, heads, queries, n = grouped.shape
         q = queries // self.shape[1]
-        rows = grouped.view(prompts, heads, self.shape[1], q, n).transpose(1, 2).reshape(prompts * self.shape[1],
-                                                                                         heads, q, n)
+        rows = (grouped.view(prompts, heads, self.shape[1], q, n)
+                .transpose(1, 2).reshape(prompts * self.shape[1], heads, q, n))
         return rows if self.slot is None else rows[self.slot]
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Multiply a [..., m, d] by b [..., d, n] in fp32, whatever they are in."""
+    """Multiply a [..., m, d] by b [..., d, n] in fp32, whatever their types."""
     if a.dtype == torch.float32 or a.device.type == "cpu":
         return a.float() @ b.float()
     return torch.bmm(a.flatten(0, -3), b.flatten(0, -3), out_dtype=torch.float32).view(*a.shape[:-1], b.shape[-1])
@@ -310,15 +316,15 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def decoding(module, query, key, value, attention_mask, scaling, *, prompt_cache: PromptCache, sliding_window=None,
              softcap=None, **others):
-    """Attend, one token a row: query [rows, heads, 1, d]; key, value [rows, kv, width, d] -> [rows, 1, heads, d].
+    """Attend from one token per row: query [rows, heads, 1, d], key, value [rows, kv, width, d] -> [rows, 1, heads, d].
 
-    `key` and `value` are those of the row's completion.
+    `key` and `value` are those of the row's completion; those of its prompt are in `prompt_cache`.
     """
     refuse_unknown(others)
     keys, values = prompt_cache.layers[module.layer_idx].prompts
     rows, heads, _, d = query.shape
     query = query.reshape(rows, keys.shape[1], -1, d)  # [rows, kv, q, d]; heads of one key stand together
-    if query.dtype == torch.float32:  # smaller than the scores; in bf16 it would be rounded
+    if query.dtype == torch.float32:  # scale the query, which is smaller than the scores; in bf16 it would be rounded
         query, scaling = query * scaling, 1.0
 
     def capped(scores: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Several processes of one run, as torchrun starts them: each samples and learns from its share of a step's queries.
 
-All know all completions of a step (they are small), so rewards, advantages and logs are computed alike everywhere; the
-gradients are summed, so all take the same optimizer step as one process with all queries would. The first process alone
-writes. With a single process everything here does nothing.
+Every process knows all completions of a step (they are small), so all compute the same rewards, advantages and logs.
+The gradients are summed, so all take the same optimizer step as a single process with all queries would. Only the first
+process writes. With a single process the functions here exchange nothing.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch.distributed as processes
 
 
 def start(device: str = "auto") -> None:
-    """Join the other processes if torchrun started this one; `device` is `model.device`, where their tensors are."""
+    """Join the other processes if torchrun started this process; `device` is `model.device`, where tensors are."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not processes.is_initialized():
         cuda = device != "cpu" and torch.cuda.is_available()
         if cuda:
@@ -23,30 +23,33 @@ def start(device: str = "auto") -> None:
 
 
 def size() -> int:
+    """Return the number of processes."""
     return processes.get_world_size() if processes.is_initialized() else 1
 
 
 def rank() -> int:
+    """Return the number of this process, from 0 on."""
     return processes.get_rank() if processes.is_initialized() else 0
 
 
 def first() -> bool:
+    """Tell whether this is the first process, the only process that writes."""
     return rank() == 0
 
 
 def wait() -> None:
-    """Until all are here."""
+    """Wait until all processes have called this."""
     if size() > 1:
         processes.barrier()
 
 
 def share(count: int) -> range:
-    """This process's part of `count` things."""
+    """Return the share of this process in `count` things."""
     return range(rank() * count // size(), (rank() + 1) * count // size())
 
 
 def gather(item) -> list:
-    """Every process's item, in the order of the processes. Tensors in it must be on the CPU."""
+    """Return every process's item, in the order of the processes. Tensors in an item must be on the CPU."""
     items = [item]
     if size() > 1:
         items = [None] * size()
@@ -55,11 +58,12 @@ def gather(item) -> list:
 
 
 def total(number: float) -> float:
+    """Return the sum of a number over the processes."""
     return sum(gather(number))
 
 
 def summed(numbers: dict[str, float]) -> dict[str, float]:
-    """Sums by name; a process may lack a name."""
+    """Return the sum over the processes of every number, by name; a process may lack a name."""
     found: dict[str, float] = {}
     for part in gather(numbers):
         for name, value in part.items():
@@ -68,7 +72,7 @@ def summed(numbers: dict[str, float]) -> dict[str, float]:
 
 
 def merged(tensors: dict[int, torch.Tensor], device: torch.device) -> dict[int, torch.Tensor]:
-    """What all processes have, by key."""
+    """Return the tensors of all processes by key, on `device`."""
     if size() == 1:
         return tensors
     parts = gather({key: tensor.cpu() for key, tensor in tensors.items()})
@@ -76,7 +80,10 @@ def merged(tensors: dict[int, torch.Tensor], device: torch.device) -> dict[int, 
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Sum every gradient over the processes. One that no process has stays None: Adam would count zeros as a step."""
+    """Sum every gradient over the processes.
+
+    A gradient that no process has stays None, since Adam would count zeros as a step.
+    """
     if size() == 1:
         return
     learned = map(any, zip(*gather([p.grad is not None for p in parameters])))

@@ -2,10 +2,10 @@
 
 Decisions a reader could doubt:
 - A checkpoint that is quantised already keeps its own 4-bit weights (bitsandbytes) or is dequantised (FP8); any other
-  is refused. Its configuration is never dropped: without their scales such weights load as numbers that mean nothing.
-- No tensor is left as it was initialised: a key that is missing would be another base at every load.
-- Whatever limits a model's reading (context, window, the length up to which longrope is one function) stands in its
-  text configuration, also where images or sound are read besides.
+  is refused. Its quantisation config is never ignored: without their scales such weights load as meaningless numbers.
+- No tensor is left as it was initialised: with a missing key the base would be another model at every load.
+- The limits of a model (context, window, the length up to which longrope is one function) are read from its text
+  configuration, also where the model reads images or sound besides.
 - Router gates of a mixture of experts are not adapted, and no dropout is left (`without_dropout`).
 """
 
@@ -25,17 +25,18 @@ from ranker.engine.attention import PREFILLING
 from ranker.errors import UserError, nearest
 
 TINY = Path(__file__).parents[1] / "tiny" / "model"
-# What reading a model's files can raise.
+# The exceptions that reading a model's files can raise.
 ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError)
 WORKS = "Llama, Qwen2.5, Qwen3, Mistral, Gemma 2 and 3, Phi-3, SmolLM2, OLMo 2 and Granite 3 do; the README names all"
-# Names of what belongs to quantised weights.
+# Names of tensors that belong to quantised weights.
 SCALES = re.compile(r"(scales?|scale_inv|qweight|qzeros|g_idx|absmax|SCB|quant_map|quant_state\.\w+)$")
-ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers
+ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers that can be computed
 ROUTER = re.compile(r"(^|\.)(gate|router|\w*expert_gate)(\.|$)")  # modules that decide which expert a token goes to
 BATCH_LENGTH = ("longrope", "dynamic")  # kinds of RoPE whose angles follow the longest position of a batch
 
 
 def pick_device(wanted: str) -> torch.device:
+    """Return the device of `model.device`. Raise UserError for CUDA where there is none."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device is 'cuda', but no CUDA device is usable here; use 'auto' or 'cpu'")
     cuda = wanted != "cpu" and torch.cuda.is_available()
@@ -43,11 +44,11 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Return the attention function of prompts while sampling. Raise UserError for one that cannot be had."""
+    """Return the attention function for prompts while sampling. Raise UserError where the wanted one is unusable."""
     usable = importlib.util.find_spec("flash_attn") is not None and device.type == "cuda" and dtype == torch.bfloat16
     if wanted == "flash_attention_2" and not usable:
-        raise UserError("model.attention is 'flash_attention_2', but that needs flash-attn installed, a CUDA device"
-                        " and bfloat16; use 'auto' or 'sdpa'")
+        raise UserError("model.attention is 'flash_attention_2', but that needs flash-attn installed, a CUDA device "
+                        "and bfloat16; use 'auto' or 'sdpa'")
     return "flash_attention_2" if wanted != "sdpa" and usable else PREFILLING
 
 
@@ -61,25 +62,25 @@ def load_tokenizer(model: settings.Model):
     files = {"tokenizer.json", *filter(None, getattr(tokenizer, "vocab_files_names", {}).values())}
     missing = isinstance(where, Path) and not any((where / file).is_file() for file in files)
     if missing or len(tokenizer.get_vocab()) <= len(tokenizer.added_tokens_decoder):
-        raise UserError(f"model '{model.name}' holds no tokenizer ({', '.join(sorted(files))});"
-                        " copy the files of its tokenizer into the folder")
+        raise UserError(f"model '{model.name}' holds no tokenizer ({', '.join(sorted(files))}); "
+                        "copy the files of its tokenizer into the folder")
     return tokenizer
 
 
 def load(model: settings.Model, tokenizer, device: torch.device, dtype: torch.dtype, tokens: int) -> torch.nn.Module:
-    """Return the causal LM of `model.name`, for rows of at most so many tokens.
+    """Return the causal LM of `model.name`, without gradients, for rows of at most `tokens` tokens.
 
-    Raise UserError for what cannot be loaded as it is meant.
+    Raise UserError for a model that cannot be loaded as it is meant.
     """
     where = source(model)
     show = transformers_logging.enable_progress_bar if where != TINY else transformers_logging.disable_progress_bar
-    show()  # loading takes long enough for a bar unless the model is the built-in one
+    show()  # every model but the built-in one takes long enough to load for a progress bar
     config = read_config(model)
     check_limits(config, model, tokens)
     refuse_family(config, model.name)
     quantisation = own_quantisation(config, model, dtype)
     try:
-        # Mismatched sizes are ignored here and refused below.
+        # transformers is told to ignore mismatched sizes, which are refused below in our words.
         causal_lm, info = AutoModelForCausalLM.from_pretrained(
             where, config=config, dtype=dtype, attn_implementation="eager", device_map={"": device},
             use_safetensors=True, trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
@@ -88,13 +89,12 @@ def load(model: settings.Model, tokenizer, device: torch.device, dtype: torch.dt
         raise cannot_load(model, error) from None
     absent = [*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])]
     if absent:
-        raise UserError(f"model '{model.name}' lacks {min(absent)} and {len(absent) - 1} more of its tensors, or has"
-                        " them in another shape, and they would be random; take a whole checkpoint of this"
-                        " architecture")
+        raise UserError(f"model '{model.name}' lacks {min(absent)} and {len(absent) - 1} more of its tensors, or has "
+                        "them in another shape, and they would be random; take a whole checkpoint of this architecture")
     if scales := [key for key in info["unexpected_keys"] if SCALES.search(key)]:
-        raise UserError(f"model '{model.name}' has {min(scales)}, a scale of quantised weights, but its config.json"
-                        " does not say how it is quantised; without the scales its weights mean nothing."
-                        " Take a checkpoint in 16 bits")
+        raise UserError(f"model '{model.name}' has {min(scales)}, a scale of quantised weights, but its config.json "
+                        "does not say how it is quantised; without the scales its weights mean nothing. "
+                        "Take a checkpoint in 16 bits")
     check_embeddings(tokenizer, causal_lm, model)
     for module in causal_lm.modules():
         # On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights for a bf16 kernel that has no gradient.
@@ -104,7 +104,7 @@ def load(model: settings.Model, tokenizer, device: torch.device, dtype: torch.dt
 
 
 def source(model: settings.Model) -> Path | str:
-    """Return the folder of the base model, or its name on a hub."""
+    """Return the folder of the base model, or its name on a hub. Raise UserError for a folder that holds no model."""
     where = TINY if model.name == "tiny" else Path(os.path.expanduser(model.name))
     if where.is_dir():
         if not (where / "config.json").is_file():
@@ -129,32 +129,33 @@ def read_config(model: settings.Model):
 
 
 def cannot_load(model: settings.Model, error: Exception) -> UserError:
+    """Return the UserError that tells in one line why a model cannot be loaded."""
     reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     hint = ("" if isinstance(source(model), Path) else
-            "; without access to a model hub, point model.name at a local folder:"
-            f" --model.name=/path/to/{model.name.split('/')[-1]}")
+            "; without access to a model hub, point model.name at a local folder: "
+            f"--model.name=/path/to/{model.name.split('/')[-1]}")
     return UserError(f"cannot load model '{model.name}': {reason}{hint}")
 
 
 def check_limits(config, model: settings.Model, tokens: int) -> None:
-    """Raise UserError where rows of so many tokens are more than the model reads, or reads as one function."""
+    """Raise UserError where rows of `tokens` tokens are longer than the model can read, or reads as one function."""
     text = config.get_text_config()
     context = getattr(text, "max_position_embeddings", None)
     longest = f"model.max_prompt + rollout.max_new_tokens is {tokens}, but"
     if context and tokens > context:
         raise UserError(f"{longest} {model.name} reads at most {context} tokens")
     ropes = getattr(text, "rope_parameters", None) or {}
-    for rope in (ropes, *(rope for rope in ropes.values() if isinstance(rope, dict))):  # of all layers, or by kind
+    for rope in (ropes, *(rope for rope in ropes.values() if isinstance(rope, dict))):  # for all layers, or by kind
         original = (rope.get("original_max_position_embeddings")
                     or getattr(text, "original_max_position_embeddings", None) or context)
         if rope.get("rope_type") in BATCH_LENGTH and original and tokens > original:
-            raise UserError(f"{longest} beyond {original} tokens the positions of {model.name} ({rope['rope_type']})"
-                            " depend on the longest row of a batch, so that no score would be one number;"
-                            f" lower them to {original} in all")
+            raise UserError(f"{longest} beyond {original} tokens the positions of {model.name} ({rope['rope_type']}) "
+                            "depend on the longest row of a batch, so that no score would be one number; "
+                            f"lower them to {original} in all")
     chunk = getattr(text, "attention_chunk_size", None)
     if chunk and tokens > chunk and "chunked_attention" in (getattr(text, "layer_types", None) or ()):
-        raise UserError(f"{longest} {model.name} attends in chunks of {chunk} tokens, which is not computed here;"
-                        f" lower them to {chunk} in all")
+        raise UserError(f"{longest} {model.name} attends in chunks of {chunk} tokens, which is not computed here; "
+                        f"lower them to {chunk} in all")
 
 
 def refuse_family(config, name: str) -> None:
@@ -177,13 +178,15 @@ def refuse_family(config, name: str) -> None:
 
 
 def refusal(name: str, why: str) -> UserError:
+    """Return the UserError for a model that does not work here: why, and which models do."""
     return UserError(f"model '{name}' {why}, so it does not work here; {WORKS}")
 
 
 def own_quantisation(config, model: settings.Model, dtype: torch.dtype) -> dict:
-    """Return the arguments of from_pretrained that quantise, as the config wishes or as the checkpoint already is.
+    """Return the arguments of from_pretrained that quantise the model; none where the checkpoint is quantised.
 
-    Changes `config` so that what is stored is computed with in `dtype`. Raises UserError for what cannot carry a LoRA.
+    Change `config` so that stored weights are computed with in `dtype`. Raise UserError for weights that are quantised
+    in a way that cannot carry a LoRA.
     """
     own = getattr(config, "quantization_config", None)
     if own is None and model.quantize != "nf4":
@@ -201,32 +204,32 @@ def own_quantisation(config, model: settings.Model, dtype: torch.dtype) -> dict:
     elif method == "fp8" and model.quantize == "none":
         config.quantization_config = own | {"dequantize": True}
     elif method == "fp8":
-        raise UserError(f"model '{model.name}' is stored in fp8 and would have to be quantised twice;"
-                        " --model.quantize=none computes with its weights in 16 bits, or take its checkpoint in"
-                        " 16 bits for nf4")
+        raise UserError(f"model '{model.name}' is stored in fp8 and would have to be quantised twice; "
+                        "--model.quantize=none computes with its weights in 16 bits, or take its checkpoint in "
+                        "16 bits for nf4")
     else:
         what = method
         if method == "bitsandbytes":
             what = "bitsandbytes in 8 bits, whose products depend on the other rows of a batch"
-        raise UserError(f"model '{model.name}' is quantised with {what}; no LoRA is trained on that here."
-                        " Take its checkpoint in 16 bits: --model.quantize=nf4 quantises it")
+        raise UserError(f"model '{model.name}' is quantised with {what}; no LoRA is trained on that here. "
+                        "Take its checkpoint in 16 bits: --model.quantize=nf4 quantises it")
     return {}
 
 
 def check_embeddings(tokenizer, causal_lm: torch.nn.Module, model: settings.Model) -> None:
     """Raise UserError for a tokenizer with tokens that the model has no embedding for."""
     rows = min(causal_lm.get_input_embeddings().weight.shape[0], causal_lm.get_output_embeddings().weight.shape[0])
-    # A text model may share the tokenizer of a larger one: the places of images and sounds are never in a prompt.
+    # A text model may share the tokenizer of a larger model, whose tokens for images and sounds are never in a prompt.
     places = {getattr(tokenizer, f"{kind}_token", None) for kind in ("image", "audio", "video", "boi", "eoi")}
     beyond = {token: i for token, i in tokenizer.get_vocab().items() if i >= rows and token not in places}
     if beyond:
         token = min(beyond, key=beyond.get)
-        raise UserError(f"model '{model.name}' has embeddings for {rows} tokens and {len(beyond)} tokens beyond them,"
-                        f" the first '{token}' ({beyond[token]}); take the tokenizer that belongs to it")
+        raise UserError(f"model '{model.name}' has embeddings for {rows} tokens and {len(beyond)} tokens beyond them, "
+                        f"the first '{token}' ({beyond[token]}); take the tokenizer that belongs to it")
 
 
 def without_dropout(causal_lm: torch.nn.Module) -> None:
-    """Set every dropout to 0, also those that are numbers: sampling, scoring and learning are one function."""
+    """Set every dropout to 0, modules and numbers alike, so that sampling, scoring and learning are one function."""
     for module in causal_lm.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -243,15 +246,15 @@ def is_mixture(config) -> bool:
 
 
 def tell_of_mixture(causal_lm: torch.nn.Module, adapted: set[str], model: settings.Model) -> None:
-    """Log what of a mixture of experts is quantised and what is adapted."""
+    """Log which weights of a mixture of experts are quantised, and which modules are adapted."""
     if not is_mixture(causal_lm.config):
         return
     weights = [p for name, p in causal_lm.named_parameters()
                if p.dim() > 1 and ".lora_" not in name and "embed" not in name]
-    packed = sum(2 * p.numel() for p in weights if type(p).__name__ == "Params4bit")  # two in a byte
+    packed = sum(2 * p.numel() for p in weights if type(p).__name__ == "Params4bit")  # two weights in a byte
     whole = sum(p.numel() for p in weights if type(p).__name__ != "Params4bit")
-    quantised = (f"nf4 leaves {whole / (packed + whole):.0%} of its weights in"
-                 f" {str(causal_lm.dtype).removeprefix('torch.')}, the experts where they are one tensor; "
-                 ) if packed else ""
+    quantised = (f"nf4 leaves {whole / (packed + whole):.0%} of its weights in "
+                 f"{str(causal_lm.dtype).removeprefix('torch.')}, the experts where they are one tensor; "
+                 if packed else "")
     logging.warning(f"model '{model.name}' is a mixture of experts: {quantised}"
                     + (f"LoRA adapts {', '.join(sorted(adapted))}; " if adapted else "") + "its routers are left alone")

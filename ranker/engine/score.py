@@ -1,10 +1,10 @@
 """Log-probabilities of completions: [prompt, completion 1, ..., completion G] per group, all groups in one packed row.
 
-Every token sees the prompt and its own completion; positions continue from the prompt in each of them. So the prompt
-is computed once per group, nothing is computed for padding, and loss and gradients equal those of separate rows. The
-first token of each completion is predicted by the prompt's last position. Only hidden states that predict completion
-tokens go through the LM head, in chunks that are recomputed in the backward pass, so the full logits never exist. Masks
-come from lengths; the end token is part of the completion.
+Every token sees the prompt and its own completion; the positions of every completion continue from the prompt. So a
+prompt is computed once per group, nothing is computed for padding, and loss and gradients equal those of separate rows.
+The first token of each completion is predicted by the prompt's last position. Only hidden states that predict
+completion tokens go through the LM head, in chunks that are recomputed in the backward pass, so that the full logits
+never exist. Masks come from lengths; the end token is part of the completion.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,17 +16,21 @@ from torch.utils.checkpoint import checkpoint
 from ranker.engine.attention import PACKED, layout
 from ranker.engine.policy import Policy
 
-CHUNK, LOGITS = 1024, 2**28  # most tokens that go through the LM head at once, and most bytes of their logits in fp32
+CHUNK, LOGITS = 1024, 2**28  # the most tokens that go through the LM head at once, the most bytes of their fp32 logits
 
 
 def chunk_of(head: torch.nn.Linear) -> int:
-    """Tokens at once. Not what fits at the moment: that would change sums, and a resumed run would not end the same."""
+    """Return how many tokens go through the LM head at once.
+
+    The number depends on the vocabulary alone, not on the memory free at the moment: that would change the order of
+    sums, and a resumed run would not end the same.
+    """
     return max(1, min(CHUNK, LOGITS // (4 * head.weight.shape[0])))
 
 
 @dataclass
 class Row:
-    """A prompt with some completions of its group; `keys[i]` says which completion `completions[i]` is."""
+    """Hold a prompt with completions of its group; `keys[i]` is the number of `completions[i]` among all groups."""
 
     prompt: list[int]
     completions: list[list[int]]
@@ -38,10 +42,10 @@ class Row:
 
 def pack(prompts: Sequence[list[int]], completions: Sequence[list[list[int]]], budget: int,
          alive: Callable[[int], bool] = lambda key: True) -> list[Row]:
-    """One row per group; a group over `budget` tokens is split, its prompt repeated. Keys count through all groups.
+    """Return a row per group; a group over `budget` tokens is split into rows that repeat its prompt.
 
-    Completions that are not `alive` are left out, and so are groups without any. A single completion over the budget
-    still makes a row: nothing is cut.
+    Keys count the completions of all groups. A completion whose key is not `alive` is left out, and so is a group
+    without alive completions. A single completion over the budget still makes a row: nothing is cut.
     """
     rows, key = [], 0
     for prompt, group in zip(prompts, completions, strict=True):
@@ -61,7 +65,7 @@ def pack(prompts: Sequence[list[int]], completions: Sequence[list[list[int]]], b
 
 
 def batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
-    """Rows of like length together, at most `budget` tokens, but at least one row."""
+    """Yield batches of rows of similar length, the longest first: at most `budget` tokens, but at least one row."""
     batch: list[Row] = []
     for row in sorted(rows, key=len, reverse=True):
         if batch and sum(map(len, batch)) + len(row) > budget:
@@ -73,9 +77,9 @@ def batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
 
 
 def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[int], list[int]]:
-    """Return the hidden states [tokens, H] that predict the completions' tokens, these, and how many each has."""
+    """Return the hidden states [tokens, H] that predict completion tokens, these tokens, and completions' lengths."""
     ids, positions, prompts, completions, owner = [], [], [], [], []
-    places, targets, sizes = [], [], []  # place in the packed row of the state that predicts each target
+    places, targets, sizes = [], [], []  # places[i]: where in the packed row the state stands that predicts targets[i]
     for r, row in enumerate(rows):
         p, prompt_end = len(row.prompt), len(ids) + len(row.prompt)
         prompts.append((len(ids), p))
@@ -95,15 +99,15 @@ def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[
         packed = layout(prompts, completions, owner, policy.device)
         hidden = policy.trunk(input_ids=tensor([ids]), position_ids=tensor([positions]), use_cache=False,
                               layout=packed).last_hidden_state[0]  # [total, H]
-    return hidden.index_select(0, tensor(places)), targets, sizes  # see `packed` for why not by indexing
+    return hidden.index_select(0, tensor(places)), targets, sizes  # not by indexing: see `packed`
 
 
 def score(policy: Policy, rows: Sequence[Row],
           temperature: float) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Compute fp32 log-probabilities at `temperature`, the critic's values (None without one) and a mask, all [N, T].
+    """Compute fp32 log-probabilities at `temperature`, the critic's values (None without a critic) and a mask: [N, T].
 
-    N counts the completions of the rows in order. A value stands where its token is predicted: it knows what comes
-    before the token, not the token. The critic's gradient stops at the hidden states.
+    N counts the completions of the rows in order. The value of a token is computed from the state that predicts the
+    token: it knows the tokens before, not the token itself. The critic's gradient stops at the hidden states.
     """
     states, targets, sizes = predicting(policy, rows)  # [tokens, H]
     targets, counts = (torch.tensor(numbers, device=policy.device) for numbers in (targets, sizes))
@@ -117,8 +121,10 @@ def score(policy: Policy, rows: Sequence[Row],
 @torch.no_grad()
 def score_all(policy: Policy, rows: Sequence[Row], temperature: float,
               budget: int) -> tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-    """Completion key -> its log-probabilities [its tokens], and key -> its values (empty without a critic); no
-    gradients."""
+    """Return completion key -> log-probabilities [its tokens], and key -> the critic's values (empty without a critic).
+
+    Nothing has a gradient. `budget`: the most tokens of a batch.
+    """
     found, valued = {}, {}
     for batch in batches(rows, budget):
         logprobs, values, mask = score(policy, batch, temperature)
@@ -130,14 +136,17 @@ def score_all(policy: Policy, rows: Sequence[Row], temperature: float,
 
 
 def stack(values: dict[int, torch.Tensor], keys: Sequence[int], mask: torch.Tensor) -> torch.Tensor:
-    """The values of `keys` laid out as `mask`, [N, T], zero elsewhere."""
+    """Return the values of `keys` as a matrix [N, T] with the values where `mask` is true, zero elsewhere."""
     flat = torch.cat([values[k] for k in keys])
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
 
 
 def head_logprobs(head, states: torch.Tensor, targets: torch.Tensor, temperature: float,
                   behind: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits) -> torch.Tensor:
-    """log softmax(behind(head(states)) / temperature) at `targets`, fp32. states [tokens, H] -> [tokens]."""
+    """Return log softmax(behind(head(states)) / temperature) at `targets`, fp32: states [tokens, H] -> [tokens].
+
+    `behind` is what a model does with its logits, such as soft-capping. Chunks are recomputed in the backward pass.
+    """
 
     def chunk(states, targets):
         logits = behind(head(states).float()) / temperature

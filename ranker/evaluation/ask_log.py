@@ -1,8 +1,8 @@
-"""Every ask of an evaluation with its completion, in `traces.jsonl`: written as they come, so that a killed evaluation
-goes on.
+"""The log of an evaluation's asks, `traces.jsonl`: each ask with its completion, so that a killed evaluation goes on.
 
-As long as it is unfinished, `unfinished.json` beside it says what is evaluated. The same command, started again, takes
-every finished ask from the file and asks only the rest; a command that evaluates something else is refused.
+An ask is written as soon as it is answered. As long as the evaluation is unfinished, `unfinished.json` beside the log
+says what is evaluated. The same command, started again, takes the answered asks from the log and asks only the rest; a
+command that evaluates something else is refused.
 """
 
 import json
@@ -18,13 +18,16 @@ from ranker.files import lock, refuse_locked, refuse_read_only, write_text, writ
 
 
 class AskLog:
-    """The asks of an evaluation in `folder`; `models` wraps who answers those of one row."""
+    """The log of the asks of the evaluation in `folder`; its method `models` wraps the models that answer a row."""
 
     def __init__(self, folder: Path, evaluation: dict, anew: bool = False):
-        """Raises UserError when the folder holds an unfinished evaluation of something else. With `anew` everything is
-        asked again."""
+        """Read the log in `folder` of the evaluation that the dict `evaluation` describes; write nothing yet.
+
+        With `anew` the log is not used and everything is asked again. Raise UserError when the folder holds an
+        unfinished evaluation of something else, is read-only, or is in use by another process.
+        """
         self.path, self.mark = folder / "traces.jsonl", folder / "unfinished.json"
-        self.evaluation = json.loads(json.dumps(evaluation))  # as it comes back from the file
+        self.evaluation = json.loads(json.dumps(evaluation))  # as json gives it back from the file
         self.anew, self.begun = anew, False
         self.done = self._finished_asks()
         refuse_read_only(folder)
@@ -32,18 +35,22 @@ class AskLog:
         self.found = {(r["row"], r["order"], r["query"], r["ask"]): r for r in self.done}
 
     def begin(self) -> None:
-        """Write what is there so far, once: not before something can be added, so that a mistake leaves no files."""
+        """Lock the folder and write the log as read, at the first call only; raise UserError if it changed meanwhile.
+
+        It is called when there is an ask to add, not before, so that a mistake of the user's leaves no files behind.
+        """
         if not self.begun:
             self.held = lock(self.path.parent)
             if self._finished_asks() != self.done:
                 raise UserError(f"{self.path.parent}: another evaluation has written here in the meantime; "
                                 "type the command again")
-            # cuts what a crash left half-written, and an older evaluation
+            # Writing the log anew removes a line that a crash cut short, and the asks of an older evaluation.
             write_text(self.path, "".join(map(log.line, self.done)))
             write_text(self.mark, json.dumps(self.evaluation, indent=1) + "\n")
             self.begun = True
 
     def _finished_asks(self) -> list[dict]:
+        """Return the records of the unfinished evaluation in the folder, or none where there is none."""
         try:
             before = dict(json.loads(self.mark.read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -54,14 +61,15 @@ class AskLog:
                          if self.evaluation.get(key) != before.get(key))
         if changed:
             raise UserError(f"{self.path.parent} holds an unfinished evaluation with other {', '.join(changed)}; "
-                            "finish it with the command it was"
-                            f" begun with, name another folder with --out, or delete {self.mark}")
+                            "finish it with the command it was begun with, name another folder with --out, "
+                            f"or delete {self.mark}")
         return [] if self.anew else list(log.read(self.path))
 
     def models(self, row: str, order: int, inner: Models, progress=lambda asks: None) -> Models:
-        """Return who plays each role, asked only what the file does not hold.
+        """Return the model of each role, wrapped so that it is asked only the asks that the log does not hold.
 
-        `progress` hears of the asks that it does hold.
+        `row` and `order` say whose asks these are: the row's name and the number of the candidate order. `progress` is
+        called with the number of asks that the log holds.
         """
         asked: Counter = Counter()
         return {role: self._model(row, order, model, progress, asked) for role, model in
@@ -85,13 +93,14 @@ class AskLog:
         return model
 
     def finish(self) -> None:
-        """Of an evaluation that was begun."""
+        """Mark the evaluation, which must have begun, as finished, and unlock the folder."""
         with writing(self.mark):
             self.mark.unlink()
         self.held.close()
 
 
 def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, completion: Completion) -> dict:
+    """Return the line of the log for an ask with its completion; `key`: row, order, query id, number of the ask."""
     row, order, query, number = key
     return {"row": row, "order": order, "query": query, "ask": number, **ask.described(), "text": completion.text,
             "prompt_tokens": prompt_tokens, "tokens": completion.tokens, "finished": completion.finished,
@@ -101,7 +110,7 @@ def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, complet
 
 
 def recorded(record: dict, ask: Ask, path: Path) -> tuple[int, Completion]:
-    """What `record` wrote. Raises UserError when it belongs to another ask."""
+    """Return (prompt tokens, completion) from a line that `record` made; raise UserError when it is of another ask."""
     if {key: record.get(key) for key in ask.described()} != ask.described():
         raise UserError(f"{path}: ask {record['ask']} about query '{record['query']}' was another one; "
                         "delete unfinished.json beside it to begin anew")

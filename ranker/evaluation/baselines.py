@@ -1,10 +1,14 @@
-"""Rankings that need no model: what a model has to beat.
+"""Baselines: rankings that need no model, which a model has to beat.
 
-`PLAIN` ones know the query alone. BM25 (k1 0.9, b 0.4, as Anserini's defaults) takes its document frequencies from the
-pool, since a reranker has no corpus. Those of `every` may also know training queries: for histories the popularity of
-an item and item-kNN (cosine of co-occurrence), both over texts, since a history has no ids; for routing the cheapest
-and the dearest model (the dearest stands for the largest: sizes are not published), the best single one, each for its
-task, and the mean of the nearest questions (kNN over BM25). Ties keep the order given.
+The baselines of `PLAIN` know the query alone. BM25 (k1 0.9, b 0.4, Anserini's defaults) takes its document frequencies
+from the query's candidates, since a reranker has no corpus. The baselines of `every` may also know training queries:
+
+- Where contexts are histories: the popularity of an item, and item-kNN (cosine of co-occurrence). Both compare texts,
+  since a history has no ids.
+- For routing: the cheapest model, the dearest model (which stands for the largest: sizes are not published) and the
+  best single model, each chosen per task; and the mean over the nearest questions (kNN over BM25).
+
+Candidates with equal scores keep the order given.
 """
 
 import math
@@ -16,11 +20,12 @@ from heapq import nlargest
 from ranker.data import Query
 
 K1, B = 0.9, 0.4
-NEIGHBOURS = 20  # of kNN
+NEIGHBOURS = 20  # training questions that kNN takes the mean of
 _WORD = re.compile(r"\w+")
 
 
 def tokens(text: str) -> list[str]:
+    """Return the words of a text in lower case (case folded), in order."""
     return _WORD.findall(text.casefold())
 
 
@@ -29,25 +34,27 @@ def input_order(query: Query) -> list[str]:
 
 
 def context_text(query: Query) -> str:
+    """Return the context of a query as one text: the items of a history are joined by spaces."""
     return query.context if isinstance(query.context, str) else " ".join(query.context)
 
 
 class BM25:
-    """Scores of a text against documents (id -> text) that also give the document frequencies."""
+    """Scores of any text against fixed documents (id -> text), which also give the document frequencies."""
 
     def __init__(self, documents: dict[str, str]):
         self.counts = {key: Counter(tokens(text)) for key, text in documents.items()}
         self.lengths = {key: sum(counts.values()) for key, counts in self.counts.items()}
         self.average = max(sum(self.lengths.values()) / max(len(self.lengths), 1), 1e-9)
-        self.known: dict[str, list[str]] = {}  # word -> the documents that hold it, for words that were asked for
+        self.known: dict[str, list[str]] = {}  # word -> ids of the documents with it, filled word by word when asked
 
     def holders(self, word: str) -> list[str]:
+        """Return the ids of the documents that contain `word`."""
         if word not in self.known:
             self.known[word] = [key for key, counts in self.counts.items() if word in counts]
         return self.known[word]
 
     def scores(self, text: str) -> dict[str, float]:
-        """Document id -> score, 0 for one that shares no word."""
+        """Return document id -> BM25 score of `text`; a document that shares no word with it scores 0."""
         scores = dict.fromkeys(self.counts, 0.0)
         for word, times in Counter(tokens(text)).items():
             holders = self.holders(word)
@@ -59,7 +66,7 @@ class BM25:
 
 
 def bm25(query: Query) -> list[str]:
-    """Candidate ids by falling BM25 score."""
+    """Return the candidate ids by falling BM25 score of the context."""
     return by_score(query, BM25(query.texts).scores(context_text(query)))
 
 
@@ -72,15 +79,15 @@ def oracle(query: Query) -> list[str]:
 
 
 def by_score(query: Query, scores: dict[str, float]) -> list[str]:
-    """Candidate ids by falling score, 0 for one without."""
-    return sorted(query.ids, key=lambda c: -scores.get(c, 0.0))  # stable: ties keep the order given
+    """Return the candidate ids by falling score; a candidate that `scores` lacks scores 0."""
+    return sorted(query.ids, key=lambda c: -scores.get(c, 0.0))  # a stable sort: ties keep the order given
 
 
 PLAIN: dict[str, Callable[[Query], list[str]]] = {"input order": input_order, "BM25": bm25}
 
 
 def every(queries: Sequence[Query], train: Sequence[Query]) -> dict[str, Callable[[Query], list[str]]]:
-    """All baselines that can rank all of `queries`, by name, the fitted ones from `train`."""
+    """Return name -> baseline, for all baselines that can rank all of `queries`; `train` holds the training queries."""
     found = {"input order": input_order, "reverse order": reverse_order, "BM25": bm25}
     if train and all(isinstance(q.context, tuple) for q in (*queries, *train)):
         found |= {"popularity": popularity(train), "item-kNN": item_knn(train)}
@@ -93,13 +100,16 @@ def every(queries: Sequence[Query], train: Sequence[Query]) -> dict[str, Callabl
 
 
 def popularity(train: Sequence[Query]) -> Callable[[Query], list[str]]:
-    """How many training users have the item, before or next."""
+    """Return a baseline that ranks items by how many training users have them in the history or as the next item."""
     count = Counter(text for query in train for text in owned(query))
     return lambda query: by_score(query, {c: count[text] for c, text in query.texts.items()})
 
 
 def item_knn(train: Sequence[Query]) -> Callable[[Query], list[str]]:
-    """Sum over the history of shared users / sqrt(users of one x users of the other)."""
+    """Return a baseline that scores an item by the sum of its cosines to the items of the history.
+
+    The cosine of two items is: users who have both / sqrt(users of the first * users of the second).
+    """
     users: dict[str, set[int]] = {}
     for number, query in enumerate(train):
         for text in owned(query):
@@ -115,12 +125,12 @@ def item_knn(train: Sequence[Query]) -> Callable[[Query], list[str]]:
 
 
 def owned(query: Query) -> set[str]:
-    """The texts of a user's items: the history and the next one."""
+    """Return the texts of a user's items: those of the history and of the next item."""
     return {*query.context, *(query.texts[c] for c in query.positives)}
 
 
 def means(train: Sequence[Query], value: Callable) -> dict[str, Counter]:
-    """task -> candidate id -> mean of value(query, candidate) over the training queries."""
+    """Return task -> candidate id -> mean of value(query, candidate) over the training queries."""
     total: dict[str, Counter] = {}
     count: dict[str, Counter] = {}
     for query in train:
@@ -131,8 +141,11 @@ def means(train: Sequence[Query], value: Callable) -> dict[str, Counter]:
 
 
 def nearest_questions(train: Sequence[Query]) -> Callable[[Query], list[str]]:
-    """Mean relevance of each candidate over the training queries of the task whose contexts are most alike."""
-    shelves: dict[str, dict[str, Query]] = {}
+    """Return a baseline that ranks by the mean relevance over the nearest training queries of the same task.
+
+    The nearest are the `NEIGHBOURS` queries whose contexts are most alike by BM25.
+    """
+    shelves: dict[str, dict[str, Query]] = {}  # task -> query id -> query
     for query in train:
         shelves.setdefault(query.task, {})[query.id] = query
     index = {task: BM25({q.id: context_text(q) for q in shelf.values()}) for task, shelf in shelves.items()}

@@ -1,9 +1,10 @@
-"""What a router is judged by beyond its ranking: the performance and the cost of its first choice.
+"""The performance and the cost of a router's first choice, which a router is judged by beyond its ranking.
 
-A row's first choices under several objectives (performance, balance, cost) are points in the plane of cost and
-performance, over the questions that stand under every objective. Their curve is the upper hull that never falls, begun
-at the cheapest single model and drawn flat behind the last point; its area, divided by the cost from the cheapest to
-the dearest single model, is the mean performance over that range (AIQ of RouterBench, arXiv 2403.12031, section 3).
+A task of routing is an objective (performance, balance or cost). The first choices of a row under each objective are a
+point in the plane of cost and performance, taken over the questions that are asked under every objective. The curve of
+the points is the upper hull that never falls; it begins at the cheapest single model and is drawn flat behind the last
+point. Its area, divided by the range of cost from the cheapest to the dearest single model, is the mean performance
+over that range (AIQ of RouterBench, arXiv 2403.12031, section 3).
 """
 
 from collections.abc import Sequence
@@ -18,15 +19,16 @@ from ranker.files import write_figure
 if TYPE_CHECKING:
     from ranker.evaluation.report import Row
 
-Point = tuple[float, float]  # mean cost, mean performance
+Point = tuple[float, float]  # mean cost in USD, mean performance
 
 
 def measured(queries: Sequence[Query]) -> bool:
+    """Tell whether every candidate has a cost, as only candidates of routing have."""
     return all(c.cost is not None for q in queries for c in q.candidates)
 
 
 def choices(row: "Row") -> dict[str, list[tuple[Query, Candidate]]]:
-    """task -> (query, the candidate ranked first)."""
+    """Return task -> pairs (query, the candidate that the row ranks first)."""
     found: dict[str, list[tuple[Query, Candidate]]] = {}
     for ranking in row.rankings:
         query = ranking.query
@@ -35,7 +37,10 @@ def choices(row: "Row") -> dict[str, list[tuple[Query, Candidate]]]:
 
 
 def common(queries: Sequence[Query]) -> list[Query]:
-    """The queries whose question stands under every task: only their points can be compared."""
+    """Return the queries whose question is asked under every task, since only points over the same questions compare.
+
+    Where no question is, return all queries.
+    """
     by_task: dict[str, set] = {}
     for query in queries:
         by_task.setdefault(query.task, set()).add(query.context)
@@ -44,18 +49,19 @@ def common(queries: Sequence[Query]) -> list[Query]:
 
 
 def points(row: "Row", queries: Sequence[Query]) -> list[Point]:
-    """A point per task, over `queries` alone."""
+    """Return a point per task of the row's first choices, over `queries` alone."""
     wanted = {query.id for query in queries}
     found = ([pair for pair in pairs if pair[0].id in wanted] for pairs in choices(row).values())
     return [point(pairs) for pairs in found if pairs]
 
 
 def point(pairs: Sequence[tuple[Query, Candidate]]) -> Point:
+    """Return the mean cost and the mean performance of the chosen candidates."""
     return sum(c.cost for _, c in pairs) / len(pairs), sum(c.performance for _, c in pairs) / len(pairs)
 
 
 def singles(queries: Sequence[Query]) -> dict[str, Point]:
-    """candidate id -> its point when it answers everything."""
+    """Return candidate id -> its point when it alone answers every question."""
     by_id: dict[str, list[tuple[Query, Candidate]]] = {}
     for query in queries:
         for candidate in query.candidates:
@@ -64,7 +70,7 @@ def singles(queries: Sequence[Query]) -> dict[str, Point]:
 
 
 def hull(points: Sequence[Point]) -> list[Point]:
-    """The upper hull by rising cost that never falls in performance."""
+    """Return the corners of the upper hull by rising cost, without those where performance would fall."""
     kept: list[Point] = []
     for x, y in sorted(points, key=lambda p: (p[0], -p[1])):
         if kept and (x == kept[-1][0] or y <= kept[-1][1]):
@@ -77,7 +83,7 @@ def hull(points: Sequence[Point]) -> list[Point]:
 
 
 def area(points: Sequence[Point], low: float, high: float) -> float:
-    """Mean height of the hull of `points` from cost `low` (where it must begin) to `high`."""
+    """Return the mean height of the hull of `points` from cost `low` (where the hull must begin) to cost `high`."""
     corners = [p for p in hull(points) if p[0] <= high]
     corners.append((high, corners[-1][1]))
     total = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(corners, corners[1:]))
@@ -85,12 +91,16 @@ def area(points: Sequence[Point], low: float, high: float) -> float:
 
 
 def curve(found: Sequence[Point], alone: dict[str, Point]) -> list[Point]:
+    """Return the hull of a row's points `found`, begun at the cheapest of the single models `alone`."""
     return hull([min(alone.values()), *found])
 
 
 def table_lines(rows: Sequence["Row"], queries: Sequence[Query]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines: per row and task performance, cost in USD per 1000 queries, reward (relevance of the first
-    choice), gap to the best."""
+    """Return the header and the lines of a table with a line per row and task.
+
+    A line shows the performance, the cost in USD per 1000 queries, the reward (mean relevance of the first choice), its
+    gap to the best choice, and the area under the row's curve.
+    """
     shared = common(queries)
     alone = singles(shared)
     low, high = min(alone.values())[0], max(p[0] for p in alone.values())
@@ -103,12 +113,12 @@ def table_lines(rows: Sequence["Row"], queries: Sequence[Query]) -> tuple[list[s
             best = sum(max(q.relevance) for q, _ in pairs) / len(pairs)
             lines.append([f"{task}: {row.name}", f"{performance:.3f}", f"{1000 * cost:.3f}", f"{reward:.3f}",
                           f"{best - reward:.3f}", f"{under:.3f}"])
-    lines.sort(key=lambda line: line[0].split(":")[0])  # stable: by task, rows in their order
+    lines.sort(key=lambda line: line[0].split(":")[0])  # a stable sort: by task, then rows as given
     return ["routing", "performance", "$ per 1000", "reward", "gap to oracle", "area"], lines
 
 
 def plot(path: Path, rows: Sequence["Row"], queries: Sequence[Query]) -> None:
-    """The plane of cost and performance: single models, and each row with its curve."""
+    """Draw the plane of cost and performance as PNG: the single models, and each row's points with their curve."""
     from matplotlib.figure import Figure
     queries = common(queries)
     alone = singles(queries)
@@ -118,7 +128,7 @@ def plot(path: Path, rows: Sequence["Row"], queries: Sequence[Query]) -> None:
         axes.plot(1000 * cost, performance, "x", color="gray")
         axes.annotate(name.rpartition("/")[2], (1000 * cost, performance), fontsize=7, color="gray", xytext=(3, 3),
                       textcoords="offset points")
-    # lines bend on a log axis
+    # The straight pieces of a curve are bent on a log axis, so that they are drawn through many costs.
     costs = np.geomspace(max(min(p[0] for p in alone.values()), 1e-9),
                          max(max(p[0] for p in alone.values()), 1e-9), 400)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Runs of other tools as queries: a TREC run or a dump of retrieved passages, its judgements, its texts."""
+"""Runs of other tools as queries: a TREC run, its judgements (qrels), and a file with the texts of its documents."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +10,16 @@ from ranker.trec_files import Qrels, Run
 
 
 def read_corpus(path: Path, topics: Path | None = None) -> tuple[dict[str, str], dict[str, str]]:
-    """(query id -> its text, document id -> its text).
+    """Return (query id -> its text, document id -> its text).
 
-    Two layouts: a JSON list of {query, hits: [{qid, docid, content}]}, or JSON lines of {_id, title, text} with the
-    queries in `topics` (id TAB text).
+    The file has one of two layouts: a JSON list of {query, hits: [{qid, docid, content}]}, or JSON lines of
+    {_id, title, text} with the queries in `topics` (id TAB text). Raise UserError for any other layout.
     """
     queries, documents = {}, {}
     for line, document, text, query in _documents(path):
         if not isinstance(document, (str, int)) or not isinstance(text, str):
-            raise UserError(f"{path}:{line}: a document needs an id ('docid' or '_id') and a text "
-                            "('content' or 'text')")
+            raise UserError(f"{path}:{line}: a document needs an id ('docid' or '_id') "
+                            "and a text ('content' or 'text')")
         documents[str(document)] = clean(text)
         if query:
             queries[str(query[0])] = query[1]
@@ -34,7 +34,7 @@ def read_corpus(path: Path, topics: Path | None = None) -> tuple[dict[str, str],
 
 
 def _documents(path: Path) -> Iterator[tuple[int, object, object, tuple[object, str] | None]]:
-    """(line, id, text, (query id, its text) where known) of every document."""
+    """Yield (line, document id, document text, (query id, query text) or None) for every document."""
     with open_text(path) as file:
         is_list = file.read(64).lstrip().startswith("[")
     if not is_list:
@@ -55,11 +55,11 @@ def _documents(path: Path) -> Iterator[tuple[int, object, object, tuple[object, 
 
 def queries(run: Run, qrels: Qrels, texts: tuple[dict[str, str], dict[str, str]] | None, where: str,
             task: str = "rank") -> tuple[list[Query], dict[str, list[float]], list[str]]:
-    """(a query for every judged one, candidates in the order of the run; query -> all its grades; queries of the run
-    without judgements).
+    """Return (the judged queries, query id -> all its grades, ids of the queries of the run without judgements).
 
-    A judged query that the run lacks has no candidates and counts 0, as in `trec_eval -c`. Without `texts` candidates
-    have none. Raises UserError for a document that has no text. Negative grades count as 0.
+    Candidates stand in the order of the run. A judged query that the run lacks has no candidates and counts 0, as in
+    `trec_eval -c`. Negative grades count as 0. `texts` is the answer of `read_corpus`; without it contexts and
+    candidates have empty texts, with it raise UserError (naming `where`) for a document or a query without a text.
     """
     made, (contexts, documents) = [], texts or ({}, {})
     for query, grades in qrels.items():

@@ -1,9 +1,9 @@
-"""Rankings -> rows -> tables and files. The training run's validation and evaluate.py use the same code.
+"""Rankings -> rows -> tables and files. The validation of a training run and evaluate.py use the same code.
 
-A row is a way to rank: an order that needs no model, the untrained base, a checkpoint. Every metric comes twice for
-a model: repaired (an answer that could not be read was replaced by the ranker's seeded fallback) and strict (a query
-with such an answer counts 0). Metrics are averaged over all queries of a task, then over tasks. The first metric is the
-one that rows are compared by.
+A row is a way to rank: a baseline that needs no model, the untrained base, or a checkpoint. Every metric of a model
+comes twice: repaired (an answer that could not be read was replaced by the ranker's seeded fallback) and strict (a
+query with such an answer counts 0). Metrics are averaged over the queries of a task, then over tasks. Rows are compared
+by the first metric.
 """
 
 import csv
@@ -23,11 +23,11 @@ from ranker.drive import Ranking
 from ranker.files import write_text
 from ranker.prompting import wording
 
-BASE = "untrained base"  # the row that gains are measured against
-REMEDIES = {  # where most answers have this status
+BASE = "untrained base"  # the name of the row that gains are measured against
+REMEDIES = {  # status -> what to change where most unread answers have this status
     "truncated": "more rollout.max_new_tokens, or an instruct model (model.name)",
-    "missing_answer": "an instruct model (model.name, model.chat_template), or a cold start (a first stage with"
-                      " objective.name=sft)",
+    "missing_answer": "an instruct model (model.name, model.chat_template), or "
+                      "a cold start (a first stage with objective.name=sft)",
     "not_a_candidate": "an instruct model (model.name), or training",
     "repetition": "smaller pools, or training",
     "missing_ids": "smaller pools, or training",
@@ -40,7 +40,7 @@ def scenario_of(task: str) -> str:
 
 @dataclass
 class Row:
-    """Per-query metrics of one way to rank, and what it cost. `strict` is empty where nothing can fail to parse."""
+    """Hold the metrics per query of a way to rank, and its cost. `strict` is empty where no answers are parsed."""
 
     name: str
     tasks: dict[str, str]  # query id -> task
@@ -48,25 +48,25 @@ class Row:
     strict: dict[str, dict[str, float]] = field(default_factory=dict)
     rankings: list[Ranking] = field(default_factory=list)  # of all orders
     spread: float = 0.0  # standard deviation of the first metric's mean over the orders
-    trained: frozenset[str] = frozenset()  # the tasks it was trained on; empty: all, or none
-    prices: tuple[float, float] = (0.0, 0.0)  # dollars per million prompt and completion tokens; 0: not known
+    trained: frozenset[str] = frozenset()  # the tasks trained on; empty: all of them, or none
+    prices: tuple[float, float] = (0.0, 0.0)  # dollars per million prompt, completion tokens; 0: unknown
 
     @property
     def dollars(self) -> float:
-        """Of all its rankings."""
+        """Return the dollars that all rankings of the row cost."""
         return sum(self.prices[0] * r.prompt_tokens + self.prices[1] * r.completion_tokens for r in self.rankings) / 1e6
 
     @property
     def names(self) -> list[str]:
-        """The metrics it has, the main one first."""
+        """Return the names of the row's metrics, the main metric first."""
         return list(next(iter(self.repaired.values())))
 
     def zero_shot(self, scenario: str | None) -> bool:
-        """Whether it was trained, but on no task of this scenario."""
+        """Tell whether the model was trained, but on no task of this scenario."""
         return bool(self.trained) and scenario is not None and scenario not in map(scenario_of, self.trained)
 
     def mean(self, metric: str, group: Callable[[str], bool] = lambda task: True, strict: bool = False) -> float:
-        """Mean over the tasks that `group` accepts of the task's mean over its queries."""
+        """Return the mean, over the tasks that `group` accepts, of the task's mean over its queries."""
         values = self.strict if strict else self.repaired
         by_task: dict[str, list[float]] = {}
         for query, task in self.tasks.items():
@@ -83,8 +83,11 @@ class Row:
 
 def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, trained: Sequence[str] = (),
               names: Sequence[str] = metrics.NAMES, judged: dict[str, Sequence[float]] | None = None) -> Row:
-    """The row of a model from one list of rankings per candidate order. `judged`: query -> all its grades, where not
-    just the candidates'."""
+    """Return the row of a model from `orders`, which holds a list of rankings per candidate order.
+
+    `level`: the least relevance that counts as relevant; `trained`: the tasks the model was trained on; `names`: the
+    metrics; `judged`: query id -> all its grades, where documents are judged that are no candidates.
+    """
     queries = [r.query for r in orders[0]]
     known = [judged[q.id] for q in queries] if judged else None
     # [orders, metrics, Q]
@@ -99,42 +102,48 @@ def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, trai
 
 
 def unread(rows: Sequence[Row]) -> list[str]:
-    """Return a warning for every row most of whose answers could not be read: how many, by status, and the remedy."""
+    """Return a warning for every row with mostly unreadable answers: their number, by status, and the remedy."""
     warnings = []
     for row in rows:
         statuses = sum((r.statuses for r in row.rankings), Counter())
         failed = Counter({status: count for status, count in statuses.items() if status != "ok"})
         if failed.total() > statuses.total() / 2:
             counts = ", ".join(f"{count} {status}" for status, count in failed.most_common())
-            warnings.append(f"{row.name}: {failed.total()} of {statuses.total()} answers could not be read ({counts})."
-                            f" Remedy: {REMEDIES[failed.most_common(1)[0][0]]}")
+            warnings.append(f"{row.name}: {failed.total()} of {statuses.total()} answers could not be read ({counts}). "
+                            f"Remedy: {REMEDIES[failed.most_common(1)[0][0]]}")
     return warnings
 
 
 def strange_texts(model: str, data: Sequence[str]) -> list[str]:
-    """Return a warning where the built-in policy is to rank texts of files: it has never seen any but its world's."""
+    """Return a warning where the built-in policy is to rank the texts of files: it only knows those of its world."""
     files = ", ".join(name for name in data if name not in ("", "world"))
-    return [f"the built-in policy (model.name=tiny) only knows its built-in world and will not understand {files};"
-            " name a pretrained model with --model.name=FOLDER"] if model == "tiny" and files else []
+    return [f"the built-in policy (model.name=tiny) only knows its built-in world and will not understand {files}; "
+            "name a pretrained model with --model.name=FOLDER"] if model == "tiny" and files else []
 
 
 def baseline_rows(orders: Sequence[Sequence[Query]], level: float, names: Sequence[str] = metrics.NAMES,
                   rankers: dict[str, Callable[[Query], list[str]]] = baselines.PLAIN,
                   judged: dict[str, Sequence[float]] | None = None) -> list[Row]:
-    """Random order (its exact expectation), and each of `rankers` over the same candidate orders as the models."""
+    """Return the row of random order (its exact expectation), and one of each of `rankers`.
+
+    `orders` holds the queries once per candidate order, the same orders as the models rank. `level`, `names` and
+    `judged` are those of `model_row`.
+    """
     chance = {q.id: metrics.random_order(q.relevance, level, names, judged and judged[q.id]) for q in orders[0]}
     rows = [Row("random order", {q.id: q.task for q in orders[0]}, chance)]
     for name, rank in rankers.items():
         row = model_row(name, [[Ranking(query=q, order=rank(q)) for q in queries] for queries in orders], level,
                         names=names, judged=judged)
-        row.strict = {}  # there is nothing to parse
+        row.strict = {}  # a baseline writes no answers that could fail to parse
         rows.append(row)
     return rows
 
 
 def gain(base: Row, row: Row, scenario: str | None = None) -> dict[str, float]:
-    """`row` minus `base` in the first metric, paired by query: mean, randomization p, 95% bootstrap interval, wins,
-    ties, losses."""
+    """Return `row` minus `base` in the first metric, paired by query, over a scenario's queries (None: over all).
+
+    The keys are those of `stats.compare`: mean, randomization p, 95% bootstrap interval, wins, ties, losses.
+    """
     ids, metric = ([q for q, task in base.tasks.items() if scenario is None or scenario_of(task) == scenario],
                    base.names[0])
     differences = [row.repaired[q][metric] - base.repaired[q][metric] for q in ids]
@@ -142,8 +151,8 @@ def gain(base: Row, row: Row, scenario: str | None = None) -> dict[str, float]:
 
 
 def gains(base: Row, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """Row name -> scenario, and `all` -> its gain; `holm` is p corrected over the rows compared in that scenario."""
-    scenarios = base.scenarios() if len(base.scenarios()) > 1 else []  # one is all
+    """Return row name -> scenario (or `all`) -> gain; its `holm` is p corrected over the rows of that scenario."""
+    scenarios = base.scenarios() if len(base.scenarios()) > 1 else []  # a single scenario would repeat `all`
     table = {row.name: {s or "all": gain(base, row, s) for s in [*scenarios, None]} for row in rows}
     for scenario in [*scenarios, "all"]:
         for row, p in zip(rows, stats.holm([table[row.name][scenario]["p"] for row in rows])):
@@ -152,7 +161,7 @@ def gains(base: Row, rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float
 
 
 def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table: the first column to the left, the others to the right."""
+    """Return an aligned Markdown table: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [header, *lines]) for i in range(len(header))]
     pad = lambda row: "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w)  # noqa: E731
                                         for i, (c, w) in enumerate(zip(row, widths))) + " |"
@@ -161,7 +170,7 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def task_table(rows: Sequence[Row]) -> str:
-    """Ways to rank by tasks, in the first metric; a model's strict values stand below its repaired ones."""
+    """Return a table of rows by tasks in the first metric; the strict values of a model stand below the repaired."""
     metric = rows[0].names[0]
     tasks = list(dict.fromkeys(rows[0].tasks.values()))
     lines = []
@@ -176,7 +185,7 @@ def task_table(rows: Sequence[Row]) -> str:
 
 
 def metric_table(rows: Sequence[Row], by: str) -> str:
-    """Every metric, by `scenario` or by `task`."""
+    """Return a table of every metric of every row, by `scenario` or by `task`."""
     key = scenario_of if by == "scenario" else (lambda task: task)
     lines = []
     for group in dict.fromkeys(key(task) for task in rows[0].tasks.values()):
@@ -188,23 +197,28 @@ def metric_table(rows: Sequence[Row], by: str) -> str:
 
 
 def gain_table(base: Row, rows: Sequence[Row], found: dict[str, dict[str, dict[str, float]]]) -> str:
-    """What each row gains over `base` in the first metric (repaired), by scenario and over all queries; `found` by
-    `gains`."""
+    """Return a table of each row's gain over `base` in the first metric (repaired), by scenario and over all queries.
+
+    `found` is the answer of `gains`.
+    """
     lines, several = [], len(rows) > 1
     for row in rows:
         for scenario, g in found[row.name].items():
             shown = scenario if scenario != "all" or len(base.scenarios()) > 1 else base.scenarios()[0]
             name = f"{row.name}: {shown}" + (" (zero-shot)" if shown != "all" and row.zero_shot(shown) else "")
             lines.append([name, str(g["queries"]), f"{g['gain']:+.3f}", f"{g['low']:+.3f} to {g['high']:+.3f}",
-                          f"{g['p']:.4f}",
-                          *([f"{g['holm']:.4f}"] if several else []), *(str(g[k]) for k in ("wins", "ties", "losses"))])
+                          f"{g['p']:.4f}", *([f"{g['holm']:.4f}"] if several else []),
+                          *(str(g[k]) for k in ("wins", "ties", "losses"))])
     return markdown([f"{base.names[0]} against {base.name}", "queries", "gain", "95% interval", "p",
                      *(["Holm"] if several else []), "better", "same", "worse"], lines)
 
 
 def cost_table(rows: Sequence[Row]) -> str:
-    """Calls, tokens, seconds and (where a price is known) dollars per query, and how many asks failed to parse, by
-    status."""
+    """Return a table of each row's cost per query: calls, tokens, seconds and, where a price is known, dollars.
+
+    Behind the cost stand the prompts that were cut, the share of queries with a failed ask, and the failed asks by
+    status.
+    """
     failures = [status for status in STATUSES if status != "ok"]
     priced, lines = any(any(row.prices) for row in rows), []
     for row in rows:
@@ -223,12 +237,12 @@ def cost_table(rows: Sequence[Row]) -> str:
 
 
 def compared(rows: Sequence[Row], base: Row) -> list[Row]:
-    """The rows whose gain over `base` is shown: models against a model, or all that rank against an order given."""
+    """Return the rows whose gain over `base` is shown: models if `base` is a model, else every row with rankings."""
     return [row for row in rows if row is not base and row.rankings and (row.strict or not base.strict)]
 
 
 def tables(rows: Sequence[Row], base: Row, found: dict) -> str:
-    """The whole report as Markdown; `base` is what gains are measured against, `found` by `gains`."""
+    """Return the whole report as Markdown: gains are measured against `base`, `found` is the answer of `gains`."""
     models, others = [row for row in rows if row.strict], compared(rows, base)
     parts = [task_table(rows), *([gain_table(base, others, found)] if others else []), metric_table(rows, "scenario")]
     queries = list({r.query.id: r.query for r in base.rankings}.values())
@@ -238,10 +252,10 @@ def tables(rows: Sequence[Row], base: Row, found: dict) -> str:
 
 
 def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: dict) -> str:
-    """table.md, results.json, per_query.csv, cost_quality.png, and TREC files: qrels.txt and run.NAME.txt for each row
-    with an order.
+    """Write the files of an evaluation, and return the text to show.
 
-    Returns the text to show.
+    The files are table.md, results.json, per_query.csv, for routing routing.png, and TREC files: qrels.txt, and
+    run.NAME.txt for each row with rankings.
     """
     found = gains(base, compared(rows, base))
     text = f"{head}\n\n{tables(rows, base, found)}"
@@ -268,7 +282,7 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
 
 
 def averages(row: Row, strict: bool = False) -> dict:
-    """Every metric's mean over all tasks, per scenario and per task."""
+    """Return every metric's mean over all tasks, per scenario and per task."""
     over = lambda group: {m: row.mean(m, group, strict) for m in row.names}  # noqa: E731
     return {"mean": over(lambda task: True),
             "scenarios": {s: over(lambda task, s=s: scenario_of(task) == s) for s in row.scenarios()},
@@ -276,7 +290,7 @@ def averages(row: Row, strict: bool = False) -> dict:
 
 
 def costs(row: Row) -> dict[str, dict[str, float]]:
-    """Scenario -> mean calls and tokens of a query."""
+    """Return scenario -> mean calls, prompt tokens and completion tokens of a query."""
     found = {}
     for scenario in row.scenarios():
         rankings = [r for r in row.rankings if scenario_of(r.query.task) == scenario]
@@ -286,8 +300,10 @@ def costs(row: Row) -> dict[str, dict[str, float]]:
 
 
 def write_trec(folder: Path, rows: Sequence[Row]) -> None:
-    """Runs with scores that never tie, and qrels with whole grades: real-valued relevance in hundredths of a query's
-    best."""
+    """Write TREC runs with scores that never tie, of the first candidate order, and qrels with whole grades.
+
+    Relevance that is no whole number becomes hundredths of the query's best relevance.
+    """
     queries = {r.query.id: r.query for row in rows for r in row.rankings}
     relevance = [value for q in queries.values() for value in q.relevance]
     whole = all(value == int(value) for value in relevance) and max(relevance) <= 100
@@ -295,7 +311,7 @@ def write_trec(folder: Path, rows: Sequence[Row]) -> None:
     trec_files.write_qrels(folder / "qrels.txt", {q.id: {c: grade(q.rel[c], max(q.relevance)) for c in q.ids}
                                                   for q in queries.values()})
     for row in rows:
-        first = {r.query.id: r.order for r in reversed(row.rankings)}  # the first order
+        first = {r.query.id: r.order for r in reversed(row.rankings)}  # reversed: the first candidate order stays
         if first:
             tag = row.name.replace(" ", "_").replace("/", "_")
             trec_files.write_run(folder / f"run.{tag}.txt", sorted(first.items()), tag)

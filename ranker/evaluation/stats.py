@@ -1,15 +1,14 @@
-"""Paired statistics over queries: a sign-flip randomization test, Holm's correction and a bootstrap interval, seeded,
-in numpy."""
+"""Paired statistics over queries, seeded: a sign-flip randomization test, a bootstrap interval, Holm's correction."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-SAMPLES = 10_000
+SAMPLES = 10_000  # sign flips of a test, resamples of an interval
 
 
 def randomization_p(differences: Sequence[float], seed: int = 0, samples: int = SAMPLES) -> float:
-    """Two-sided p of a paired randomization test: how often random signs give a mean at least as far from zero."""
+    """Return the two-sided p of a paired randomization test: the share of random signs with a mean as far from zero."""
     differences = np.asarray(differences, dtype=float)
     rng = np.random.default_rng(seed)
     observed, beyond = abs(differences.sum()), 0
@@ -21,7 +20,7 @@ def randomization_p(differences: Sequence[float], seed: int = 0, samples: int = 
 
 def bootstrap_interval(values: Sequence[float], seed: int = 0, samples: int = SAMPLES,
                        level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean."""
+    """Return the percentile bootstrap interval (low, high) of the mean of `values` at confidence `level`."""
     values = np.asarray(values, dtype=float)
     rng = np.random.default_rng(seed)
     means = np.concatenate([values[rng.integers(0, len(values), size=(min(1000, samples - s), len(values)))].mean(1)
@@ -31,7 +30,7 @@ def bootstrap_interval(values: Sequence[float], seed: int = 0, samples: int = SA
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values corrected for the number of comparisons (Holm 1979), in the order given; NaN is refused."""
+    """Return the p-values corrected for their number (Holm 1979), in the order given; raise ValueError for NaN."""
     if any(value != value for value in p):
         raise ValueError("a p-value is NaN")
     corrected, largest = [0.0] * len(p), 0.0
@@ -42,8 +41,11 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def compare(differences: Sequence[float]) -> dict[str, float]:
-    """Of paired differences: their number, mean (`gain`), p, 95% interval, and how many are above, at and below
-    zero."""
+    """Return statistics of paired differences, one per query.
+
+    These are their number (`queries`), mean (`gain`), `p`, 95% interval (`low`, `high`), and how many are above, at and
+    below zero (`wins`, `ties`, `losses`).
+    """
     low, high = bootstrap_interval(differences)
     wins, losses = sum(d > 1e-12 for d in differences), sum(d < -1e-12 for d in differences)
     return {"queries": len(differences), "gain": sum(differences) / len(differences), "p": randomization_p(differences),

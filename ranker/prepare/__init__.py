@@ -1,1 +1,1 @@
-"""Raw data sets -> JSON lines of queries: `python -m ranker.prepare NAME ...`, one file here per data set."""
+"""Raw data sets -> JSON lines of queries: `python -m ranker.prepare NAME ...`, with a file here per data set."""

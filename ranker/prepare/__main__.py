@@ -1,7 +1,7 @@
-"""`python -m ranker.prepare NAME ... --out FILE [--seed N]`: NAME is a file in this folder.
+"""The command `python -m ranker.prepare NAME ... --out FILE [--seed N]`, where NAME is a file in this folder.
 
-It has `arguments(parser)`, which adds what it needs, and `prepare(args, dropped)`, a generator of queries that counts
-in `dropped` (reason -> count) what it leaves out.
+The file has two functions: `arguments(parser)` adds the arguments that the data set needs, and `prepare(args, dropped)`
+is a generator of queries, which counts the queries that it leaves out in `dropped` (reason -> count).
 """
 
 import logging
@@ -40,7 +40,8 @@ def main() -> None:
     args = parser.parse_args(sys.argv[2:])
     dropped, counts, seen = Counter(), Counter(), {}
     ungrouped = args.out.with_name(f"{args.out.name}.ungrouped")
-    try:  # a context that comes late may join two groups, so groups are known when all queries are
+    try:
+        # Queries are written twice: their groups are known only at the end, since a late context may join two groups.
         write_queries(ungrouped, noted(module.prepare(args, dropped), seen))
         if not seen:
             raise UserError("no query came out of it; dropped: "
@@ -53,28 +54,27 @@ def main() -> None:
     if args.requests_out:
         requests.write(args.requests_out, iter_queries(args.out))
     print(f"{args.out}: {counts['queries']} queries, {counts['candidates']} candidates, "
-          f"{counts['positives']} positives,"
-          f" sha256 {sha256(args.out)[:16]}")
-    print(f"  splits by group: {counts['train']} training, {counts['validation']} validation, {counts['test']} test;"
-          f" {counts['joined']} queries joined the group of one with nearly the same context")
+          f"{counts['positives']} positives, sha256 {sha256(args.out)[:16]}")
+    print(f"  splits by group: {counts['train']} training, {counts['validation']} validation, {counts['test']} test; "
+          f"{counts['joined']} queries joined the group of one with nearly the same context")
     for reason, count in dropped.items():
         print(f"  dropped {count}: {reason}")
     print(f"next: python evaluate.py --data {args.out} --baselines      what a model must beat, without one\n"
-          "      python train.py configs/iranker-3b.yaml --model.name=FOLDER"
-          f" --data.train={args.out} --run.dir=runs/{args.out.stem}\n"
-          "      FOLDER holds a pretrained instruct model; the built-in policy (model.name=tiny) only knows its"
-          " built-in world")
+          f"      python train.py configs/iranker-3b.yaml --model.name=FOLDER --data.train={args.out} "
+          f"--run.dir=runs/{args.out.stem}\n"
+          "      FOLDER holds a pretrained instruct model; the built-in policy (model.name=tiny) only knows its "
+          "built-in world")
 
 
 def noted(queries: Iterable[Query], seen: dict[str, tuple[str, str]]) -> Iterator[Query]:
-    """The queries; `seen` takes the group and the context of each by its id."""
+    """Yield the queries as they are, and note the group and the context of each in `seen` (query id -> both)."""
     for query in queries:
         seen[query.id] = (query.group or query.id, context_text(query))
         yield query
 
 
 def counted(queries: Iterable[Query], group: dict[str, str], counts: Counter) -> Iterator[Query]:
-    """The queries in their final groups, counted as they pass."""
+    """Yield the queries in their final groups (`group`: query id -> group), and count them in `counts`."""
     for query in queries:
         name = group[query.id]
         counts.update({"queries": 1, "candidates": len(query.ids), "positives": len(query.positives),

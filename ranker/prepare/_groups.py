@@ -1,8 +1,8 @@
-"""Which queries must stay in one split: those of one group, and those whose contexts nearly are the same.
+"""The queries that must stay in one split: queries of one group, and queries with nearly the same context.
 
-Two contexts are near-duplicates when the sets of their words overlap by at least four fifths (Jaccard). The join is
-exact, not sampled: two sets that alike share one of their rarest words, so only holders of those are compared
-(prefix filtering, Chaudhuri et al., ICDE 2006).
+Two contexts are near-duplicates when the sets of their words overlap by at least four fifths (Jaccard). All such pairs
+are found, not a sample of them: two sets that overlap so much share one of their rarest words, so only sets that share
+one are compared (prefix filtering, Chaudhuri et al., ICDE 2006).
 """
 
 import math
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from ranker.evaluation.baselines import tokens
 
-ALIKE = 0.8
+ALIKE = 0.8  # the Jaccard similarity from which on contexts are near-duplicates
 
 
 def merged(groups: Sequence[str], contexts: Sequence[str], alike: float = ALIKE) -> list[str]:
-    """A group for every query: the first group among all that are linked to its own by near-duplicate contexts."""
+    """Return a group for every query: the first of all groups that near-duplicate contexts link to the query's own."""
     leader = {group: group for group in groups}
 
     def find(group: str) -> str:
@@ -31,11 +31,13 @@ def merged(groups: Sequence[str], contexts: Sequence[str], alike: float = ALIKE)
 
 
 def near_duplicates(sets: Sequence[frozenset[str]], alike: float) -> list[tuple[int, int]]:
-    """Pairs i > j that link all sets of at least `alike` Jaccard similarity; of equal sets each is paired with the
-    first."""
+    """Return pairs i > j that link all sets with a Jaccard similarity of at least `alike`.
+
+    Equal sets are each paired with the first of them only.
+    """
     frequency = Counter(word for words in sets for word in words)
     first: dict[frozenset[str], int] = {}
-    holders: dict[str, list[int]] = {}  # rare word -> the sets that hold it in their prefix
+    holders: dict[str, list[int]] = {}  # word -> the sets that have it among their rarest words
     pairs = []
     for i, words in enumerate(sets):
         if words in first:

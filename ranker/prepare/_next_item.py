@@ -1,4 +1,4 @@
-"""Events of users -> one query a user: what came before, the next item, and sampled items the user never touched."""
+"""Events of users -> a query per user: the history, the next item, and sampled items that the user never touched."""
 
 import argparse
 import random
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ranker.data import Candidate, Query
 
-Sequence = tuple[str, list[str]]  # a user, and the items in the order of time
+Sequence = tuple[str, list[str]]  # a user, and the user's items in the order of time
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +21,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def by_time(events: Iterable[tuple[str, str, float]]) -> list[Sequence]:
-    """(user, item, time) -> the items of every user by time; equal times keep the order of the file, of a repeated item
-    the first counts."""
+    """Return the items of every user by time, from events (user, item, time).
+
+    Items of equal time keep the order of the file; of a repeated item only the first event counts.
+    """
     by_user: dict[str, list[tuple[float, str]]] = {}
     for user, item, time in tqdm(events, desc="events", unit="row"):
         by_user.setdefault(user, []).append((time, item))
@@ -32,8 +34,10 @@ def by_time(events: Iterable[tuple[str, str, float]]) -> list[Sequence]:
 
 def queries(name: str, task: str, sequences: list[Sequence], titles: dict[str, str], args: argparse.Namespace,
             dropped: Counter, lists: dict[str, list[str]] | None = None) -> Iterator[Query]:
-    """A query a user, its last item the positive. The others are sampled from the items of all users, or from
-    `lists[user]`."""
+    """Yield a query per user, whose positive is the user's last item.
+
+    The other candidates are sampled from the items of all users, or from `lists[user]`.
+    """
     needed = args.history if args.min_history is None else args.min_history
     touched = sorted({item for _, items in sequences for item in items} & titles.keys(),
                      key=lambda item: (len(item), item))
@@ -61,8 +65,10 @@ def queries(name: str, task: str, sequences: list[Sequence], titles: dict[str, s
 
 
 def unseen(pool: list[str], count: int, seen: set[str], rng: random.Random) -> list[str] | None:
-    """`count` of `pool` that are not in `seen`, uniformly; None where there are too few. Does not walk through the
-    pool."""
+    """Draw `count` items of `pool` that are not in `seen`, uniformly; return None where there are too few.
+
+    The cost does not grow with the pool: a little more is drawn than needed, and seen items are taken out.
+    """
     drawn = rng.sample(pool, min(len(pool), count + len(seen)))
     kept = [c for c in drawn if c not in seen][:count]
     return kept if len(kept) == count else None

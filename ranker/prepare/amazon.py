@@ -1,19 +1,21 @@
-"""Amazon reviews -> one query a user: the newest products before the last one, that last one, and 19 the user never
-reviewed.
+"""Amazon reviews -> a query per user: the newest products as the history, the last product, and 19 never reviewed.
 
-The folder holds one category. By what is in it, its layout is one of
+The folder holds one category, in one of three layouts, gzipped or not:
 
     *reviews*.json, *_5.json or any *.json[l] + meta_*.json   the releases of 2014 and 2018: one object a line
     *.inter + *.item                                          RecBole: user_id, item_id, timestamp + item_id, title
     *.inter + *.item, with a column item_id_list              histories and the next item, as LLMRank prepared them
 
-gzipped or not. Decisions one could doubt: a review counts as a purchase whatever its rating. Products are keyed by id
-since titles repeat. Metadata lines of 2014 are Python literals, not JSON; they are read as literals and never run. A
-title that is empty, or that is a script of the shop's page (these hold `getTime`, as the release of 2018 warns), is no
-title: users who need that product are dropped, as `_next_item` says. A given history is in the order of time, and a
-next item that stands in it already is taken out of it. `--lists` (a line a user: the user, a tab, ids between spaces)
-names the products that a user's negatives are drawn from, without the history and the target; other users are dropped.
-The task is in the queries' ids, so that categories can be trained together.
+Decisions a reader could doubt:
+- A review counts as a purchase whatever its rating.
+- Products are keyed by id, since titles repeat.
+- Metadata lines of 2014 are Python literals, not JSON; they are read as literals and never run.
+- A title that is empty, or that is a script of the shop's page (these contain `getTime`, as the release of 2018 warns),
+  counts as no title; users who need that product are dropped, as in `_next_item`.
+- A given history is in the order of time. If the next item stands in it already, it is taken out of the history.
+- `--lists` (a line per user: the user, a tab, ids between spaces) names the products that a user's negatives are drawn
+  from, without the history and the next item; users without a line are dropped.
+- The task is in the queries' ids, so that categories can be trained together.
 """
 
 import argparse
@@ -41,7 +43,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
-    """A query a user. Raises UserError for missing or broken files."""
+    """Yield a query per user. Raise UserError for missing or broken files."""
     sequences, items = layout(args.folder)
     lists = None if args.lists is None else candidate_lists(args.lists, items)
     titles = {item: title for item, title in items.items() if title}
@@ -50,7 +52,7 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
 
 
 def layout(folder: Path) -> tuple[list[Sequence], dict[str, str]]:
-    """Every user's products by time and every product's title ("" for none), whichever layout the folder has."""
+    """Return every user's products by time, and every product's title ("" for none), from any of the layouts."""
     inter, item = find(folder, "*.test.inter", "*.inter"), find(folder, "*.item")
     if inter and item:
         items = {key: title_of(raw) for _, (key, raw) in columns(item, "\t", ("item_id:token", "title:token_seq"))}
@@ -68,7 +70,7 @@ def layout(folder: Path) -> tuple[list[Sequence], dict[str, str]]:
 
 
 def records(path: Path, *names: str) -> Iterator[tuple[str, list[str], dict]]:
-    """(file:line, the named texts, the whole object) of every line."""
+    """Yield (file:line, the named texts, the whole object) for every line."""
     for line, record in json_lines(path, json_or_literal):
         for name in names:
             if not isinstance(record.get(name), str):
@@ -77,7 +79,7 @@ def records(path: Path, *names: str) -> Iterator[tuple[str, list[str], dict]]:
 
 
 def json_or_literal(line: str) -> object:
-    """A line of either release; only the Python literals of 2014 quote their first key with an apostrophe."""
+    """Parse a line of either release; only the Python literals of 2014 quote their first key with an apostrophe."""
     return ast.literal_eval(line) if line.startswith("{'") else json.loads(line)
 
 
@@ -89,10 +91,13 @@ def review_events(path: Path) -> Iterator[tuple[str, str, float]]:
 
 
 def histories(path: Path) -> Iterator[Sequence]:
-    """(user, history and next item) of the rows; a second row of a user would be a second query of the same id."""
+    """Yield (user, the history and the next item) for every row.
+
+    Raise UserError for a second row of a user, which would be a second query of the same id.
+    """
     first: dict[str, int] = {}
-    for line, (user, history, target) in columns(path, "\t", ("user_id:token", "item_id_list:token_seq",
-                                                              "item_id:token")):
+    for line, (user, history, target) in columns(path, "\t",
+                                                 ("user_id:token", "item_id_list:token_seq", "item_id:token")):
         if first.setdefault(user, line) != line:
             raise UserError(f"{path}:{line}: user '{user}' stood in line {first[user]} already; "
                             "one row a user is expected")
@@ -100,7 +105,7 @@ def histories(path: Path) -> Iterator[Sequence]:
 
 
 def candidate_lists(path: Path, items: dict[str, str]) -> dict[str, list[str]]:
-    """User -> the listed products, each once. Raises UserError for one that the category does not have."""
+    """Return user -> the listed products, each once. Raise UserError for a product that the category does not have."""
     lists: dict[str, list[str]] = {}
     with open_text(path) as file:
         for line, text in enumerate(file, 1):
@@ -119,6 +124,6 @@ def candidate_lists(path: Path, items: dict[str, str]) -> dict[str, list[str]]:
 
 
 def title_of(raw: object) -> str:
-    """A title that can be shown, or "" for none: no text, a script of the shop's page, half of a surrogate pair."""
+    """Return a title that can be shown, or "" for no text, a script of the shop's page, or half a surrogate pair."""
     title = clean(raw) if isinstance(raw, str) else ""
     return "" if re.search(r"getTime|[\ud800-\udfff]", title) else title

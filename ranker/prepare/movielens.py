@@ -1,9 +1,13 @@
-"""MovieLens -> one query a user: the newest movies before the last one, that last one, and 19 the user never rated.
+"""MovieLens -> a query per user: the newest movies as the history, the last movie, and 19 that the user never rated.
 
 Reads `ratings.csv` + `movies.csv` (ml-latest), `ratings.dat` + `movies.dat` (ml-1m) or `*.inter` + `*.item` (RecBole),
-gzipped or not. Movies are keyed by id since titles repeat. Ratings of equal time keep the order of the file. Negatives
-are drawn once, uniformly from the movies that anybody rated, and stored with their shuffled order. A query's id is its
-user, so that splits by query are splits by user. Whatever the rating was, the movie counts as watched.
+gzipped or not.
+
+Decisions a reader could doubt:
+- Movies are keyed by id, since titles repeat. Ratings of equal time keep the order of the file.
+- Negatives are drawn once, uniformly from the movies that anybody rated, and stored in their shuffled order.
+- A query's id is its user, so that splits by query are splits by user.
+- Whatever the rating was, the movie counts as watched.
 """
 
 import argparse
@@ -21,13 +25,13 @@ Events, Titles = Iterator[tuple[str, str, float]], dict[str, str]
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
-    """A query a user. Raises UserError for missing or broken files."""
+    """Yield a query per user. Raise UserError for missing or broken files."""
     events, titles = layout(args.folder)
     yield from _next_item.queries("movielens", "rec-movie", _next_item.by_time(events), titles, args, dropped)
 
 
 def layout(folder: Path) -> tuple[Events, Titles]:
-    """Rows of (user, movie, time) and the movies' titles, whichever layout the folder has."""
+    """Return rows of (user, movie, time), and movie -> title. Raise UserError for a folder without a known layout."""
     for ratings, movies, read in (("ratings.csv", "movies.csv", from_csv), ("ratings.dat", "movies.dat", from_dat),
                                   ("*.inter", "*.item", from_recbole)):
         found = find(folder, ratings), find(folder, movies)
@@ -48,12 +52,13 @@ def from_recbole(ratings: Path, movies: Path) -> tuple[Events, Titles]:
 
 
 def from_dat(ratings: Path, movies: Path) -> tuple[Events, Titles]:
-    """ml-1m: fields between `::`, no header; its titles are ISO 8859-1."""
+    """Read the layout of ml-1m: fields between `::`, no header, titles in ISO 8859-1."""
     events = ((user, movie, number(time, where, "the time")) for where, (user, movie, _, time) in dat(ratings, 4))
     return events, {movie: clean(title) for _, (movie, title, _) in dat(movies, 3)}
 
 
 def dat(path: Path, count: int) -> Iterator[tuple[str, list[str]]]:
+    """Yield (file:line, fields) for every line of a `.dat` file. Raise UserError where there are not `count` fields."""
     with open_text(path, "iso-8859-1") as file:
         for line, text in enumerate(file, 1):
             fields = text.rstrip("\r\n").split("::")
@@ -63,6 +68,6 @@ def dat(path: Path, count: int) -> Iterator[tuple[str, list[str]]]:
 
 
 def table_events(path: Path, separator: str, names: tuple[str, ...]) -> Events:
-    """(user, item, time) of a table with a header."""
+    """Yield (user, item, time) from the three named columns of a table with a header."""
     for line, (user, item, time) in columns(path, separator, names):
         yield user, item, number(time, f"{path}:{line}", "the time")

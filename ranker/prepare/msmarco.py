@@ -1,17 +1,18 @@
-"""MS MARCO, or judged passages of a TREC track -> one query per pool of passages.
+"""MS MARCO, or judged passages of a TREC track -> a query per pool of passages.
 
-MS MARCO v1.1 and v2.1: JSON lines whose passages are parallel lists or a list of objects, v2.1's one object of columns
-({"query": {"0": ...}, ...}), or parquet (needs pyarrow). As in IRanker's paper, a row counts if exactly one passage is
-selected, it has 5, 7 or 9 passages, and these have at most 2600 characters together. A passage that is not selected
-need not be wrong: there is one label per question.
+MS MARCO v1.1 and v2.1 are read as JSON lines whose passages are parallel lists or a list of objects, as v2.1's one
+object of columns ({"query": {"0": ...}, ...}), or as parquet (needs pyarrow). As in IRanker's paper, a row counts if
+exactly one of its passages is selected, it has 5, 7 or 9 passages, and these have at most 2600 characters together. A
+passage that is not selected need not be wrong: there is one label per question.
 
 With `--qrels` FILE is a list of {query, hits: [{content, qid, docid}]}. Each question and size gives one pool: a
-passage of grade 2 or more (the track's level for binary measures) and others judged 0, or with `--graded` any judged
-passages, drawn until two grades differ, with their grades as relevance. Unjudged passages are never drawn; `--run`
-leaves only those that this run found. Pools of one question share a group. The limit of characters is not for them.
+passage of grade 2 or more (the track's level for binary measures) and others judged 0. With `--graded` the pool is any
+judged passages, drawn again until two grades differ, and the grades are the relevance. Unjudged passages are never
+drawn; with `--run` only passages that this run found are. Pools of one question share a group. The limit of characters
+does not apply to them.
 
-The order of the files leaks the answer, so pools are shuffled. MS MARCO's passages have no ids: `p1` is the first
-shown, so that the id tells nothing; those of a track keep their document ids.
+The order of the files tells the answer, so pools are shuffled. MS MARCO's passages have no ids: `p1` is the passage
+shown first, so that the id tells nothing. Passages of a track keep their document ids.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
-    """A query per row, or per judged question and size. Raises UserError."""
+    """Yield a query per row, or per judged question and size. Raise UserError for broken files and options."""
     for size in args.sizes:
         wording(f"passage-{size}")
     if not args.qrels and (args.run or args.graded):
@@ -52,7 +53,7 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
 
 
 def selected(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
-    """MS MARCO's rows that pass the paper's filter."""
+    """Yield a query for each of MS MARCO's rows that passes the paper's filter."""
     seen: dict[str, str] = {}
     for where, row in tqdm(rows(args.file), desc="rows", unit="row"):
         name, question, pool = (an_id(row, "query_id", where), words(row.get("query"), where, "'query'"),
@@ -74,12 +75,12 @@ def selected(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
 
 
 def rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """(where it stands, row) in any layout of MS MARCO."""
+    """Yield (where the row stands, the row) from a file in any layout of MS MARCO."""
     if path.suffix == ".parquet":
         yield from parquet(path)
         return
     for line, record in json_lines(path):
-        if isinstance(record.get("query"), dict):  # v2.1 as it is downloaded: one line of columns
+        if isinstance(record.get("query"), dict):  # v2.1 as downloaded: a single line of columns
             for key in record["query"]:
                 yield (f"{path}:{line}: row '{key}'",
                        {name: column.get(key) for name, column in record.items() if isinstance(column, dict)})
@@ -88,6 +89,7 @@ def rows(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def parquet(path: Path) -> Iterator[tuple[str, dict]]:
+    """Yield (file:number, row) from a parquet file. Raise UserError where pyarrow is missing or the file is broken."""
     try:
         import pyarrow.parquet
     except ImportError:
@@ -102,7 +104,7 @@ def parquet(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def passages(row: dict, where: str) -> list[tuple[str, float]]:
-    """(text, 1 if selected else 0) from parallel lists or a list of objects."""
+    """Return (text, 1 if selected else 0) per passage, from parallel lists or a list of objects."""
     found = row.get("passages")
     if isinstance(found, list):
         found = {name: [p.get(name) if isinstance(p, dict) else None for p in found]
@@ -118,9 +120,9 @@ def passages(row: dict, where: str) -> list[tuple[str, float]]:
 
 
 def judged(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
-    """Pools of judged passages: one for each question and size."""
+    """Yield a query with a pool of judged passages for each question and size."""
     qrels = read_qrels(args.qrels)
-    run = read_run(args.run, ties="input") if args.run else None  # which passages it holds matters, not their order
+    run = read_run(args.run, ties="input") if args.run else None  # only its set of passages matters
     for name, question, texts in retrieved(args.file):
         known = qrels.get(name, {})
         grades = {d: max(known[d], 0) for d in texts if d in known and (run is None or d in run.get(name, ()))}
@@ -137,7 +139,10 @@ def judged(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
 
 
 def drawn(grades: dict[str, int], size: int, graded: bool, rng: random.Random) -> list[str]:
-    """`size` documents of the grades wanted; none where there are too few."""
+    """Draw `size` document ids as a pool; return none where there are too few.
+
+    If `graded`, the pool has at least two different grades; else it has a passage of grade 2 or more and others of 0.
+    """
     if not graded:
         positives, negatives = [d for d in grades if grades[d] >= 2], [d for d in grades if grades[d] == 0]
         return ([rng.choice(positives), *rng.sample(negatives, size - 1)] if positives and len(negatives) >= size - 1
@@ -150,7 +155,7 @@ def drawn(grades: dict[str, int], size: int, graded: bool, rng: random.Random) -
 
 
 def retrieved(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """(query id, question, document id -> text) from a list of {query, hits: [{content, qid, docid}]}."""
+    """Yield (query id, question, document id -> text) from a list of {query, hits: [{content, qid, docid}]}."""
     entries, seen = json_file(path), set()
     for count, entry in enumerate(entries if isinstance(entries, list) else [entries], 1):
         where = f"{path}: question {count}"
@@ -167,7 +172,7 @@ def retrieved(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
 
 
 def an_id(record: dict, name: str, where: str) -> str:
-    """An id as text; some files write it as a number."""
+    """Return an id as text, since some files write ids as numbers. Raise UserError for an id with spaces or none."""
     text = str(record[name]) if type(record.get(name)) in (int, str) else ""
     if text.split() != [text]:
         raise UserError(f"{where}: '{name}' must be an id without spaces, got {record.get(name)!r}")

@@ -1,23 +1,24 @@
-"""Ranking-bench, the data of R1-Ranker's authors -> one query a row: its prompt taken apart into a context and
-candidates.
+"""Ranking-bench, the data of R1-Ranker's authors -> a query per row, its prompt taken apart into its pieces.
 
-Found in github.com/ulab-uiuc/R1-Ranker (commit 583c9e6: examples/data_preprocess and eval; the data set itself was not
-looked at): two subsets, `direct` (full pools, what the authors evaluate on) and `iterative` (pools of every size, drawn
-from the same queries), each with the splits train and test. A row has the texts
+The format is read off the scripts in github.com/ulab-uiuc/R1-Ranker (commit 583c9e6: examples/data_preprocess and
+eval); the data set itself was not looked at. It has two subsets, `direct` (full pools, on which the authors evaluate)
+and `iterative` (pools of every size, drawn from the same queries), each with the splits train and test. A row has
 
     task_name    Rec-Movie, Rec-Music, Rec-Game, Router-Performance, Router-Balance, Router-Cost, Passage-5, -7 or -9
-    problem the prompt. Rec: "... in order: ['0. A', '1. B'] Now there are ..."; Router: lines "# NAME: DESCRIPTION",
-                 then "Here is a query: Q and LLM condidates: ..." (sic); Passage: "Here is a query: Q and candidate
-                 passages:", lines "passage 0: TEXT", then "Please think step by step ..."
+    problem      the prompt. Rec: "... in order: ['0. A', '1. B'] Now there are ..."; Router: lines "# NAME:
+                 DESCRIPTION", then "Here is a query: Q and LLM condidates: ..." (sic); Passage: "Here is a query: Q
+                 and candidate passages:", lines "passage 0: TEXT", then "Please think step by step ..."
     candidates   a list of titles, of LLM names, or of passage texts
     gt           the positive: a title, an LLM name, or the id of a passage as the problem spells it ("passage 3")
 
-Assumed: the published rows follow these scripts, and passages may be listed by id too, since the scripts disagree on
-names. A row that does not fit ends the run with its number; nothing is guessed. Decisions one could doubt: candidates
-are c1, c2, ... in the order listed; an LLM's text is its name with the problem's description of it, for a name alone
-does not say the price; where several candidates have the positive's title all are positive. The authors' routing labels
-keep only the first of tied LLMs, which can't be undone here, and their iterative routing rows were split after they
-were drawn, so that the queries of its test split have rows in train: hence `direct` is the default.
+The published rows are assumed to follow these scripts; since the scripts disagree on names, passages may be listed by
+id too. A row that does not fit ends the run with its number; nothing is guessed.
+
+Decisions a reader could doubt:
+- Candidates are c1, c2, ... in the order listed. Where several have the positive's title, all are positive.
+- An LLM's text is its name with its description in the problem, since a name alone does not tell the price.
+- `direct` is the default: the authors split their iterative routing rows after drawing them, so that the queries of the
+  test split have rows in train. Their routing labels keep only the first of tied LLMs, which can't be undone here.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
-    """A query a row; none is dropped. Raises UserError for the first row that does not fit."""
+    """Yield a query per row; no row is dropped. Raise UserError for the first row that does not fit."""
     for where, name, row in rows(args):
         try:
             found = query(row, f"ranking-bench.{name}")
@@ -57,7 +58,10 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
 
 
 def rows(args: argparse.Namespace) -> Iterator[tuple[str, str, dict]]:
-    """(where it stands, a name for it, the row). JSON lines need no further package."""
+    """Yield (where the row stands, a name for it, the row). Raise UserError where the data cannot be loaded.
+
+    JSON lines need no further package; the hub, a folder and parquet need `datasets`.
+    """
     path = Path(args.name)
     stem = "-".join(path.name.split(".")[0].split())
     if path.suffix in (".jsonl", ".json", ".gz"):
@@ -75,12 +79,12 @@ def rows(args: argparse.Namespace) -> Iterator[tuple[str, str, dict]]:
     try:
         for number, row in enumerate(load_dataset(**source, streaming=True), 1):
             yield f"{args.name} ({part}) row {number}", f"{part}.{number}", row
-    except Exception as error:  # the package, the network or the file: all are told, none is ours
+    except Exception as error:  # a fault of the package, the network or the file, and none of this program
         raise UserError(f"{args.name} ({part}) could not be loaded: {type(error).__name__}: {error}") from error
 
 
 def query(row: dict, name: str) -> Query:
-    """A row as a query. Raises ValueError for one that does not fit."""
+    """Return a row as a query. Raise ValueError for a row that does not fit."""
     for field, kind in FIELDS.items():
         if not isinstance(row.get(field), kind):
             raise ValueError(f"no {'text' if kind is str else 'list'} in '{field}'")
@@ -89,7 +93,7 @@ def query(row: dict, name: str) -> Query:
         raise ValueError(f"unknown task_name '{row['task_name']}'{nearest(task, TASKS)}")
     if len(candidates) < 2 or not all(isinstance(c, str) for c in candidates):
         raise ValueError("'candidates' must be at least two texts")
-    "".join([problem, *candidates]).encode()  # half of a surrogate pair can't be written: a ValueError
+    "".join([problem, *candidates]).encode()  # raises ValueError for half a surrogate pair, which can't be written
     context, names, texts = KINDS[task.split("-")[0]](problem, [c.strip() for c in candidates])
     if gold not in names:
         raise ValueError(f"gt '{gold}' is none of the candidates")
@@ -125,6 +129,7 @@ KINDS = {"rec": recommendation, "router": routing, "passage": passages}
 
 
 def parts(pattern: str, problem: str, what: str) -> tuple[str, ...]:
+    """Return the groups of `pattern` in a problem. Raise ValueError, which says `what` is missing, without a match."""
     found = re.search(pattern, problem, re.DOTALL)
     if not found:
         raise ValueError(f"its problem has no {what}")
@@ -132,7 +137,7 @@ def parts(pattern: str, problem: str, what: str) -> tuple[str, ...]:
 
 
 def numbered(listed: str) -> list[str]:
-    """The titles of ['0. A', "1. B's"], which is a Python list, or of ['0. A', '1. B's'], which only looks like one."""
+    """Return the titles of ['0. A', "1. B's"], a Python list, or of ['0. A', '1. B's'], which only looks like one."""
     try:
         items = ast.literal_eval(listed)
     except (ValueError, SyntaxError):

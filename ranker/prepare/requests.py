@@ -1,8 +1,8 @@
 """rank_llm's request files (JSON lines of {query: {text, qid}, candidates: [{docid, score, doc}]}) -> queries.
 
 The text of a candidate is `doc` itself, or its `contents`, `text`, `segment`, `passage` or `body`, after its `title`.
-Relevance comes from `--qrels`; requests hold none. `write` makes such a file of queries, so that other rerankers can
-rank what ours rank.
+Relevance comes from a qrels file, since requests hold none. `write` turns queries into a request file, so that other
+rerankers can rank the same candidates as ours.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
-    """A query a request that has judgements. Raises UserError with file and line for broken requests."""
+    """Yield a query per request that has judgements. Raise UserError with file and line for broken requests."""
     qrels = trec_files.read_qrels(args.qrels)
     for line, record in tqdm(json_lines(args.requests), desc="requests", unit="request"):
         where = f"{args.requests}:{line}"
@@ -53,6 +53,7 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
 
 
 def candidate(item: object, where: str) -> Candidate:
+    """Return a candidate of a request. Raise UserError where it has no id or no text."""
     doc = item.get("doc") if isinstance(item, dict) else None
     text = (doc if isinstance(doc, str)
             else next((doc[name] for name in TEXTS if name in doc), None) if isinstance(doc, dict) else None)
@@ -63,7 +64,7 @@ def candidate(item: object, where: str) -> Candidate:
 
 
 def write(path: Path, queries: Iterable[Query]) -> None:
-    """Queries as requests, in the order of their candidates; scores fall by 1, so that they never tie."""
+    """Write queries as requests, candidates in their order; scores fall by 1, so that they never tie."""
     with open_whole(path) as file:
         for query in queries:
             file.write(json.dumps({"query": {"text": context_text(query), "qid": query.id}, "candidates": [

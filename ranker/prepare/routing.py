@@ -1,17 +1,19 @@
-"""LLM routing -> one query per question and objective: which model to send the question to.
+"""LLM routing -> a query per question and objective: which model to send the question to.
 
-Reads RouterBench's wide table (sample_id, eval_name, prompt, a column of scores per model, and `MODEL|total_cost` in
-USD) or a long one (task_id, query_id, llm, effect, cost_usd or cost; the question in `query` or `prompt`, or in the
-prompts of a wide table: `--prompts`). CSV, gzipped or not. `--models` describes them: {name: {feature, input_price,
-output_price}}, prices in USD per million tokens; names must be equal, since similar names are other models.
+Reads CSV, gzipped or not: RouterBench's wide table (sample_id, eval_name, prompt, a column of scores per model, and
+`MODEL|total_cost` in USD) or a long table (task_id, query_id, llm, effect, cost_usd or cost; the question in `query` or
+`prompt`, or in the prompts of a wide table: `--prompts`). `--models` describes the models: {name: {feature,
+input_price, output_price}}, prices in USD per million tokens; names must be equal, since a similar name is another
+model.
 
-- Relevance is the utility a * performance - b * cost, less that of the worst model. Equal models share a grade, so the
-  order of the table decides nothing; where all are equal there is nothing to learn, and the query is dropped.
-- The cost in it is min-max normalised per task over the questions that training sees with data.seed 0; what lies
-  outside is clipped. A table's own `split` is not what the trainer uses, and a `cost` beside `cost_usd` was normalised
-  over test questions too, so neither is read. Candidates keep the raw performance and cost.
+Decisions a reader could doubt:
+- Relevance is the utility a * performance - b * cost, minus the utility of the worst model. Equal models share a grade,
+  so the order of the table decides nothing. Where all models are equal there is nothing to learn: the query is dropped.
+- The cost in the utility is min-max normalised per task over the questions that training sees with data.seed 0; costs
+  outside that range are clipped. The table's own `split` is not read, since the trainer uses another, nor is a `cost`
+  beside `cost_usd`, which was normalised over test questions too. Candidates keep the raw performance and cost.
 - A prompt of worked examples with the question last (RouterBench's ARC and WinoGrande) becomes the question alone: the
-  examples are the same in every prompt, make all of them near-duplicates, and push the question out of sight.
+  examples are the same in every prompt, would make all prompts near-duplicates, and push the question out of sight.
 """
 
 import argparse
@@ -46,7 +48,7 @@ class Question(NamedTuple):
 
 
 def weights(text: str) -> dict[str, tuple[float, float]]:
-    """`cost=0.2:0.8` -> objective, (weight of performance, weight of cost). Raises ValueError."""
+    """Read `cost=0.2:0.8,...` as objective -> (weight of performance, of cost). Raise ValueError for other texts."""
     pairs = [part.split("=") for part in text.split(",")]
     found = {name: tuple(map(float, pair.split(":"))) for name, pair in pairs}
     if not all(len(pair) == 2 and all(0 <= weight < float("inf") for weight in pair) for pair in found.values()):
@@ -66,7 +68,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
-    """A query per question and objective, the objectives of a question in one group. Raises UserError."""
+    """Yield a query per question and objective, the queries of a question in one group.
+
+    Raise UserError for an objective without weights or wording, and for a broken table.
+    """
     objectives = list(dict.fromkeys(args.objectives.split(",")))
     for name in objectives:
         wording(f"router-{name}")
@@ -94,7 +99,10 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
 
 
 def above_worst(question: Question, a: float, b: float, low: float, high: float) -> dict[str, float]:
-    """Model -> its utility less the worst one's. Rounded, so that a tie stays one whatever float arithmetic does."""
+    """Return model -> its utility minus the utility of the worst model, for the weights `a` and `b`.
+
+    Values are rounded, so that models that tie stay equal whatever float arithmetic does.
+    """
     utility = {model: a * performance - b * min(max((cost - low) / ((high - low) or 1.0), 0.0), 1.0)
                for model, (performance, cost) in question.measured.items()}
     worst = min(utility.values())
@@ -102,8 +110,7 @@ def above_worst(question: Question, a: float, b: float, low: float, high: float)
 
 
 def cost_ranges(samples: dict[str, str], questions: dict[str, Question]) -> dict[str, tuple[float, float]]:
-    """Task -> lowest and highest cost of its training questions, in the groups that near-duplicates will be joined
-    to."""
+    """Return task -> lowest and highest cost of its training questions; near-duplicates are in one split."""
     groups = merged([samples[sample] for sample in questions], [question.text for question in questions.values()])
     costs: dict[str, list[float]] = {}
     for group, question in zip(groups, questions.values()):
@@ -113,7 +120,7 @@ def cost_ranges(samples: dict[str, str], questions: dict[str, Question]) -> dict
 
 
 def gathered(rows: Rows) -> dict[str, Question]:
-    """Sample -> its question, from rows in any order."""
+    """Return sample -> its question, from rows in any order. Raise UserError for rows that contradict each other."""
     questions: dict[str, Question] = {}
     for where, task, sample, text, model, performance, cost in tqdm(rows, desc="scores", unit="row"):
         question = questions.setdefault(sample, Question(task, text, {}))
@@ -127,6 +134,7 @@ def gathered(rows: Rows) -> dict[str, Question]:
 
 
 def wide(args: argparse.Namespace) -> Rows:
+    """Yield the rows of a wide table: a row per sample and model."""
     if args.prompts:
         raise UserError(f"--prompts is for a long table; {args.file} has its own")
     models = [name.removesuffix(COST) for name in header(args.file, ",") if name.endswith(COST)]
@@ -138,6 +146,7 @@ def wide(args: argparse.Namespace) -> Rows:
 
 
 def long(args: argparse.Namespace) -> Rows:
+    """Yield the rows of a long table, with the questions of `--prompts` where the table has none."""
     found = header(args.file, ",")
     texts, own = {}, "query" if "query" in found else "prompt"
     if args.prompts:
@@ -157,7 +166,7 @@ def long(args: argparse.Namespace) -> Rows:
 
 
 def from_list(prompt: str, where: str) -> str:
-    """The question of a prompt that is written as a Python list of one string."""
+    """Return the question of a prompt that is written as a Python list of one string; raise UserError for another."""
     try:
         value = ast.literal_eval(prompt)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -168,13 +177,15 @@ def from_list(prompt: str, where: str) -> str:
 
 
 def last_question(prompt: str) -> str:
-    """What stands behind the last worked example, if the prompt ends as they do, with its answer left open."""
+    """Return the text behind the last worked example if the prompt ends with an answer left open, else all of it."""
     return EXAMPLE.split(prompt)[-1] if prompt.endswith("Answer:") else prompt
 
 
 def described(path: Path | None, models: Iterable[str]) -> dict[str, str]:
-    """Model -> its text. Prices are those of the fields, whatever the text says; without a description the name must
-    do."""
+    """Return model -> its text: the name, the description and the prices from `--models`, or else the name alone.
+
+    Prices are those of the fields, whatever the description says. Raise UserError for a broken file.
+    """
     entries = json_file(path) if path else {}
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise UserError(f"{path}:1: expected {{name: {{feature, input_price, output_price}}}}")
@@ -191,7 +202,7 @@ def described(path: Path | None, models: Iterable[str]) -> dict[str, str]:
 
 
 def ids(path: Path, names: Iterable[str]) -> dict[str, str]:
-    """Name -> the name without spaces. Raises UserError where one is empty or two become one."""
+    """Return name -> the name without spaces. Raise UserError for an empty name, or two names that become the same."""
     found: dict[str, str] = {}
     for name in names:
         other = found.setdefault("_".join(name.split()), name)

@@ -1,8 +1,8 @@
 """A TREC run with its judgements and texts -> queries: the first `depth` documents of the run are the candidates.
 
 Grades are the relevance; unjudged documents count 0, which is a claim of the metric, not of a judge. The order of the
-run is kept (a reranker sees its first stage), unless `--shuffle`. Nothing is added: a query whose relevant documents
-the first stage missed is dropped and counted, since there is nothing to rank.
+run is kept (a reranker sees the order of its first stage), unless `--shuffle` is given. No document is added: a query
+whose relevant documents the first stage missed is dropped and counted, since there is nothing to rank.
 """
 
 import argparse
@@ -31,8 +31,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
-    """A query for every judged one. Raises UserError with file and line for broken files and for documents without
-    text."""
+    """Yield the judged queries that have a relevant document among their candidates.
+
+    Raise UserError with file and line for broken files, and for documents without text.
+    """
     qrels = trec_files.read_qrels(args.qrels)
     run = trec_files.read_run(args.run, args.ties, qrels)
     queries, _, unjudged = foreign.queries({q: ids[:args.depth] for q, ids in run.items()}, qrels,

@@ -1,5 +1,4 @@
-"""Training queries of the built-in world as a file: to see what a data file looks like, or to have a teacher rank
-them."""
+"""Training queries of the built-in world as a file: to see a data file, or to have a teacher rank the queries."""
 
 import argparse
 from collections import Counter
@@ -16,6 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
+    """Yield `--queries` training queries of each task. Raise UserError for an unknown task or a number below 1."""
     if args.queries < 1:
         raise UserError(f"--queries must be at least 1, got {args.queries}")
     for task in sources.world_tasks(args.tasks):

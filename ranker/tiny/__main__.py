@@ -1,12 +1,15 @@
 """Build the built-in policy: `python -m ranker.tiny [--out DIR] [--steps N] [--seed S] [--compile] [--init DIR]`.
 
 A Qwen3 of about a million parameters learns the teacher's completions (`teacher.py`) on the built-in world's training
-split, all nine tasks and all five decisions mixed, with some examples of unworldly text (`plain.py`). Prompt tokens
-carry no loss. Deterministic for one seed, machine and thread count; every example is made from its own seed.
+split, all nine tasks and all five decisions mixed, with some examples of text from outside that world (`plain.py`).
+Prompt tokens carry no loss. The result is the same for the same seed, machine and number of threads; every example is
+made from its own seed.
 
-What made it learn within the hour, each measured: weights drawn at 1/sqrt(width) instead of 0.02, so that attention
-is not flat at the start; the norms on queries and keys that Qwen3 has and Qwen2 lacks; pools and batches that grow,
-since copying and comparing are learned by many small steps; the sign of fit right before the identifier.
+Four things, each measured, made it learn within the hour:
+- Weights are drawn at 1/sqrt(width) instead of 0.02, so that attention is not flat at the start.
+- Qwen3 has norms on queries and keys, which Qwen2 lacks.
+- Pools and batches grow, since copying and comparing are learned by many small steps.
+- The sign of fit stands right before the identifier.
 """
 
 import logging
@@ -28,18 +31,18 @@ from ranker.prompting import Prompter, messages
 from ranker.tiny import plain, teacher, tokenizer as tiny_tokenizer
 
 VOCAB, HIDDEN, LAYERS, HEADS = 1536, 128, 4, 4
-TOKENS_FIRST, TOKENS_LAST = 2048, 6144  # in a batch, with padding, growing evenly
+TOKENS_FIRST, TOKENS_LAST = 2048, 6144  # tokens of the first and the last batch, with padding; growing evenly between
 BUCKET = 200  # examples sorted by length before they are cut into batches
 PEAK_LR, WARMUP = 2e-3, 100
-PLAIN_SHARE = 0.08  # of the examples
-# recommendation has the most words to learn
+PLAIN_SHARE = 0.08  # share of the examples whose text is from outside the built-in world
+# Recommendation is drawn more often, since it has the most words to learn.
 TASK_WEIGHTS = [3 if task.startswith("rec") else 1 for task in world.TASKS]
 FOLDER = Path(__file__).parent / "model"
 log = logging.getLogger(__name__)
 
 
 def draw_example(index: int, seed: int, size: int) -> tuple[Ask, str]:
-    """The `index`-th training example with a pool of at most `size`: (ask, completion)."""
+    """Draw the `index`-th training example, (ask, completion), with a pool of at most `size` candidates."""
     rng = random.Random(f"{seed}/tiny/{index}")
     decision = rng.choices(list(teacher.SHARES), weights=list(teacher.SHARES.values()))[0]
     if rng.random() < PLAIN_SHARE:
@@ -51,14 +54,16 @@ def draw_example(index: int, seed: int, size: int) -> tuple[Ask, str]:
 
 
 def pool_size(progress: float, rng: random.Random) -> int:
-    """Pools of up to 3 in the first eighth of training, up to 6 in the second, up to 10 in the third, then up to 20.
+    """Draw the size of a pool, when the share `progress` (0 to 1) of training is over.
 
-    Small ones stay in the mix: they hold more answers per token.
+    Pools have up to 3 candidates in the first eighth of training, up to 6 in the second, up to 10 in the third, then up
+    to 20. Small pools stay in the mix, since they give more answers per token.
     """
     return rng.randint(2, rng.choice((3, 6, 10, 20)[:1 + min(int(8 * progress), 3)]))
 
 
 def build_tokenizer(seed: int):
+    """Train the tokenizer on the prompts and completions of 4000 training examples."""
     texts = []
     for index in range(4000):
         ask, completion = draw_example(index, seed, 2 + index % 19)
@@ -67,9 +72,10 @@ def build_tokenizer(seed: int):
 
 
 def batches(prompter: Prompter, steps: int, seed: int, grown: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`steps` batches of examples of like length: ids and labels, [B, T] each, -100 where there is no loss.
+    """Yield `steps` batches of examples of similar length: ids and labels, [B, T] each, -100 where there is no loss.
 
-    Pools and batches grow over `steps`, of which `grown` are over before the first batch; it also shifts the examples.
+    Pools and batches grow over `steps` batches, as if `grown` batches had come before the first. With `grown` above 0
+    the examples are others than with 0.
     """
     tokenizer, rng, index, made = prompter.tokenizer, random.Random(seed), 10**7 * bool(grown), 0
     while made < steps:
@@ -129,16 +135,16 @@ def main():
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / WARMUP) * (
         0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * s / args.steps))))
     answer_token = tokenizer.convert_tokens_to_ids("<answer>")
-    grown = args.steps if args.init else 0  # steps of curriculum that lie behind
+    grown = args.steps if args.init else 0  # with --init pools and batches have their full size from the start
     bar = tqdm(batches(prompter, args.steps, args.seed, grown), total=args.steps, unit="step", mininterval=5)
-    # tokens right, tokens, first answer tokens right, first answer tokens; since the last report
+    # Since the last report: tokens right, all tokens, first answer tokens right, all first answer tokens.
     right = torch.zeros(4)
     for step, (ids, labels) in enumerate(bar):
         hidden = trunk(input_ids=ids).last_hidden_state[:, :-1]  # [B, T-1, H]
         target = labels[:, 1:]
         kept = target != -100
         logits = model.lm_head(hidden[kept])  # [completion tokens, V]
-        answer = (ids[:, :-1] == answer_token).cumsum(-1).bool()[kept]  # from the answer's first token on
+        answer = (ids[:, :-1] == answer_token).cumsum(-1).bool()[kept]  # true from the answer's first token on
         weight = 1.0 + (args.answer_weight - 1.0) * answer
         loss = (F.cross_entropy(logits, target[kept], reduction="none") * weight).sum() / weight.sum()
         loss.backward()

@@ -1,9 +1,9 @@
-"""Texts the built-in world does not have: made-up words, long histories, years, any task's wording.
+"""Examples of text that the built-in world does not have: made-up words, long histories, years, any task's wording.
 
-A policy trained on the world's few hundred words alone falls silent on a user's data. These examples teach it the form
-on any text: quote the first word of every candidate shown, then answer. What they call fitting is crude: words shared
-with the context. Quoting also teaches copying, which the world's examples need, much sooner than they do; so most of
-the words are ones that the world knows, which are one token each.
+A policy trained on the world's few hundred words alone writes no answers about a user's data. These examples teach it
+the form on any text: quote the first word of every candidate shown, then answer. A candidate fits the context, crudely,
+as far as it shares words with it. Quoting teaches copying, which the world's examples need, much sooner than those
+examples do; so most of the words are words of the world, which are one token each.
 """
 
 import random
@@ -22,6 +22,7 @@ FILLERS = "the of and a in to for with on is at from by it as how what which who
 
 
 def word(rng: random.Random) -> str:
+    """Draw a word of the built-in world or a made-up word."""
     if rng.random() < 0.6:
         return rng.choice(KNOWN)
     made = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.choice((1, 1, 2))))
@@ -29,7 +30,7 @@ def word(rng: random.Random) -> str:
 
 
 def text(rng: random.Random, length: int, shared: list[str]) -> str:
-    """About `length` words with `shared` among them, at times a number in brackets at the end."""
+    """Draw a text of about `length` words with the words `shared` among them, at times with a year at its end."""
     words = [word(rng) if rng.random() < 0.75 else rng.choice(FILLERS) for _ in range(max(length - len(shared), 1))]
     for item in shared:
         words.insert(rng.randint(0, len(words)), item)
@@ -39,7 +40,10 @@ def text(rng: random.Random, length: int, shared: list[str]) -> str:
 
 
 def draw(rng: random.Random, size: int) -> tuple[Query, Reading]:
-    """A query of `size` candidates in any task's wording; relevance is the number of words shared with the context."""
+    """Draw a query of `size` candidates in any task's wording, with its reading.
+
+    Relevance is the number of words that a candidate shares with the context.
+    """
     task = rng.choice(list(wordings()))
     wanted = [word(rng) for _ in range(4)]
     length = rng.choice((2, 3, 4, 5)) if size > 8 else rng.choice((2, 4, 8, 16))

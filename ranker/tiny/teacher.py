@@ -1,11 +1,13 @@
 """Worked examples for the built-in policy: right reading, wrong decisions.
 
-The trace reads rightly: it states what is wanted, then for each candidate its identifier, what it offers, a pair of
-signs for how that fits (secondary wish, primary wish) and the identifier again (before, it says what to read; after, it
-is what an answer copies). How it means to decide mostly is wrong: in `ERROR_RATE` of the examples the teacher goes by
-the first sign, the secondary wish, alone, in the rest by both signs; it says which, and then keeps to it. Among equals
-it always names the later position. So a policy that imitates it reads well and, decoded greedily, decides badly, but it
-samples right decisions often enough for a reward to find them.
+The trace reads rightly. It states the wish, then for each candidate its identifier, its offer, a pair of signs for how
+the offer fits (secondary wish, primary wish) and the identifier again: the first tells which candidate to read, the
+second is there for an answer to copy.
+
+The decision is mostly wrong. In the share `ERROR_RATE` of the examples the teacher goes by the first sign alone, the
+secondary wish; in the rest it goes by both signs. The trace says by which, and the answer keeps to it. Of equal
+candidates the teacher always names the later position first. So a policy that imitates it reads well and, decoded
+greedily, decides badly, but it samples right decisions often enough for a reward to find them.
 """
 
 import random
@@ -18,14 +20,14 @@ SHARES = {"eliminate": 45, "order": 20, "pick": 15, "narrow": 12, "score": 8}  #
 
 
 def example(query: Query, reading: Reading, decision: str, size: int, rng: random.Random) -> tuple[Ask, str]:
-    """An ask about a random pool of `size` candidates and the teacher's completion."""
+    """Draw an ask about a random pool of `size` candidates (1 for `score`), with the teacher's completion."""
     members = rng.sample(range(len(query.ids)), 1 if decision == "score" else size)
     ask = Ask(query, tuple(query.ids[i] for i in members), decision)
     return ask, completion(reading, ask, wrong=rng.random() < ERROR_RATE)
 
 
 def completion(reading: Reading, ask: Ask, wrong: bool) -> str:
-    """What the teacher writes about the candidates in question when it goes by the first sign or by both."""
+    """Return the teacher's completion about the candidates in question: by the first sign if `wrong`, else by both."""
     value, place = reading.half if wrong else reading.fit, {c: i for i, c in enumerate(ask.query.ids)}
     shown = {k: place[c] for k, c in enumerate(ask.pool, 1) if c in ask.left}  # identifier -> place in the query
     entries = "".join(f" [{k}] {reading.offers[i]} {reading.signs[i]} [{k}]" for k, i in shown.items())
@@ -35,7 +37,7 @@ def completion(reading: Reading, ask: Ask, wrong: bool) -> str:
 
 
 def answer(ask: Ask, values: dict[int, float], best: float) -> str:
-    """The answer span of a teacher who believes in `values` (identifier -> value; `best` is the query's)."""
+    """Return the answer of a teacher who believes in `values` (identifier -> value); `best`: the query's best value."""
     order = sorted(values, key=lambda k: (-values[k], -k))
     if ask.decision == "score":
         [value] = values.values()

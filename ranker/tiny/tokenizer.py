@@ -1,7 +1,7 @@
 """The built-in policy's tokenizer: byte-level BPE (any text can be encoded), a ChatML template, three special tokens.
 
-The pre-tokenizer keeps `[12]`, the tags, sign pairs and prices whole, so that each is one token wherever it stands:
-a model of a million parameters then copies an identifier in one step.
+The pre-tokenizer keeps `[12]`, the tags, pairs of signs and prices whole, so that each is one token wherever it stands,
+and a model of a million parameters copies an identifier in one step.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (
 
 
 def build(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on `texts`. Deterministic: the same texts give the same merges."""
+    """Train the tokenizer on `texts`; the same texts always give the same merges."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),

@@ -1,10 +1,10 @@
-"""Traces of the teacher for asks that the built-in policy never saw, for a cold start: what is out stated, several
-named at once.
+"""Traces of the teacher for a cold start on asks that the built-in policy never saw.
 
     python -m ranker.tiny.traces --out runs/early.jsonl [--count 3000] [--ranker.drop=3] [--ranker.pool=append]
 
-They read rightly and decide as the policy does, mostly by the wrong wish (`teacher.py`): what they teach is a form.
-Queries are of the built-in world's training split; the file is as training writes `thoughts.jsonl`.
+Such asks state which candidates are out (`pool=append`), or want several candidates named at once (`drop`). The traces
+read rightly and decide as the policy does, mostly by the wrong wish (`teacher.py`): they teach a form. Queries are of
+the built-in world's training split; the file has the format of a run's `thoughts.jsonl`.
 """
 
 import random

@@ -21,10 +21,10 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 from test_survive import places, scripts, start, typed_again  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from ranker import config as settings  # noqa: E402
+from ranker import config as settings, plugins  # noqa: E402
 from ranker.engine import policy  # noqa: E402
-from ranker.evaluation import report  # noqa: E402
 from ranker.errors import Parser, UserError, exit_status  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
 
 HOW = ("full", "read-only", "killed")
 
@@ -36,7 +36,8 @@ def main() -> int:
     args = parser.parse_args()
     if min(args.every, args.first) < 1:
         raise UserError("--every and --first must be at least 1")
-    policy.load(settings.Model(device="cpu"), settings.Lora())  # imported and read once, for all children
+    # Imported and read once, for all children.
+    policy.load(settings.Model(device="cpu"), plugins.load("lora", {"name": "lora"}))
     found: dict[tuple[str, str], list[str]] = {}  # script, how -> what became of each disturbed write
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"

@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from ranker import metrics  # noqa: E402
-from ranker.evaluation import baselines, report  # noqa: E402
 from ranker.data import Candidate, Query, write_queries  # noqa: E402
+from ranker.evaluation import baselines, report  # noqa: E402
 from ranker.prepare import movielens  # noqa: E402
 
 REAL = Path(__file__).resolve().parents[3] / "shared/data/ml_latest_small"

@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from ranker import answers, llms, trec_files  # noqa: E402
-from ranker.evaluation import foreign, report  # noqa: E402
 from ranker.drive import Ranking, load_ranker, run  # noqa: E402
 from ranker.errors import Parser, UserError, exit_status  # noqa: E402
+from ranker.evaluation import foreign, report  # noqa: E402
 
 RANKERS = {
     "elimination": {}, "elimination, 10 at once": {"drop": 10}, "listwise": {},
@@ -39,7 +39,7 @@ def main() -> None:
     texts = foreign.read_corpus(source / "retrieve_results_dl19_bm25_top100.json.gz")
     queries, judged, _ = foreign.queries(trec_files.read_run(source / "run.dl19.bm25_top100.txt.gz", "input"), qrels,
                                          texts, str(source))
-    rows = [row("BM25", [Ranking(q, list(q.ids)) for q in queries], judged)]
+    rows = [row("BM25", [Ranking(query=q, order=list(q.ids)) for q in queries], judged)]
     for name, (file, depth) in RECORDED.items():
         model = llms.replay(args.data / "rankllm_replay" / f"{file}.responses.jsonl.gz", answers.parse_recorded)
         rows.append(ranked(name, {"name": "sliding", "depth": depth}, queries, model, judged))

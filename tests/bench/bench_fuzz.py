@@ -20,8 +20,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 from test_answers import DECISIONS, FRAGMENTS, POOL, ask, check, junk  # noqa: E402
 
 from ranker import answers  # noqa: E402
-from ranker.evaluation import report  # noqa: E402
 from ranker.answers import parse  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
 
 LIMIT = 1.0  # ms
 

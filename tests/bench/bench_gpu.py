@@ -8,8 +8,8 @@ What each part answers, in order; after each, all results so far are written to 
 2. steps: two training steps of the built-in policy with captured decoding write what steps without it write.
 3. graphs: captured decoding against plain launches, fp32 and bf16, nf4 and dense, groups of unlike sizes: tokens and
    log-probabilities.
-4. margins: how far sampling and scoring are from the model's own code at the shape of Qwen2.5-3B (`ranker/exact.py`),
-   and the limit.
+4. margins: how far sampling and scoring are from the model's own code at the shape of Qwen2.5-3B
+   (`ranker/engine/exact.py`), and the limit.
 5. decoding: tokens a second at that shape, nf4 and dense, captured and not, and the share of what the memory allows: a
    step of decoding reads every weight, the prompts and the completions so far.
 6. update: one update of two prompts of 1400 tokens with 8 completions of 256 each: seconds and peak by precision of
@@ -49,13 +49,13 @@ import bench_step  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from ranker import config as settings  # noqa: E402
+from ranker import config as settings, plugins  # noqa: E402
 from ranker.engine import exact, memory, policy as policies  # noqa: E402
-from ranker.evaluation import report  # noqa: E402
-from ranker.errors import Parser, exit_status  # noqa: E402
-from ranker.files import write_text  # noqa: E402
 from ranker.engine.sampler import Sampler  # noqa: E402
 from ranker.engine.score import pack, score_all  # noqa: E402
+from ranker.errors import Parser, exit_status  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
+from ranker.files import write_text  # noqa: E402
 
 SHAPE = {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
          "num_attention_heads": 16, "num_key_value_heads": 2}
@@ -192,7 +192,8 @@ def steps(setup, shape, folder):
 
 def loaded(setup, folder: str, length: int, new: int, **model):
     policy = policies.load(settings.Model(name=folder, device=setup.device, max_prompt=length, **setup.model | model),
-                           settings.Lora(rank=setup.rank, alpha=setup.alpha), max_new_tokens=new)
+                           plugins.load("lora", {"name": "lora", "rank": setup.rank, "alpha": setup.alpha}),
+                           max_new_tokens=new)
     policy.stop_ids = frozenset()
     with torch.no_grad():
         for name, parameter in policy.adapter_parameters().items():
@@ -264,15 +265,16 @@ def decoding(setup, shape, policy):
 
 def updates(setup, shape, policy):
     import train
+    from ranker import credit
     from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
-    from ranker.objectives import grpo
-    from ranker.states import by_group
+    from ranker.stages import Stage
 
     length, new, count = shape
     config = settings.Config(
         model=settings.Model(device=setup.device, max_prompt=length, **setup.model),
         rollout=settings.Rollout(prompts_per_step=bench_step.PROMPTS, completions_per_prompt=count, max_new_tokens=new),
-        train=settings.Train(lr=bench_step.LR, beta=bench_step.BETA, kl="k3", tokens_per_batch=length + count * new))
+        objective={"name": "grpo", "beta": bench_step.BETA, "kl": "k3"},
+        train=settings.Train(lr=bench_step.LR, tokens_per_batch=length + count * new))
     sampler = Sampler(policy, config.rollout)
     query = Query("q", "rank", "", (Candidate("a", "one"), Candidate("b", "other")), (0.0, 1.0))
     prompts = bench_step.made_prompts(setup.base["vocab_size"], length)[:bench_step.PROMPTS]
@@ -281,9 +283,10 @@ def updates(setup, shape, policy):
     groups = [Group(Ask(query, query.ids, "eliminate"), prompt,
                     [Completion(ids, values, "", True, read) for ids, values, _ in group])
               for prompt, group in zip(prompts, drawn)]
-    experience = by_group(groups)
-    credit = torch.linspace(-1, 1, len(experience.cohorts))
-    alive = torch.ones(len(experience.cohorts), dtype=torch.bool)
+    completions = credit.completions(groups)  # of one cohort, so that their advantages are these returns
+    for c, value in zip(completions, torch.linspace(-1, 1, len(completions)).tolist()):
+        c.returns, c.alive = {"task": value, "total": value}, True
+    stage = Stage(1, config, [], plugins.load("objective", config.objective), None, None)
     adapter = policy.adapter_parameters()
     before = {name: p.detach().clone() for name, p in adapter.items()}
 
@@ -291,11 +294,13 @@ def updates(setup, shape, policy):
         """Learn from the same adapter and a fresh optimizer."""
         for name, p in adapter.items():
             p.data.copy_(before[name])
+        for c in completions:
+            c.signals = {}
         optimizer = torch.optim.AdamW(adapter.values(), lr=bench_step.LR, weight_decay=0.0)
         learned = {}
 
         def step():
-            learned.update(train.update(config, policy, optimizer, grpo, experience, credit, alive, 1)[0])
+            learned.update(train.update(stage, policy, optimizer, groups, 1))
 
         seconds = took(step, policy.device)
         return learned, seconds

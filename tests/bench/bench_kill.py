@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 
 from tqdm import tqdm  # noqa: E402
 
-from ranker.evaluation import report  # noqa: E402
 from ranker.errors import Parser, UserError, exit_status  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
 
 SHORT = ["--train.steps=5", "--train.warmup=1", "--rollout.prompts_per_step=2", "--rollout.completions_per_prompt=4",
          "--rollout.max_new_tokens=64", "--eval.every=2", "--eval.queries=1", "--data.tasks=passage-5",

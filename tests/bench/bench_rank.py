@@ -27,11 +27,12 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM  # noqa: E
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from ranker import config as settings  # noqa: E402
-from ranker.engine import policy as policies, pretrained  # noqa: E402
-from ranker.evaluation import report  # noqa: E402
+from ranker.asking import complete, local_model  # noqa: E402
 from ranker.data import Candidate, Query  # noqa: E402
 from ranker.drive import load_ranker, run  # noqa: E402
-from ranker.engine.sampler import Sampler, complete, greedy_model  # noqa: E402
+from ranker.engine import policy as policies, pretrained  # noqa: E402
+from ranker.engine.sampler import Sampler  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
 
 
 def make_policy(folder: str, limit: int) -> policies.Policy:
@@ -93,8 +94,8 @@ def main() -> None:
         policy = make_policy(folder, 6000)
     queries = make_queries(policy, args.queries, args.candidates, args.words)
     sampler = Sampler(policy, settings.Rollout(max_new_tokens=args.new, weights="dense"))
-    ways = {"append": (load_ranker({"name": "elimination", "pool": "append"}), lambda: greedy_model(sampler)),
-            "rewrite": (load_ranker({"name": "elimination"}), lambda: greedy_model(sampler)),
+    ways = {"append": (load_ranker({"name": "elimination", "pool": "append"}), lambda: local_model(sampler)),
+            "rewrite": (load_ranker({"name": "elimination"}), lambda: local_model(sampler)),
             "generate": (load_ranker({"name": "elimination"}), lambda: generate_model(policy, args.new, False)),
             "generate, batched": (load_ranker({"name": "elimination"}), lambda: generate_model(policy, args.new, True))}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -24,10 +24,11 @@ from matplotlib import pyplot as plt  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from ranker import config as settings  # noqa: E402
-from ranker.evaluation import report  # noqa: E402
+from ranker.asking import local_model  # noqa: E402
 from ranker.drive import load_ranker, run  # noqa: E402
+from ranker.engine.sampler import Sampler  # noqa: E402
 from ranker.errors import Parser, UserError, exit_status  # noqa: E402
-from ranker.engine.sampler import Sampler, greedy_model  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
 
 GROUPS = [(1000, 64, g) for g in (2, 4, 8, 16, 32)]
 PROMPTS = [(p, 64, 8) for p in (250, 500, 1000, 2000, 4000)]
@@ -94,7 +95,7 @@ def measured_rankings(args, candidates, repeats: int) -> dict[str, dict[int, flo
             for _ in range(repeats):
                 for pool in found:
                     started = time.perf_counter()
-                    run(load_ranker({"name": "elimination", "pool": pool}), queries, greedy_model(sampler))
+                    run(load_ranker({"name": "elimination", "pool": pool}), queries, local_model(sampler))
                     times[pool].append((time.perf_counter() - started) / len(queries))
                     bar.update()
             for pool, seconds in times.items():

@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from ranker.evaluation import report  # noqa: E402
 from ranker.errors import Parser, UserError, exit_status  # noqa: E402
+from ranker.evaluation import report  # noqa: E402
 
 SHORT = ["--train.steps=1000000", "--train.warmup=1", "--rollout.prompts_per_step=2",
          "--rollout.completions_per_prompt=2", "--rollout.max_new_tokens=16", "--eval.every=20", "--eval.queries=1",

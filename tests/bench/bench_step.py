@@ -23,10 +23,11 @@ the sum over tokens is divided by the tokens of the step (`loss_type="dapo"`). A
 same completions both made the same gradient, to 1e-8 where its largest entry was 1e-2. What the trainers really saw
 (prompt ids, lengths, adapter size) is checked after every run.
 
-Ours is train.py's `roll_out` and `update`, with `rollout.weights=dense` and one group in a forward pass. TRL gets all
-completions in one go, in sampling and in training (github.com/huggingface/trl, trl/trainer/grpo_trainer.py at 1.16.0),
-which is its fastest way: no gradient checkpointing, no logging, no saving, a KV cache in `generate`. vLLM, a second
-engine with weights of its own, is left out; Triton kernels need a GPU. To know of TRL:
+Ours is the draw `sampled` and train.py's `judge` and `update`, with `rollout.weights=dense` and one group in a forward
+pass. TRL gets all completions in one go, in sampling and in training (github.com/huggingface/trl,
+trl/trainer/grpo_trainer.py at 1.16.0), which is its fastest way: no gradient checkpointing, no logging, no saving, a KV
+cache in `generate`. vLLM, a second engine with weights of its own, is left out; Triton kernels need a GPU. To know of
+TRL:
 
 - On a CPU its fused LM head scores the prompt's positions too; on CUDA only those of the completions (`compact` in
   trl/trainer/utils.py). `--trl_compact_head` gives it the CUDA way here as well. That is a patch, not an option of
@@ -56,6 +57,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -272,45 +274,51 @@ def ours(setup: Setup, args, length: int, new: int, count: int):
     import torch
 
     import train
-    from ranker.engine import policy as policies
+    from ranker import plugins
+    from ranker.asking import Sample
     from ranker.data import Ask, Candidate, Query
-    from ranker.objectives import grpo
+    from ranker.engine import policy as policies
     from ranker.engine.sampler import Sampler
+    from ranker.rewarding import Part
+    from ranker.sources import Source
     from ranker.stages import Stage
 
     config = settings.Config(
         model=settings.Model(name=args.folder, device=setup.device, max_prompt=length, **setup.model),
-        lora=settings.Lora(rank=setup.rank, alpha=setup.alpha),
+        lora={"name": "lora", "rank": setup.rank, "alpha": setup.alpha},
         rollout=settings.Rollout(prompts_per_step=PROMPTS, completions_per_prompt=count, max_new_tokens=new,
                                  weights="dense"),
-        train=settings.Train(lr=LR, beta=BETA, kl="k3",
-                             tokens_per_batch=max(args.tokens_per_batch, length + count * new)))
+        objective={"name": "grpo", "beta": BETA, "kl": "k3"},
+        train=settings.Train(lr=LR, tokens_per_batch=max(args.tokens_per_batch, length + count * new)))
+    lora, draw, objective = (plugins.load(kind, getattr(config, kind)) for kind in ("lora", "draw", "objective"))
     torch.manual_seed(0)
-    policy = policies.load(config.model, config.lora, max_new_tokens=new)
+    policy = policies.load(config.model, lora, max_new_tokens=new)
     policy.stop_ids = frozenset()  # every completion runs to its limit
     prompts = made_prompts(setup.base["vocab_size"], length)
     queries = [Query(str(i), "rank", "", (Candidate("a", "one"), Candidate("b", "other")), (0.0, 1.0))
                for i in range(len(prompts))]
     policy.prompter.fitted = lambda ask: (prompts[int(ask.query.id)], None)  # instead of their texts
-    ranker = SimpleNamespace(sampled_asks=lambda query, rng: [Ask(query, query.ids, "eliminate")])
-    sampler, stage = Sampler(policy, config.rollout), Stage(1, config, [], grpo, queries.__getitem__)
+    ranker = SimpleNamespace(sampled_asks=lambda query, rng, size: [Ask(query, query.ids, "eliminate")])
+    drawn = SimpleNamespace(TASK=True, reward=lambda groups, options: [[reward(c.ids) for c in group.completions]
+                                                                       for group in groups])
+    rewards = [Part(plugins.Plugin("reward", "drawn", drawn, None), 1.0)]
+    stage = Stage(1, config, rewards, objective, draw, Source("queries", item=queries.__getitem__))
+    sample, state = Sample(Sampler(policy, config.rollout), ranker, config.rollout, config.run.seed), {}
     adapter = policy.adapter_parameters().values()
     optimizer = torch.optim.AdamW(adapter, lr=LR, weight_decay=0.0)
 
     def steps() -> tuple[float, float]:
         for step in range(1, STEPS + 1):  # as in train.py
             started = time.perf_counter()
-            experience, _ = train.roll_out(stage, sampler, ranker, step)
+            groups = stage.draw.draw(stage.source, sample, partial(train.judge, stage, {}), state)
             sampled = time.perf_counter()
-            rewards = torch.tensor([reward(c.ids) for group in experience.groups for c in group.completions])
-            credit, alive = grpo.credit(config.train, rewards, rewards, torch.tensor(experience.cohorts))
-            train.update(config, policy, optimizer, grpo, experience, credit, alive, step)
+            train.update(stage, policy, optimizer, groups, step)
             ended = time.perf_counter()
             first = (step - 1) * PROMPTS
-            expect("prompts", [group.prompt for group in experience.groups], prompts[first:first + PROMPTS])
-            expect("lengths", [len(c.ids) for group in experience.groups for c in group.completions],
-                   [new] * PROMPTS * count)
-            expect("completions that teach", int(alive.sum()), PROMPTS * count)
+            expect("prompts", [group.prompt for group in groups], prompts[first:first + PROMPTS])
+            expect("lengths", [len(c.ids) for group in groups for c in group.completions], [new] * PROMPTS * count)
+            expect("completions that teach", sum(c.alive for group in groups for c in group.completions),
+                   PROMPTS * count)
         return ended - started, sampled - started
 
     return steps, sum(p.numel() for p in adapter)
