@@ -2,8 +2,8 @@
 
 Trains every config with every seed, evaluates each config's runs by the two scripts, and prints MRR per scenario as
 mean and standard deviation over the seeds. The first two rows are the untrained base, asked for a whole list and asked
-to eliminate. With `--configs A,B,...` it compares those instead: what each costs and what its training brings. What is
-finished is not repeated. Settings of train.py may follow; they hold for all runs.
+to eliminate. With `--configs A,B,...` these configs are compared instead: the cost of each, and the gain of training.
+Finished runs and evaluations are not repeated. Settings of train.py may follow; they hold for all runs.
 """
 
 import json
@@ -21,9 +21,9 @@ from ranker.files import write_text, writing
 from ranker.evaluation.report import BASE, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-UNTRAINED = {"base, direct": "dranker", "base, iterative": "iranker"}  # row -> the config whose untrained base it is
+UNTRAINED = {"base, direct": "dranker", "base, iterative": "iranker"}  # row -> the config whose untrained base it shows
 TRAINED = {"DRanker (GRPO)": "dranker", "IRanker (GRPO)": "iranker", "IRanker (PPO)": "iranker_ppo",
-           "IRanker on-policy": "iranker_on_policy"}
+           "IRanker on-policy": "iranker_on_policy"}  # row -> the config whose trained runs it shows
 
 
 def main() -> None:
@@ -60,8 +60,11 @@ def main() -> None:
 
 
 def run_scripts(name: str, calls: list[tuple], jobs: int) -> None:
-    """Run (log file, script, arguments ...) `jobs` at a time. A script's mistake ends all with its last line."""
-    threads = str(max((os.cpu_count() or 1) // jobs, 1))  # more than there are cores would slow each other down
+    """Run calls (log file, script, arguments ...), `jobs` at a time, with a progress bar called `name`.
+
+    Raise UserError with the last line of a script that fails; calls that run then end first, and no other begins.
+    """
+    threads = str(max((os.cpu_count() or 1) // jobs, 1))  # more threads than cores would slow each other down
     with tqdm(total=len(calls), desc=name, unit="run", dynamic_ncols=True) as bar, ThreadPoolExecutor(jobs) as pool:
         def run(call: tuple) -> None:
             log, script, *arguments = call
@@ -81,13 +84,15 @@ def run_scripts(name: str, calls: list[tuple], jobs: int) -> None:
             for outcome in as_completed([pool.submit(run, call) for call in calls]):
                 outcome.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run may end, no other begins
+            pool.shutdown(wait=False, cancel_futures=True)  # calls that run may end, no other begins
             raise
 
 
 def ablation_table(results: dict[str, dict]) -> str:
-    """Markdown: a row per method, a column per scenario. `results`: config -> what evaluate.py wrote about its
-    seeds."""
+    """Return a Markdown table of MRR: a row per method, a column per scenario.
+
+    `results`: config -> the results.json that evaluate.py wrote about the runs of its seeds.
+    """
     rows = {name: [results[config]["rows"][BASE]] for name, config in UNTRAINED.items()}
     rows |= {name: trained_rows(results[config]) for name, config in TRAINED.items()}
     scenarios = list(next(iter(rows.values()))[0]["repaired"]["scenarios"])
@@ -100,8 +105,11 @@ def ablation_table(results: dict[str, dict]) -> str:
 
 
 def methods_table(results: dict[str, dict]) -> str:
-    """Markdown: a row per config. Cost is that of a trained run on the first scenario (of the world's: 20 candidates);
-    quality is the mean over the tasks."""
+    """Return a Markdown table with a row per config: its cost, and its quality before and after training.
+
+    Cost is that of a trained run on the first scenario (in the built-in world: 20 candidates); quality is the mean over
+    the tasks. `results` is as for `ablation_table`.
+    """
     lines = []
     for config, result in results.items():
         base, trained = result["rows"][BASE], trained_rows(result)
@@ -117,7 +125,7 @@ def methods_table(results: dict[str, dict]) -> str:
 
 
 def trained_rows(result: dict) -> list[dict]:
-    """The rows of the checkpoints: those that can have unreadable answers, the base aside."""
+    """Return the rows of the checkpoints: the rows of models, which have strict metrics, without the base."""
     return [row for label, row in result["rows"].items() if row["strict"] and label != BASE]
 
 

@@ -87,8 +87,8 @@ def server_model(llm: settings.Llm, chat: Chat, max_new_tokens: int, path: Path,
                 if attempt == llm.retries:
                     over.set()
                     raise UserError(f"{llm.api}: no answer of model '{llm.model}' in {attempt + 1} tries ({error}); "
-                                    f"{len(kept)} answers are kept in {path}, "
-                                    "the same command goes on from there") from None
+                                    f"{len(kept)} answers are kept in {path}, the same command goes on "
+                                    "from there") from None
                 wait = max(min(error.wait, LONGEST_WAIT), 2 ** min(attempt, 6) * random.uniform(0.5, 1.0))
                 logger.warning(f"{llm.api}: {error}; trying again in {wait:.0f} s")
                 pause(wait)
@@ -181,7 +181,7 @@ def read_reply(reply: dict) -> dict:
 
 @cache
 def warn_of_no_usage(api: str) -> None:
-    """Warn, once for a server, that it does not count tokens."""
+    """Warn that a server does not count tokens, only once per server."""
     logger.warning(f"{api} does not say how many tokens it read and wrote; they count as 0, and so do their dollars")
 
 

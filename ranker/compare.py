@@ -1,8 +1,8 @@
 """Compare two evaluations query by query: `python -m ranker.compare RESULTS RESULTS [--row NAME ...] [--metric NAME]`.
 
-RESULTS is what evaluate.py wrote, its folder or its results.json. Of each the last row (the last checkpoint) is taken
-unless `--row` names others, once for both or once for each. Evaluations of other queries, other data, other candidate
-orders or another relevance level are refused: their difference would say nothing about the rankers.
+RESULTS is the folder that evaluate.py wrote, or the results.json in it. The last row of each (the last checkpoint) is
+taken unless `--row` names another, once for both or once for each. Evaluations that differ in their queries, data,
+candidate orders or relevance level are refused: their difference would say nothing about the rankers.
 """
 
 import csv
@@ -43,12 +43,12 @@ def main() -> None:
     print(report.markdown(["", metric],
                           [[f"{folder}: {name}", f"{mean:.4f}"] for folder, name, mean in zip(folders, names, means)]))
     print(f"\ngain {found['gain']:+.4f}, 95% interval {found['low']:+.4f} to {found['high']:+.4f}, "
-          f"p = {found['p']:.4f} (paired randomization);"
-          f" better {found['wins']}, same {found['ties']}, worse {found['losses']}")
+          f"p = {found['p']:.4f} (paired randomization); "
+          f"better {found['wins']}, same {found['ties']}, worse {found['losses']}")
 
 
 def load(folder: Path) -> dict:
-    """The results.json of an evaluation. Raises UserError."""
+    """Return the results.json of an evaluation. Raise UserError where it cannot be read or is of an older layout."""
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
         results["rows"], results["metrics"], results["data"], results["config"]["eval"]["relevance_level"]
@@ -60,16 +60,18 @@ def load(folder: Path) -> dict:
 
 
 def data_of(results: dict) -> list[str]:
-    return sorted(results["data"].values())  # checksums, so that a file may have moved
+    """Return the checksums of an evaluation's data, which stay the same when a file is moved."""
+    return sorted(results["data"].values())
 
 
 def shown(value: object) -> str:
+    """Return a value as an error line shows it, cut to 60 characters."""
     text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     return text if len(text) < 60 else text[:57] + "..."
 
 
 def per_query(folder: Path, results: dict, name: str, metric: str) -> dict[str, float]:
-    """query -> value of a row. Raises UserError for a row or a metric that is not there."""
+    """Return query id -> the value of a metric in a row. Raise UserError for a row or a metric that is not there."""
     if name not in results["rows"]:
         raise UserError(f"{folder} has no row '{name}'{nearest(name, results['rows'])}")
     if metric not in results["metrics"]:

@@ -1,7 +1,6 @@
-"""Models behind the driver that are not the policy: scripted ones for tests and dry runs, and a replay of recorded
-completions.
+"""Models behind the driver that need no language model: scripted models, and a replay of recorded completions.
 
-They give texts, and the real parser reads them.
+Scripted models serve tests and dry runs. The texts of all these models are read by the one parser.
 """
 
 from collections import Counter
@@ -18,12 +17,12 @@ from ranker.reading import json_lines, words
 
 
 def scripted(write: Callable[[Ask], str]) -> Callable[[Sequence[Ask]], list[tuple[int, Completion]]]:
-    """A model that answers every ask with the text `write(ask)`."""
+    """Return a model that answers every ask with the text `write(ask)`."""
     return lambda asks: [(0, Completion([], [], text, True, parse(text, ask))) for ask in asks for text in [write(ask)]]
 
 
 def right_answer(ask: Ask) -> str:
-    """Write the completion of somebody who knows the relevance."""
+    """Write a completion that decides rightly, by the relevance."""
     return _completion(ask, plugins.module("decision", ask.decision).right(ask))
 
 
@@ -37,16 +36,16 @@ def _completion(ask: Ask, span: str) -> str:
 
 
 def rehearsal(ranker, query: Query) -> list[Ask]:
-    """Return every ask of a ranking of `query` by somebody who knows the relevance.
+    """Return every ask that a ranker makes about `query` when the answers are right.
 
-    It tells what a ranker will ask before that costs anything.
+    So the asks of a ranker are known before they cost anything.
     """
     asked, answer = [], scripted(right_answer)
 
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
         answered = answer(asks)
         for ask, (_, completion) in zip(asks, answered):
-            if count := len(alternatives(ask)):  # as the policy would give them
+            if count := len(alternatives(ask)):  # the policy would give probabilities of the alternatives
                 completion.answer = replace(completion.answer, scores=(1 / count,) * count)
         return answered
 
@@ -55,10 +54,11 @@ def rehearsal(ranker, query: Query) -> list[Ask]:
 
 
 def replay(path: Path, read: Callable[[str, Ask], Answer] = parse_recorded) -> Model:
-    """A model that gives the recorded completions of a JSON lines file: to the k-th ask about a query its k-th record.
+    """Return a model that replays a JSON lines file: the k-th ask about a query gets the query's k-th completion.
 
-    A record has `qid` or `query` and `response` or `text`, as other tools' logs and our traces.jsonl do; records of one
-    query stand in the order of the calls. `read` is the parser.
+    A record has `qid` or `query` and `response` or `text`, as logs of other tools and our traces.jsonl have; records of
+    a query stand in the order of its asks. `read` is the parser. Raise UserError for a broken record; the model raises
+    UserError where the records of a query run out.
     """
     recorded: dict[str, list[str]] = {}
     for line, record in json_lines(path):
@@ -77,8 +77,8 @@ def replay(path: Path, read: Callable[[str, Ask], Answer] = parse_recorded) -> M
             asked[ask.query.id] += 1
             if asked[ask.query.id] > len(texts):
                 raise UserError(f"{path}: no recorded answer for ask {asked[ask.query.id]} about query "
-                                f"'{ask.query.id}' ({len(texts)} are there);"
-                                " do --ranker, --window, --step and the depth of the run fit the recording?")
+                                f"'{ask.query.id}' ({len(texts)} are there); "
+                                "do --ranker, --window, --step and the depth of the run fit the recording?")
             text = texts[asked[ask.query.id] - 1]
             completions.append((0, Completion([], [], text, True, read(text, ask))))
         return completions

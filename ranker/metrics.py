@@ -22,7 +22,7 @@ import numpy as np
 
 from ranker.errors import UserError, nearest
 
-NAMES = ("MRR", "nDCG@1", "nDCG@5", "nDCG@10", "nDCG@20", "Hit@1", "Hit@5", "Hit@10")  # what tables show by default
+NAMES = ("MRR", "nDCG@1", "nDCG@5", "nDCG@10", "nDCG@20", "Hit@1", "Hit@5", "Hit@10")  # shown by default
 ALIASES = {"mrr": "MRR", "rr": "MRR", "reciprank": "MRR", "ndcg": "nDCG", "ndcgcut": "nDCG", "ap": "AP", "map": "AP",
            "mapcut": "AP", "hit": "Hit", "hr": "Hit", "hitrate": "Hit", "success": "Hit", "recall": "Recall",
            "r": "Recall", "p": "P", "precision": "P"}
@@ -37,8 +37,8 @@ def canonical(name: str) -> str:
     word, k = re.fullmatch(r"(.*?)(?:[@_.]?(\d+))?", name.strip(), re.DOTALL).groups()
     kind = ALIASES.get(re.sub(r"[_\s]", "", word).lower())
     if kind is None or (k is None and kind in NEED_K) or (k is not None and not 1 <= int(k) <= 1_000_000):
-        raise UserError("unknown metric "
-                        f"'{name}'{nearest(name, [*NAMES, 'nDCG', 'AP', 'AP@10', 'MRR@10', 'Recall@10', 'P@10'])}")
+        raise UserError(f"unknown metric '{name}'"
+                        f"{nearest(name, [*NAMES, 'nDCG', 'AP', 'AP@10', 'MRR@10', 'Recall@10', 'P@10'])}")
     return f"{kind}@{int(k)}" if k else kind
 
 

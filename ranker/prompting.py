@@ -1,14 +1,14 @@
-"""Query + pool + decision -> prompt token ids. The one place where untrusted text meets a prompt.
+"""Query + pool + decision -> prompt token ids. The only place where untrusted text meets a prompt.
 
-Contexts and candidates come from users and the web. Before they are set into a template they lose every power to
-speak for the system: control and invisible characters go, white space (line breaks too) becomes one space, `[3]`
-becomes `(3)`, think and answer tags and the tokenizer's control strings are broken. The finished prompt is then
-tokenized as a whole, as the chat template wants it. A server tokenizes by itself and its control strings are not known:
-for it whatever has the form of one is broken.
+Contexts and candidates come from users and the web. Before they are put into a template they lose every power to speak
+for the system: control and invisible characters are removed, white space (line breaks too) becomes a single space,
+`[3]` becomes `(3)`, and think and answer tags and the tokenizer's control strings are broken. The finished prompt is
+then tokenized as a whole, as the chat template wants it. A server tokenizes by itself and its control strings are not
+known: for a server everything in the form of a control string is broken.
 
-Constant text comes first and the pool last, so that asks about one query share a long prefix. A prompt over budget
-is never cut as a whole: the longest texts are shortened (middle first, since questions often end a context) until it
-fits, and the history drops its oldest items only if that is not enough.
+Constant text comes first and the pool last, so that asks about a query share a long prefix. A prompt over budget is
+never cut as a whole: its longest texts are shortened until it fits (in the middle, since questions often end a
+context), and only if that is not enough does the history lose its oldest items.
 """
 
 import hashlib
@@ -30,35 +30,36 @@ from ranker.errors import UserError, nearest
 FOLDER = Path(__file__).resolve().parent.parent / "prompts"
 LETTERS = "ABCDEFGHIJKLMNOPQRST"
 WORDING = ("scenario", "heading", "noun", "nouns", "criterion")
-FIELDS = ("context", "count", "half", "drop", "pool", *WORDING)  # of a template
+FIELDS = ("context", "count", "half", "drop", "pool", *WORDING)  # fields that every template may have
 
 _BRACKETS = str.maketrans("［］【】〔〕", "[][][]")
 _IDENTIFIER = re.compile(r"\[\s*([^\[\]]{1,12}?)\s*\]")
 _EXACT = re.compile(r"\s*<think>((?:(?!</?(?:think|answer)>).)*)</think>"
                     r"\s*<answer>((?:(?!</?(?:think|answer)>).)*)</answer>\s*", re.DOTALL)
-_SELECTOR = re.compile("[\ufe00-\ufe0f]")  # variation selectors: they change how a character looks, not what it is
+_SELECTOR = re.compile("[\ufe00-\ufe0f]")  # variation selectors, which change the look of a character only
 _TAG = re.compile(r"[<＜](?=\s*[/／]?\s*(?:think|answer)\b)", re.IGNORECASE)
-# Such as <s>, <|im_end|>, <<SYS>>, [/INST], [gMASK].
+# The form of control strings, such as <s>, <|im_end|>, <<SYS>>, [/INST], [gMASK].
 _CONTROL = re.compile(r"<(?!/?(?:think|answer)>)(?=[^<>\s]+>)|<(?=[|｜])|(?<=[|｜])>|\[(?=/?[a-z]?[A-Z_]{2,40}\])")
 
 
-_TAKEN: dict[str, bytes] = {}  # prompts in the place of those in FOLDER
+_TAKEN: dict[str, bytes] = {}  # files that `use` took in the place of those in FOLDER
 
 
 @cache
 def files() -> dict[str, bytes]:
-    """Return what stands in prompts/, read once.
+    """Return file name -> content of prompts/, read only once.
 
-    Who edits a prompt while a run goes on changes neither its asks nor what its checkpoints say of them.
+    So an edit of a prompt during a run changes neither the run's asks nor the prompts that its checkpoints record.
     """
     paths = (*sorted(FOLDER.glob("[!.]*.txt")), FOLDER / "tasks.yaml")
     return {path.name: path.read_bytes() for path in paths if os.access(path, os.R_OK)} | _TAKEN
 
 
 def use(where: str | None, records: Sequence[dict] = ()) -> None:
-    """Take the prompts of a folder, or (`checkpoint`) those that checkpoints were trained with, over those in prompts/.
+    """Use the prompts of a folder, or (`checkpoint`) the prompts that checkpoints were trained with, over prompts/.
 
-    None: prompts/ as it is. Raise UserError where there are none, or checkpoints that differ.
+    With None prompts/ is used as it is. `records` are the checkpoints' records. Raise UserError where there are no such
+    prompts, or where the checkpoints differ in theirs.
     """
     _TAKEN.clear()
     if where == "checkpoint":
@@ -78,13 +79,13 @@ def use(where: str | None, records: Sequence[dict] = ()) -> None:
 
 
 def prompt_texts() -> dict[str, str]:
-    """Return the prompts as they stand in checkpoints: file name -> text."""
+    """Return file name -> text of the prompts in use, as checkpoints record them."""
     return {name: text.decode() for name, text in files().items()}
 
 
 @cache
 def wordings() -> dict[str, dict[str, str]]:
-    """Task name -> its wording, from prompts/tasks.yaml. Raises UserError for a task without all fields."""
+    """Return task name -> its wording, from prompts/tasks.yaml. Raise UserError for a task without all fields."""
     path = FOLDER / "tasks.yaml"
     try:
         tasks = parse_yaml(_text(path))
@@ -100,18 +101,18 @@ def wordings() -> dict[str, dict[str, str]]:
 
 
 def wording(task: str) -> dict[str, str]:
+    """Return the wording of a task. Raise UserError for a task without a wording."""
     if task not in wordings():
-        raise UserError(f"no wording for task '{task}' in prompts/tasks.yaml{nearest(task, wordings())};"
-                        " add an entry, or use the task name 'rank'")
+        raise UserError(f"no wording for task '{task}' in prompts/tasks.yaml{nearest(task, wordings())}; "
+                        "add an entry, or use the task name 'rank'")
     return wordings()[task]
 
 
 @cache
 def template(name: str, told: tuple[str, ...] = ()) -> str:
-    """Return the text of prompts/NAME.txt.
+    """Return the text of prompts/NAME.txt. `told` names fields that are filled beside FIELDS.
 
-    Raise UserError for fields that nothing fills (`told`: further ones that are filled), and for a decision that shows
-    no context or no pool.
+    Raise UserError for a field that nothing fills, and for a decision's template that shows no context or no pool.
     """
     path = FOLDER / f"{name}.txt"
     text = _text(path).strip()
@@ -120,8 +121,8 @@ def template(name: str, told: tuple[str, ...] = ()) -> str:
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
     except ValueError as error:
-        raise UserError(f"{path}: broken field ({error}; known: {', '.join(FIELDS)}); "
-                        "a bracket that is none is written twice") from None
+        raise UserError(f"{path}: broken field ({error}; known: {', '.join(FIELDS)}); a bracket that is none is "
+                        "written twice") from None
     wrong = [f"unknown field '{{{field}}}'" for field in fields if field not in (*FIELDS, *told)]
     wrong += [f"no field '{{{field}}}'" for field in ("context", "pool") if field not in fields]
     if wrong:
@@ -139,13 +140,13 @@ def _text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read (not UTF-8 text)") from None
 
 
-CHAT = "chat template"  # among the versions of prompts
+CHAT = "chat template"  # its name among the versions of prompts
 
 
 def prompt_versions(chat: str = "") -> dict[str, str]:
-    """Return a short hash of every template and of every task's wording, as it stands in checkpoints and results.
+    """Return name -> short hash of every template and of every task's wording, as checkpoints and results record them.
 
-    `chat` is the hash of a chat template, which is one more of them.
+    The hash `chat` of a chat template, where it is given, is added.
     """
     texts = {name: text for name, text in files().items() if name != "tasks.yaml"}
     texts |= {f"tasks.yaml {task}": repr(sorted(fields.items())).encode() for task, fields in wordings().items()}
@@ -154,21 +155,21 @@ def prompt_versions(chat: str = "") -> dict[str, str]:
 
 
 def changed_prompts(recorded: dict[str, str], chat: str = "") -> list[str]:
-    """Return what was recorded and reads otherwise now.
+    """Return the names of recorded versions (name -> hash) that differ from the prompts in use now.
 
-    New templates and tasks are no change, nor is the chat template where `chat` is not given.
+    A new template or task is no change, nor is the chat template where `chat` is not given.
     """
     now = prompt_versions(chat)
     return [name for name, version in recorded.items() if now.get(name) != version and (chat or name != CHAT)]
 
 
 def harmless(text: str, control_strings: tuple[str, ...] = ()) -> str:
-    """`text` with nothing left in it that could pass for an identifier, a tag, a control token or a new line."""
-    if not text.isprintable():  # else there is nothing to take out, and most texts are
+    """Return `text` with nothing left in it that could pass for an identifier, a tag, a control token or a new line."""
+    if not text.isprintable():  # most texts are printable, and then there is nothing to take out
         text = "".join(" " if c.isspace() else c for c in text
                        if c.isspace() or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
     text = _SELECTOR.sub("", text).translate(_BRACKETS)
-    text = " ".join(text.split())  # first, since a long run of spaces behind a bracket costs the patterns its square
+    text = " ".join(text.split())  # first, as a run of spaces costs the patterns its square
     text = _IDENTIFIER.sub(_disarmed, text)
     text = _TAG.sub("(", text)
     text = text.replace("<|", "(|").replace("|>", "|)")
@@ -176,7 +177,7 @@ def harmless(text: str, control_strings: tuple[str, ...] = ()) -> str:
 
 
 def broken_control(text: str, control_strings: tuple[str, ...]) -> str:
-    """`text` with a mark after the first character of every control string in it; the longest come first."""
+    """Return `text` with `_` after the first character of every control string; `control_strings`: longest first."""
     for control in control_strings:
         core = control.strip()
         while core in text:
@@ -185,24 +186,28 @@ def broken_control(text: str, control_strings: tuple[str, ...]) -> str:
 
 
 def without_control(text: str) -> str:
-    """`text` for a model whose control strings are not known: what has the form of one is broken, think and answer tags
-    aside."""
+    """Return `text` for a model whose control strings are not known.
+
+    Everything in the form of a control string is broken, except think and answer tags.
+    """
     return _CONTROL.sub(lambda found: ")" if found[0] == ">" else "(", text)
 
 
 def _disarmed(found: re.Match) -> str:
-    """`[3]`, `[²]` and `[A]` in round brackets; other bracketed text as it is."""
+    """Return `[3]`, `[²]` and `[A]` in round brackets, and other bracketed text as it is."""
     inside = unicodedata.normalize("NFKC", found[1]).strip()
     return f"({inside})" if re.fullmatch(r"\d+|[A-Za-z]", inside) else found[0]
 
 
-def messages(ask: Ask, shown: Callable[[str], str] = harmless, told: Callable[[str], str] = str, history: int
-             | None = None, multi_turn: bool = False, name: Callable[[int], str] = str) -> list[dict[str, str]]:
-    """Chat messages for an ask: untrusted texts as `shown` gives them, a history cut to its newest `history` items.
+def messages(ask: Ask, shown: Callable[[str], str] = harmless, told: Callable[[str], str] = str,
+             history: int | None = None, multi_turn: bool = False,
+             name: Callable[[int], str] = str) -> list[dict[str, str]]:
+    """Return the chat messages of an ask; `shown` makes untrusted texts harmless, and a history is cut.
 
-    Worked examples are earlier turns of the same chat, their completions as `told` gives them. The k-th candidate is
-    called `[name(k)]`. With `multi_turn` each candidate has a turn of its own, which the assistant acknowledges,
-    between the question and the question again, as RankGPT (arXiv 2304.09542) asks.
+    Of a history the newest `history` items are left (None: all). Worked examples are earlier turns of the same chat,
+    their completions as `told` returns them. The k-th candidate is called `[name(k)]`. With `multi_turn` the question
+    is asked twice, and between stands a turn for each candidate, which the assistant acknowledges, as RankGPT asks
+    (arXiv 2304.09542).
     """
     turn = lambda role, content: {"role": role, "content": content}  # noqa: E731
 
@@ -236,18 +241,20 @@ def _question(ask: Ask, pool: str, shown: Callable[[str], str], history: int | N
     name = decision.template(ask) if hasattr(decision, "template") else ask.decision
     try:
         question = template(name, getattr(decision, "TOLD", ())).format_map(fields)
-    except (ValueError, KeyError) as error:  # a conversion or a format that a text does not have
+    except (ValueError, KeyError) as error:  # the template wants a conversion or a format that texts do not have
         raise UserError(f"{FOLDER / name}.txt: a field cannot be filled ({error})") from None
     if ask.out is not None:
-        question += "\n" + template("out").replace("{out}",
-                                                   ", ".join(f"[{ask.pool.index(c) + 1}]" for c in ask.out) or "none")
+        question += ("\n" + template("out")
+                     .replace("{out}", ", ".join(f"[{ask.pool.index(c) + 1}]" for c in ask.out) or "none"))
     return question + ("\n" + template("hint").replace("{hint}", ask.hint) if ask.hint else "")
 
 
 @dataclass
 class Chat:
-    """Builds the chats for a server, which renders and tokenizes them. A text of more than `words` words loses its
-    middle."""
+    """A builder of chats for a server, which renders and tokenizes them itself.
+
+    A text of more than `words` words loses its middle.
+    """
 
     words: int = 300
     multi_turn: bool = False
@@ -256,7 +263,7 @@ class Chat:
         return self.fitted(ask)[0]
 
     def fitted(self, ask: Ask) -> tuple[list[dict[str, str]], Cut]:
-        """The chat of an ask, and how many `words` its long texts were cut to."""
+        """Return the messages of an ask, and to how many `words` its long texts were cut (None where no text was)."""
         cut = []
 
         def shown(text: str) -> str:
@@ -271,14 +278,14 @@ class Chat:
 
 @dataclass
 class Prompter:
-    """Builds prompts for one tokenizer. `max_tokens` is the longest prompt it will make, chat template included."""
+    """A builder of prompts for a tokenizer. `max_tokens`: the longest prompt it makes, chat template included."""
 
     tokenizer: object
     max_tokens: int = 1400
     chat_template: str | None = None  # Jinja; None: the tokenizer's own
     chat: ChatTemplate = field(init=False)
-    control_strings: tuple[str, ...] = field(init=False)  # added tokens, and marks of turns that are none
-    identifiers: list[int] = field(init=False, default_factory=list)  # their tokens in an answer, as far as asked for
+    control_strings: tuple[str, ...] = field(init=False)  # added tokens, and words between turns that are none
+    identifiers: list[int] = field(init=False, default_factory=list)  # tokens of `[1]`, `[2]`, ... found so far
 
     def __post_init__(self):
         self.chat = ChatTemplate(self.tokenizer, self.chat_template, lambda: template("example"))
@@ -286,12 +293,12 @@ class Prompter:
 
     @property
     def prefill(self) -> str:
-        """Return what the chat template has already written of the completion."""
+        """Return the part of the completion that the chat template has already written."""
         return self.chat.prefill
 
     @cached_property
     def to_answer(self) -> str:
-        """What is written for a model whose logits are the answer, up to where identifiers differ."""
+        """Return the text written for a model whose logits are the answer: an answer up to where identifiers differ."""
         opening = "\n</think>\n<answer>" if self.prefill else "<answer>"
         first = self.identifier(1)
         one_more = len(self._tokens(opening)) + 1
@@ -299,28 +306,28 @@ class Prompter:
 
     @cached_property
     def letters(self) -> bool:
-        """Tell whether identifiers of asks that logits answer are A to T, as FIRST has them.
+        """Tell whether candidates are A to T, as in FIRST, in asks that logits answer.
 
-        They are where numbers up to 20 are not one token each.
+        They are where the numbers up to 20 are not one token each.
         """
         single = lambda text: len(self.behind("<answer>[", text)) == 1  # noqa: E731
         return not all(single(str(k)) or single(f"{k}]") for k in range(1, len(LETTERS) + 1))
 
     def identifier(self, k: int) -> str:
-        """Name the k-th candidate of an ask that logits answer."""
+        """Return the identifier of the k-th candidate of an ask that logits answer."""
         return LETTERS[k - 1] if self.letters and k <= len(LETTERS) else str(k)
 
     def messages(self, ask: Ask, shown: Callable[[str], str] | None = None,
                  history: int | None = None) -> list[dict[str, str]]:
-        """Chat messages for an ask: every text as `shown` gives it (harmless and whole), a history cut to its newest
-        `history` items."""
+        """Return the chat messages of an ask; `shown` (by default harmless and whole) and `history`: see `messages`."""
         return messages(ask, shown or self.harmless, self.told, history, name=self.identifier if ask.by_logits else str)
 
     def harmless(self, text: str) -> str:
+        """Return `text` with nothing left in it that could speak for the system of this tokenizer."""
         return harmless(text, self.control_strings)
 
     def told(self, completion: str) -> str:
-        """Return the completion of a worked example: its own tags stay, control strings in it do not."""
+        """Return the completion of a worked example: its own tags stay, its control strings are broken."""
         broken = lambda text: broken_control(text, self.control_strings)  # noqa: E731
         found = _EXACT.fullmatch(completion)
         if not found:
@@ -331,14 +338,14 @@ class Prompter:
         return self.chat.render(messages)
 
     def encode(self, ask: Ask) -> list[int]:
-        """Token ids of the prompt, at most `max_tokens`. Raises UserError when the bare template does not fit."""
+        """Return the prompt's token ids, at most `max_tokens`. Raise UserError when the bare template does not fit."""
         return self.fitted(ask)[0]
 
     def fitted(self, ask: Ask) -> tuple[list[int], Cut]:
-        """`encode`, and how many `tokens` each text was cut to and how many items of its `history` are left, if that
-        had to be.
+        """Return the token ids of the prompt, and how far its texts had to be cut (None: not at all).
 
-        Whatever is tried, a text is cleaned and tokenized once.
+        The cut says to how many `tokens` each text was cut, and how many items of its `history` are left. However many
+        cuts are tried, a text is cleaned and tokenized once.
         """
         clean, tokens = cache(self.harmless), cache(self._tokens)
         cut_to = lambda length: cache(lambda text: self._cut(clean(text), tokens(clean(text)), length))  # noqa: E731
@@ -351,29 +358,31 @@ class Prompter:
             return prompt(cut_to(length)), {"tokens": length}
         history = 0 if isinstance(ask.query.context, str) else len(ask.query.context)
         if history == 0 or len(prompt(shortest, 0)) > self.max_tokens:
-            raise UserError(f"query '{ask.query.id}': a prompt of {len(ask.pool)} candidates needs more than"
-                            f" model.max_prompt={self.max_tokens} tokens even with every text cut; raise it")
+            raise UserError(f"query '{ask.query.id}': a prompt of {len(ask.pool)} candidates needs more than "
+                            f"model.max_prompt={self.max_tokens} tokens even with every text cut; raise it")
         left = self._largest(0, history, lambda items: prompt(shortest, items))
         return prompt(shortest, left), {"tokens": 4, "history": left}
 
     def _largest(self, low: int, high: int, prompt: Callable[[int], list[int]]) -> int:
-        """The largest number whose prompt fits, from `low`, which does, to below `high`, which does not."""
+        """Find the largest number whose prompt fits; `low` is a number that fits, `high` one that does not."""
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if len(prompt(middle)) <= self.max_tokens else (low, middle)
         return low
 
     def written_answer(self, places: Sequence[int]) -> tuple[str, list[int]]:
-        """Return the answer that names candidates by their places in the pool, and the tokens that are left of it.
+        """Return the answer that names candidates by their places in the pool, and the tokens of its rest.
 
-        Those stand behind what the prompt has begun of the answer.
+        The rest of the answer is all that follows the beginning that the prompt has written.
         """
         text = f"{self.to_answer.removesuffix('[')}{' > '.join(f'[{self.identifier(k)}]' for k in places)}</answer>"
         return text[text.rindex("<answer>"):], self.behind(self.to_answer, text[len(self.to_answer):])
 
     def identifier_tokens(self, count: int) -> list[int]:
-        """The token of each identifier 1 to `count` where an answer names it. Raises UserError if one is not a single
-        token there."""
+        """Return the token of each identifier 1 to `count` where an answer names it.
+
+        Raise UserError for an identifier that is not a single token there.
+        """
         before, begun = self._tokens(self.to_answer), self.to_answer.removesuffix("[")
         for k in range(len(self.identifiers) + 1, count + 1):
             name = self.identifier(k)
@@ -381,18 +390,18 @@ class Prompter:
             named = f"{begun}[{name}]" if begun == self.to_answer else f"{begun}[{name}"
             if (whole[:len(before)] != before or self._tokens(named) != [*before, whole[len(before)]]
                     or whole[len(before)] in self.identifiers):
-                raise UserError(f"the identifier [{name}] is not one token of this tokenizer, so its logit says"
-                                f" nothing; ask about at most {k - 1} candidates at a time (ranker.final, or"
-                                " ranker.window)")
+                raise UserError(f"the identifier [{name}] is not one token of this tokenizer, so its logit says "
+                                f"nothing; ask about at most {k - 1} candidates at a time (ranker.final, or "
+                                "ranker.window)")
             self.identifiers.append(whole[len(before)])
         return self.identifiers[:count]
 
     def check(self, asks: Sequence[Ask]) -> None:
-        """Raise UserError for asks that logits are to answer and cannot, since their identifiers are several tokens."""
+        """Raise UserError for asks that logits cannot answer, since their identifiers are several tokens."""
         self.identifier_tokens(max((len(ask.pool) for ask in asks if ask.by_logits), default=0))
 
     def behind(self, before: str, text: str) -> list[int]:
-        """Return the tokens of `text` behind `before`: some tokenizers put a space before a text that stands alone."""
+        """Return the tokens of `text` behind `before`, since some tokenizers put a space before a lone text."""
         begun, whole = self._tokens(before), self._tokens(before + text)
         return whole[len(begun):] if whole[:len(begun)] == begun else self._tokens(text)
 
@@ -403,10 +412,10 @@ class Prompter:
         return self.render(self.messages(ask, shown, history)) + (self.to_answer if ask.by_logits else "")
 
     def _cut(self, text: str, ids: list[int], tokens: int) -> str:
-        """`text`, whose tokens are `ids`, without its middle where it has more than `tokens`."""
+        """Return `text`, whose tokens are `ids`, without its middle where it has more than `tokens` tokens."""
         if len(ids) <= tokens:
             return text
         head, tail = ids[:tokens - tokens // 2], ids[len(ids) - tokens // 2:]
         decode = self.tokenizer.decode
-        # Decoding half a token can bring control characters or identifiers back together: clean once more.
+        # Decoding half a token can put control characters or identifiers together again, so the text is cleaned again.
         return self.harmless(f"{decode(head)} ... {decode(tail)}")

@@ -1,4 +1,4 @@
-"""What it takes to recompute a number: versions, device, code, prompts, data."""
+"""The provenance of a number, with which it can be computed again: versions, device, code, prompts, data."""
 
 import importlib.metadata
 import platform
@@ -16,9 +16,9 @@ PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
 
 
 def provenance(config: settings.Config, device: torch.device, data: Sequence[str], chat: str = "") -> dict:
-    """Return what stands in a run's provenance.json and in results.json.
+    """Return the provenance that stands in a run's provenance.json and in results.json.
 
-    `data`: files, or `world`; `chat`: the version of a chat template.
+    `data`: names of files, or `world`; `chat`: the version of the chat template.
     """
     return {
         "command": " ".join(sys.argv), "git": git_commit(), "python": platform.python_version(),
@@ -29,7 +29,7 @@ def provenance(config: settings.Config, device: torch.device, data: Sequence[str
 
 
 def git_commit() -> str | None:
-    """The commit of this code, or None where there is no git or no repository."""
+    """Return the commit of this code, or None where there is no git or no repository."""
     try:
         git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     except OSError:
@@ -38,6 +38,6 @@ def git_commit() -> str | None:
 
 
 def interpreter() -> str:
-    """How to call this Python again: as `.venv/bin/python` from the project's folder, else `python`."""
+    """Return how to call this Python again: `.venv/bin/python` if it lies below the current folder, else `python`."""
     path, here = Path(sys.executable), Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else "python"

@@ -1,4 +1,4 @@
-"""Other people's files: tables and JSON lines, gzipped or not, with file and line in every complaint."""
+"""Reading of other people's files: tables and JSON lines, gzipped or not, with file and line in every error."""
 
 import csv
 import gzip
@@ -13,12 +13,12 @@ from typing import TextIO
 
 from ranker.errors import UserError
 
-csv.field_size_limit(2**31 - 1)  # a prompt may be longer than csv's 128 kB
+csv.field_size_limit(2**31 - 1)  # a prompt may be longer than the 128 kB that csv allows
 
 
 @contextmanager
 def open_text(path: Path, encoding: str = "utf-8-sig") -> Iterator[TextIO]:
-    """A text file, gzipped or not. Whatever goes wrong while it is read is a UserError that names it."""
+    """Open a text file, gzipped or not. Raise UserError, naming the file, for whatever goes wrong while it is read."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding=encoding, newline="") as file:
@@ -26,15 +26,17 @@ def open_text(path: Path, encoding: str = "utf-8-sig") -> Iterator[TextIO]:
     except EOFError:
         raise UserError(f"{path}: the gzip file is cut short; download it again") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.object[error.start]:#x}); convert it first, "
-                        "as with iconv -t utf-8") from None
+        raise UserError(f"{path}: not UTF-8 text (byte {error.object[error.start]:#x}); "
+                        "convert it first, as with iconv -t utf-8") from None
     except (OSError, csv.Error, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def columns(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """(line number, the named columns) of a table with a header. A comma table may quote; titles may hold line
-    breaks."""
+    """Yield (line number, the named columns) of a table with a header. Raise UserError for a missing column.
+
+    A comma-separated table may have quotes, and inside them line breaks.
+    """
     quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
     with open_text(path) as file:
         reader = csv.reader(file, delimiter=separator, quoting=quoting, strict=True)
@@ -53,20 +55,20 @@ def columns(path: Path, separator: str, names: tuple[str, ...]) -> Iterator[tupl
 
 
 def header(path: Path, separator: str) -> list[str]:
-    """The column names of a table."""
+    """Return the column names of a table."""
     with open_text(path) as file:
         return next(csv.reader(file, delimiter=separator), [])
 
 
 def json_lines(path: Path, parse: Callable[[str], object] = json.loads) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of a JSON lines file; empty lines are skipped. `parse` reads one line."""
+    """Yield (line number, object) of a JSON lines file, without empty lines. `parse` reads a line."""
     with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
                 record = parse(line)
-            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # json's and literal_eval's
+            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:  # of json and literal_eval
                 raise UserError(f"{path}:{number}: not JSON ({error})") from None
             if not isinstance(record, dict):
                 raise UserError(f"{path}:{number}: expected a JSON object, got {type(record).__name__}")
@@ -74,7 +76,7 @@ def json_lines(path: Path, parse: Callable[[str], object] = json.loads) -> Itera
 
 
 def json_file(path: Path) -> object:
-    """What a file of one JSON value holds."""
+    """Return the value of a file that contains a single JSON value. Raise UserError for any other file."""
     with open_text(path) as file:
         content = file.read()
     try:
@@ -84,8 +86,10 @@ def json_file(path: Path) -> object:
 
 
 def find(folder: Path, *patterns: str, but: str | None = None) -> Path | None:
-    """The first file of a folder that fits one of the patterns, in their order, and not the pattern `but`; `.gz` or
-    not."""
+    """Return the first file in a folder that fits one of the patterns, in their order, and not the pattern `but`.
+
+    Files may end with `.gz` besides. Return None where no file fits; raise UserError where there is no folder.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     found = [path for pattern in patterns for suffix in ("", ".gz") for path in sorted(folder.glob(pattern + suffix))
@@ -94,18 +98,18 @@ def find(folder: Path, *patterns: str, but: str | None = None) -> Path | None:
 
 
 def number(text: str, where: str, what: str) -> float:
-    """A finite number, or a UserError that says where it stands."""
+    """Return a finite number. Raise UserError, which says where the number should stand, for another text."""
     try:
         value = float(text)
     except (TypeError, ValueError):
         value = float("nan")
-    if value - value != 0:  # NaN and the infinities
+    if value - value != 0:  # for NaN and the infinities
         raise UserError(f"{where}: {what} {text!r} is no number")
     return value
 
 
 def words(value: object, where: str, what: str) -> str:
-    """A text that is not blank and can be written, or a UserError that says where it should stand."""
+    """Return a text that is not blank and can be written. Raise UserError, which says where, for any other value."""
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where}: {what} must be a text, got {value!r}")
     if re.search(r"[\ud800-\udfff]", value):
@@ -114,5 +118,5 @@ def words(value: object, where: str, what: str) -> str:
 
 
 def clean(text: str) -> str:
-    """A title without HTML entities, tags and runs of spaces."""
+    """Return a title without HTML entities, tags and runs of spaces."""
     return " ".join(re.sub(r"<[a-zA-Z/!][^<>]*>", " ", html.unescape(html.unescape(text))).split())

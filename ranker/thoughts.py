@@ -1,9 +1,10 @@
 """Thoughts that help other models (IRanker-CoT, arXiv 2506.21638 section 5): traces of training as worked examples.
 
-Training keeps, of every group, the best-paid completion that was rewarded and has a positive advantage. An evaluation
-shows a model without RL, before each ask, the traces of the training queries whose contexts are most alike by BM25:
-same task, same decision. Encoder, number and wording are not published; BM25, one example and earlier turns of the chat
-are ours. A query that is ranked never finds a trace of itself: a file that holds one is refused.
+Training keeps the best-rewarded completion of every group, if its reward and its advantage are positive. An evaluation
+shows these traces to a model without RL: before each ask come traces of the training queries whose contexts are most
+alike by BM25, of the same task and the same decision. Encoder, number and wording are not published; BM25, one example
+and earlier turns of the chat are ours. A query that is ranked never finds a trace of itself: a file with such a trace
+is refused.
 """
 
 import json
@@ -24,10 +25,10 @@ FIELDS = ("query", "task", "context", "candidates", "decision", "text")
 
 
 def kept(step: int, groups: Sequence[Group]) -> list[dict]:
-    """Return a record for every group whose best-paid completion earned something and was learned from as good.
+    """Return a record of the best-rewarded completion of every group where it teaches a good answer.
 
-    That is: with a positive advantage and in the exact form. Not of asks with worked examples or a hint, which a record
-    does not tell.
+    Its task reward and its advantage must be positive, and it must have the exact form. Asks with worked examples or a
+    hint are left out, since a record does not tell these.
     """
     records = []
     for group in groups:
@@ -41,7 +42,7 @@ def kept(step: int, groups: Sequence[Group]) -> list[dict]:
 
 
 def record(ask: Ask, text: str) -> dict:
-    """What stands in the file of an ask and its completion."""
+    """Return the record of an ask and its completion, as a thoughts file has it."""
     query = ask.query
     return {"query": query.id, "task": query.task, "context": query.context,
             "candidates": [[c, query.texts[c]] for c in ask.pool],
@@ -50,9 +51,9 @@ def record(ask: Ask, text: str) -> dict:
 
 
 def read(path: Path) -> list[tuple[Ask, str]]:
-    """The asks of a thoughts file with their completions. Raises UserError with file and line.
+    """Return the asks of a thoughts file with their completions. Raise UserError with file and line for a broken file.
 
-    Without `relevance` in a record all candidates count as right, so that rewards pass what can be read.
+    Where a record has no `relevance` all candidates count as right, so that every answer that can be read is rewarded.
     """
     examples = []
     try:
@@ -71,15 +72,15 @@ def read(path: Path) -> list[tuple[Ask, str]]:
             drop, out = found.get("drop", 1), found.get("out")
             texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context),
                      *(c.id + c.text for c in candidates)]
-            "".join(texts).encode()  # no number and no half of a surrogate pair is a text
+            "".join(texts).encode()  # raises an error for a number or half of a surrogate pair in the place of a text
             if not (len(relevance) == len(candidates) and min(relevance, default=0) >= 0
                     and decision in plugins.names("decision")
                     and (out is None or isinstance(out, list) and set(out) < {c.id for c in candidates})
                     and type(drop) is int and 0 < drop <= max(len(candidates) - len(out or ()), 1)):
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{path}:{number}: no thought; a training run writes them to "
-                            "thoughts.jsonl in its folder") from None
+            raise UserError(f"{path}:{number}: no thought; a training run writes them to thoughts.jsonl in its "
+                            "folder") from None
         asked = Query(query, task, context, candidates, relevance)
         examples.append((Ask(asked, asked.ids, decision, out=None if out is None else tuple(out), drop=drop), text))
     if not examples:
@@ -88,7 +89,7 @@ def read(path: Path) -> list[tuple[Ask, str]]:
 
 
 def drawn(path: Path, decision: str, seed: int) -> Source:
-    """Return the traces of a decision without end, for a run to imitate. Raise UserError if there are none."""
+    """Return an endless source of a decision's traces, for a run to imitate. Raise UserError where there are none."""
     examples = [example for example in read(path) if example[0].decision == decision]
     if not examples:
         raise UserError(f"{path}: it holds no trace of the decision '{decision}', which the ranker asks for")
@@ -97,10 +98,11 @@ def drawn(path: Path, decision: str, seed: int) -> Source:
 
 def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], like: Ask, count: int,
            where: str) -> Callable[[Ask], Ask]:
-    """A function that gives an ask about one of `queries` the `count` examples most like it, the likest last.
+    """Return a function that gives an ask about one of `queries` the `count` examples most like it, the likest last.
 
-    Of equally like ones the latest in training wins. Raises UserError for a task without examples of the form of `like`
-    (its decision, at most as many named, what is out stated or not), and for examples about the queries themselves.
+    Of equally like examples the latest in training wins. Raise UserError for a task without examples in the form of the
+    ask `like` (the same decision, at most as many candidates named, candidates that are out stated or not), and for
+    examples about the queries themselves.
     """
     ranked = {q.id for q in queries}
     own = [ask.query.id for ask, _ in examples if ask.query.id in ranked]
@@ -113,9 +115,8 @@ def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], like: 
     missing = sorted({q.task for q in queries} - shelves.keys())
     if missing:
         raise UserError(f"{where}: it holds thoughts of the decision '{like.decision}' in the ranker's form about "
-                        f"{', '.join(sorted(shelves)) or 'nothing'},"
-                        f" none about {', '.join(missing)};"
-                        " rank fewer tasks with --tasks, or take another file")
+                        f"{', '.join(sorted(shelves)) or 'nothing'}, none about {', '.join(missing)}; "
+                        "rank fewer tasks with --tasks, or take another file")
     index = {task: BM25({key: context_text(ask.query) for key, (ask, _) in shelf.items()})
              for task, shelf in shelves.items()}
     order: dict[str, list[str]] = {}  # query id -> keys, likest last
@@ -131,6 +132,6 @@ def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], like: 
 
 
 def with_thoughts(models: Models, find: Callable[[Ask], Ask]) -> Models:
-    """Return the models, the policy shown worked examples."""
+    """Return the models, with the policy wrapped so that `find` adds worked examples to its asks."""
     policy = models["policy"]
     return models | {"policy": lambda asks: policy([find(ask) for ask in asks])}

@@ -1,8 +1,8 @@
-"""TREC files: runs (`qid Q0 docid rank score tag`) and qrels (`qid 0 docid grade`), gzipped or not, in and out.
+"""TREC files, read and written: runs (`qid Q0 docid rank score tag`) and qrels (`qid 0 docid grade`), gzipped or not.
 
-The rank column of a run is never trusted: trec_eval sorts by score. Where scores tie, the order is nobody's; a run
-with ties is refused until the reader says how to break them: `trec` (document ids falling, scores in single precision,
-as trec_eval does), `input` (the order of the file) or `pessimistic` (what is relevant comes last).
+The rank column of a run is never trusted, since trec_eval sorts by score. Where scores tie, the run gives no order; a
+run with ties is refused until the user says how to break them: `trec` (document ids falling, scores in single
+precision, as trec_eval does), `input` (the order of the file) or `pessimistic` (relevant documents last).
 """
 
 import re
@@ -21,7 +21,7 @@ Run = dict[str, list[str]]  # query -> documents, best first
 
 
 def read_qrels(path: Path) -> Qrels:
-    """Raises UserError with file and line for every defect."""
+    """Return query -> document -> grade. Raise UserError with file and line for every defect."""
     grades: Qrels = {}
     for where, fields in _rows(path, (4,)):
         query, _, document, grade = fields
@@ -36,7 +36,11 @@ def read_qrels(path: Path) -> Qrels:
 
 
 def read_run(path: Path, ties: str | None = None, qrels: Qrels | None = None) -> Run:
-    """Documents by falling score. Six columns, or three (`qid docid score`); words behind the tag are ignored."""
+    """Return query -> documents by falling score, from six columns or three (`qid docid score`).
+
+    Words behind the tag are ignored. `ties` says how to order documents of equal scores, and `qrels` which documents
+    are relevant, for `pessimistic`. Raise UserError for every defect, and for equal scores without `ties`.
+    """
     scores: dict[str, dict[str, float]] = {}
     tied = None
     for where, fields in _rows(path, (3, 6)):
@@ -57,7 +61,7 @@ def read_run(path: Path, ties: str | None = None, qrels: Qrels | None = None) ->
         elif ties == "pessimistic":
             order = sorted(found, key=lambda d: (-values[d], (qrels or {}).get(query, {}).get(d, 0)))
         else:
-            order = sorted(found, key=lambda d: -values[d])  # stable
+            order = sorted(found, key=lambda d: -values[d])  # a stable sort: ties keep the order of the file
         run[query] = order
     if tied is not None:
         raise UserError(f"{path}: documents of query '{tied}' have equal scores; say how to order them: "
@@ -66,7 +70,7 @@ def read_run(path: Path, ties: str | None = None, qrels: Qrels | None = None) ->
 
 
 def _rows(path: Path, counts: tuple[int, ...]):
-    """(file:line, fields) of the rows; more fields than the largest count are cut."""
+    """Yield (file:line, fields) for every row; fields beyond the largest of `counts` are cut off."""
     with open_text(Path(path)) as file:
         for line, text in enumerate(file, 1):
             fields = text.split()
@@ -78,7 +82,7 @@ def _rows(path: Path, counts: tuple[int, ...]):
 
 
 def write_run(path: Path, rankings: Iterable[tuple[str, list[str]]], tag: str) -> None:
-    """Scores fall by 1 from each document to the next, so that they never tie."""
+    """Write rankings (query, documents) as a run; scores fall by 1 from rank to rank, so that they never tie."""
     write_text(path, "".join(f"{query} Q0 {document} {rank} {len(order) - rank + 1} {tag}\n"
                              for query, order in rankings for rank, document in enumerate(order, 1)))
 

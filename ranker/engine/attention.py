@@ -42,7 +42,7 @@ def within(mask: torch.Tensor, at: torch.Tensor, keys: torch.Tensor, window: int
 
 
 def attention(module, query, key, value, mask, scaling, softcap: float | None) -> torch.Tensor:
-    """Attend: query [B, heads, Q, d], key and value [B, kv, K, d], mask [B or 1, 1, Q, K] -> [B, Q, heads, d].
+    """Attend with a mask [B or 1, 1, Q, K]: query [B, heads, Q, d], key, value [B, kv, K, d] -> [B, Q, heads, d].
 
     Without a mask a query sees the keys up to its own. With `softcap` the scores are computed step by step, since no
     fused kernel caps scores.
@@ -97,7 +97,7 @@ class Layout:
     completions: torch.Tensor  # [N, T]
     owner: torch.Tensor  # [N], the prompt of each completion
     group: int  # completions per prompt, on CUDA where all prompts have the same number; else 0
-    visible: torch.Tensor  # [N, 1, T, P + T]: what a completion's token sees of its prompt and of its completion
+    visible: torch.Tensor  # [N, 1, T, P + T]: the tokens that a completion's token sees, of its prompt and itself
     keys: torch.Tensor  # [N, 1, 1, P + T], positions of these keys
     order: torch.Tensor  # [total], place of each token of the row in the tables: prompts first, then completions
     masks: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # window -> masks within it
@@ -163,8 +163,8 @@ def packed(module, query, key, value, attention_mask, scaling, *, layout: Layout
     if layout is None:
         raise ValueError(PASSES_NOTHING)
     flat = [states[0].transpose(0, 1) for states in (query, key, value)]  # [total, heads or kv, d]
-    take = lambda states, index: states.index_select(0, index.flatten()).view(*index.shape,  # noqa: E731
-                                                                              *states.shape[1:]).transpose(1, 2)
+    take = lambda states, index: (states.index_select(0, index.flatten())  # noqa: E731
+                                  .view(*index.shape, *states.shape[1:]).transpose(1, 2))
     prompts = [take(states, layout.prompts) for states in flat]  # [B, heads or kv, P, d]
     completions = [take(states, layout.completions) for states in flat]  # [N, heads or kv, T, d]
     each = ((lambda states: states[:, None].expand(-1, layout.group, -1, -1, -1).flatten(0, 1)) if layout.group

@@ -383,6 +383,7 @@ def peak(device: torch.device) -> int:
 
 
 def forget_peak(device: torch.device) -> None:
+    """Begin to measure `peak` anew, where the system can."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:

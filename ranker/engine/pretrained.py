@@ -138,7 +138,7 @@ def cannot_load(model: settings.Model, error: Exception) -> UserError:
 
 
 def check_limits(config, model: settings.Model, tokens: int) -> None:
-    """Raise UserError where rows of `tokens` tokens are longer than the model can read, or reads as one function."""
+    """Raise UserError where rows of `tokens` tokens are longer than the model can read, or can read as one function."""
     text = config.get_text_config()
     context = getattr(text, "max_position_embeddings", None)
     longest = f"model.max_prompt + rollout.max_new_tokens is {tokens}, but"
@@ -192,9 +192,9 @@ def own_quantisation(config, model: settings.Model, dtype: torch.dtype) -> dict:
     if own is None and model.quantize != "nf4":
         return {}
     if own is None:
-        return {"quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype)}
+        return {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                                                          bnb_4bit_use_double_quant=True,
+                                                          bnb_4bit_compute_dtype=dtype)}
     own = dict(own if isinstance(own, dict) else own.to_dict())
     in_bits = own.get("load_in_4bit") or own.get("load_in_8bit")
     method = own.get("quant_method") or ("bitsandbytes" if in_bits else "a way it does not name")

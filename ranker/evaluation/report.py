@@ -24,7 +24,7 @@ from ranker.files import write_text
 from ranker.prompting import wording
 
 BASE = "untrained base"  # the name of the row that gains are measured against
-REMEDIES = {  # status -> what to change where most unread answers have this status
+REMEDIES = {  # status -> the remedy where it is the most frequent status of answers that could not be read
     "truncated": "more rollout.max_new_tokens, or an instruct model (model.name)",
     "missing_answer": "an instruct model (model.name, model.chat_template), or "
                       "a cold start (a first stage with objective.name=sft)",
@@ -35,6 +35,7 @@ REMEDIES = {  # status -> what to change where most unread answers have this sta
 
 
 def scenario_of(task: str) -> str:
+    """Return the scenario of a task, such as recommendation, from its wording."""
     return wording(task)["scenario"]
 
 
@@ -78,6 +79,7 @@ class Row:
         return list(dict.fromkeys(map(scenario_of, self.tasks.values())))
 
     def by_scenario(self, metric: str, scenario: str, strict: bool = False) -> float:
+        """Return the mean over the tasks of a scenario."""
         return self.mean(metric, lambda task: scenario_of(task) == scenario, strict)
 
 
@@ -124,7 +126,7 @@ def strange_texts(model: str, data: Sequence[str]) -> list[str]:
 def baseline_rows(orders: Sequence[Sequence[Query]], level: float, names: Sequence[str] = metrics.NAMES,
                   rankers: dict[str, Callable[[Query], list[str]]] = baselines.PLAIN,
                   judged: dict[str, Sequence[float]] | None = None) -> list[Row]:
-    """Return the row of random order (its exact expectation), and one of each of `rankers`.
+    """Return the row of random order (its exact expectation), and a row for each of `rankers`.
 
     `orders` holds the queries once per candidate order, the same orders as the models rank. `level`, `names` and
     `judged` are those of `model_row`.

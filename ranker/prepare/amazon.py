@@ -84,6 +84,7 @@ def json_or_literal(line: str) -> object:
 
 
 def review_events(path: Path) -> Iterator[tuple[str, str, float]]:
+    """Yield (user, product, time) for every review."""
     for where, (user, item), record in records(path, "reviewerID", "asin"):
         if "unixReviewTime" not in record:
             raise UserError(f"{where}: no field 'unixReviewTime' (found: {', '.join(map(str, record))})")

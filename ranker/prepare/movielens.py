@@ -47,8 +47,9 @@ def from_csv(ratings: Path, movies: Path) -> tuple[Events, Titles]:
 
 
 def from_recbole(ratings: Path, movies: Path) -> tuple[Events, Titles]:
-    return (table_events(ratings, "\t", ("user_id:token", "item_id:token", "timestamp:float")), {
-        movie: clean(title) for _, (movie, title) in columns(movies, "\t", ("item_id:token", "movie_title:token_seq"))})
+    return (table_events(ratings, "\t", ("user_id:token", "item_id:token", "timestamp:float")),
+            {movie: clean(title)
+             for _, (movie, title) in columns(movies, "\t", ("item_id:token", "movie_title:token_seq"))})
 
 
 def from_dat(ratings: Path, movies: Path) -> tuple[Events, Titles]:

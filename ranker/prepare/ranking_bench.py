@@ -36,7 +36,7 @@ NAME = "ulab-ai/Ranking-bench"
 FIELDS = {"task_name": str, "problem": str, "candidates": list, "gt": str}
 TASKS = ("rec-movie", "rec-music", "rec-game", "router-performance", "router-balance", "router-cost",
          "passage-5", "passage-7", "passage-9")
-Parts = tuple[str | tuple[str, ...], list[str], list[str]]  # the context, what `gt` may be, the candidates' texts
+Parts = tuple[str | tuple[str, ...], list[str], list[str]]  # the context, the names that `gt` may have, the texts
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,12 +102,14 @@ def query(row: dict, name: str) -> Query:
 
 
 def recommendation(problem: str, candidates: list[str]) -> Parts:
+    """Return the parts of a problem of recommendation: its context is the history."""
     (listed,) = parts(r"in order:\s*(\[.*\])\s*Now there are", problem,
                       "history between 'in order:' and 'Now there are'")
     return tuple(clean(title) for title in numbered(listed)), candidates, [clean(title) for title in candidates]
 
 
 def routing(problem: str, candidates: list[str]) -> Parts:
+    """Return the parts of a problem of routing: its texts are names with their descriptions."""
     before, question = parts(r"(.*?)Here is a query:\s*(.*\S)\s*and LLM c[ao]ndidates:", problem,
                              "query before 'and LLM condidates:'")
     described = dict(re.findall(r"^[ \t]*# (.+?): (.*\S)", before, re.MULTILINE))
@@ -115,6 +117,7 @@ def routing(problem: str, candidates: list[str]) -> Parts:
 
 
 def passages(problem: str, candidates: list[str]) -> Parts:
+    """Return the parts of a problem of passages: `gt` is one of the ids in the problem."""
     question, listed = parts(r"Here is a query:\s*(.*?)\s*and candidate passages:\s*(.*\S)\s*Please think step by step",
                              problem, "passages between 'and candidate passages:' and 'Please think step by step'")
     found = re.findall(r"^(passage \d+): ?(.*?)\s*(?=^passage \d+:|\Z)", listed, re.MULTILINE | re.DOTALL)
@@ -129,7 +132,7 @@ KINDS = {"rec": recommendation, "router": routing, "passage": passages}
 
 
 def parts(pattern: str, problem: str, what: str) -> tuple[str, ...]:
-    """Return the groups of `pattern` in a problem. Raise ValueError, which says `what` is missing, without a match."""
+    """Return the groups of `pattern` in a problem. Raise ValueError, which names `what` is missing, for no match."""
     found = re.search(pattern, problem, re.DOTALL)
     if not found:
         raise ValueError(f"its problem has no {what}")

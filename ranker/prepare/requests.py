@@ -67,6 +67,8 @@ def write(path: Path, queries: Iterable[Query]) -> None:
     """Write queries as requests, candidates in their order; scores fall by 1, so that they never tie."""
     with open_whole(path) as file:
         for query in queries:
-            file.write(json.dumps({"query": {"text": context_text(query), "qid": query.id}, "candidates": [
-                {"docid": c.id, "score": float(len(query.ids) - i), "doc": {"contents": c.text}}
-                for i, c in enumerate(query.candidates)]}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"query": {"text": context_text(query), "qid": query.id},
+                                   "candidates": [{"docid": c.id, "score": float(len(query.ids) - i),
+                                                   "doc": {"contents": c.text}}
+                                                  for i, c in enumerate(query.candidates)]},
+                                  ensure_ascii=False) + "\n")

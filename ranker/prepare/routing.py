@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 
 class Question(NamedTuple):
+    """Hold a question with the score and the cost of every model."""
+
     task: str
     text: str
     measured: dict[str, tuple[float, float]]  # model -> (performance, cost in USD)
@@ -110,7 +112,10 @@ def above_worst(question: Question, a: float, b: float, low: float, high: float)
 
 
 def cost_ranges(samples: dict[str, str], questions: dict[str, Question]) -> dict[str, tuple[float, float]]:
-    """Return task -> lowest and highest cost of its training questions; near-duplicates are in one split."""
+    """Return task -> lowest and highest cost of its training questions.
+
+    The split is by the groups that near-duplicate questions will be joined to, as in the file that is written.
+    """
     groups = merged([samples[sample] for sample in questions], [question.text for question in questions.values()])
     costs: dict[str, list[float]] = {}
     for group, question in zip(groups, questions.values()):

@@ -132,8 +132,8 @@ def main():
     log.info("%.2f million parameters", sum(p.numel() for p in model.parameters()) / 1e6)
     trunk = torch.compile(model.model, dynamic=True) if args.compile else model.model
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / WARMUP) * (
-        0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * s / args.steps))))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1) / WARMUP)
+                                                 * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * s / args.steps))))
     answer_token = tokenizer.convert_tokens_to_ids("<answer>")
     grown = args.steps if args.init else 0  # with --init pools and batches have their full size from the start
     bar = tqdm(batches(prompter, args.steps, args.seed, grown), total=args.steps, unit="step", mininterval=5)
