@@ -87,9 +87,9 @@ def _foreign(named: Sequence[str | None]) -> Answer:
     return Answer("not_a_candidate", tuple(dict.fromkeys(c for c in named if c is not None)), len(named))
 
 
-def by_relevance(ask: Ask, sign: float = 1.0) -> list[str]:
-    """Return the candidates in question by falling relevance, or (sign -1) by rising relevance."""
-    return sorted(ask.left, key=lambda c: -sign * ask.query.rel[c])
+def by_relevance(ask: Ask) -> list[str]:
+    """Return the candidates in question as somebody orders them who knows the relevance."""
+    return sorted(ask.left, key=lambda c: -ask.query.rel[c])
 
 
 def written(ask: Ask, ids: Sequence[str]) -> str:

@@ -22,17 +22,15 @@ def scripted(write: Callable[[Ask], str]) -> Callable[[Sequence[Ask]], list[tupl
 
 
 def right_answer(ask: Ask) -> str:
-    """Write a completion that decides rightly, by the relevance."""
-    return _completion(ask, plugins.module("decision", ask.decision).right(ask))
+    """Write the completion of somebody who knows the relevance."""
+    span = plugins.module("decision", ask.decision).right(ask)
+    return f"<think>{ask.query.task}: {len(ask.pool)} shown</think>\n<answer>{span}</answer>"
 
 
 def wrong_answer(ask: Ask) -> str:
     """Write a well-formed completion that decides exactly the other way round."""
-    return _completion(ask, plugins.module("decision", ask.decision).wrong(ask))
-
-
-def _completion(ask: Ask, span: str) -> str:
-    return f"<think>{ask.query.task}: {len(ask.pool)} shown</think>\n<answer>{span}</answer>"
+    best = max(ask.query.relevance)
+    return right_answer(replace(ask, query=replace(ask.query, relevance=tuple(best - r for r in ask.query.relevance))))
 
 
 def rehearsal(ranker, query: Query) -> list[Ask]:

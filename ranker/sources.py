@@ -9,7 +9,7 @@ import hashlib
 import os.path
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ranker import plugins, world
@@ -35,24 +35,21 @@ class Source:
     items: Sequence | None = None
     seed: str = ""
     item: Callable[[int], object] | None = None
+    shuffled: tuple[int, list] = field(default=(-1, ()), init=False)  # the number of an epoch, and its items
 
     def __getitem__(self, position: int) -> object:
         if self.items is None:
             return self.item(position)
-        return epoch(self, position // len(self.items))[position % len(self.items)]
+        number, place = divmod(position, len(self.items))  # of the epoch, and in it
+        if self.shuffled[0] != number:
+            self.shuffled = number, random.Random(f"{self.seed}/{number}").sample(self.items, len(self.items))
+        return self.shuffled[1][place]
 
     def take(self, count: int, state: dict) -> list[tuple[int, object]]:
         """Return this process's share of the next `count`, each with its number among them; `state` goes on."""
         start = state.get(self.name, 0)
         state[self.name] = start + count
         return [(i, self[start + i]) for i in distributed.share(count)]
-
-
-def epoch(source: Source, number: int) -> list:
-    """Return the items of a source as they stand in an epoch."""
-    if getattr(source, "shuffled", (None,))[0] != number:
-        source.shuffled = number, random.Random(f"{source.seed}/{number}").sample(source.items, len(source.items))
-    return source.shuffled[1]
 
 
 def training(data: Data, seed: int) -> Source:

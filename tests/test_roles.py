@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, replace
 
+import hybrid
 import pytest
 
 from ranker import config as settings, credit, drive, llms, plugins, rewarding, world
@@ -40,16 +41,18 @@ def test_a_cascade_asks_each_role_for_its_part_and_its_cost_is_told_by_role():
 
 
 def test_a_hybrid_mixes_two_rankers_in_the_rounds_of_the_longer_one():
-    section = {"name": "hybrid", "first": {"name": "listwise"}, "second": {"name": "elimination"},
-               "first_role": "small", "weight": 0.9}
-    driver = drive.Driver(drive.load_ranker(section), {"small": PERFECT, "policy": WRONG})
+    def mixed(weight):
+        options = hybrid.Options({"name": "listwise"}, {"name": "elimination"}, weight, "small")
+        return plugins.Plugin("ranker", "hybrid", hybrid, options)
+
+    driver = drive.Driver(mixed(0.9), {"small": PERFECT, "policy": WRONG})
     ranking = driver.add(query(6))
     while driver.running:
         driver.round()
     assert best_first(ranking) and driver.rounds == 5 and ranking.calls == 6
     assert list(ranking.scores) == ranking.order and sorted(ranking.scores.values(), reverse=True) == list(
         ranking.scores.values())
-    [other] = drive.run(drive.load_ranker(section | {"weight": 0.1}), [query(6)], {"small": PERFECT, "policy": WRONG})
+    [other] = drive.run(mixed(0.1), [query(6)], {"small": PERFECT, "policy": WRONG})
     assert other.gains == sorted(other.gains)
 
 

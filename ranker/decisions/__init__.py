@@ -21,11 +21,8 @@ The template prompts/NAME.txt must show {context} and {pool}. An example, with a
 
     def right(ask):
         return answers.written(ask, answers.by_relevance(ask)[:2])
-
-    def wrong(ask):
-        return answers.written(ask, answers.by_relevance(ask)[-2:])
 """
 
-CONTRACT = {"parse": ("inside", "ask"), "right": ("ask",), "wrong": ("ask",), "template": ("ask",)}
+CONTRACT = {"parse": ("inside", "ask"), "right": ("ask",), "template": ("ask",)}
 OPTIONAL = {"template": None, "TOLD": (), "ALTERNATIVES": ()}
 HAS_OPTIONS = False  # rankers name decisions, a config does not

@@ -12,9 +12,5 @@ def right(ask: Ask) -> str:
     return answers.written(ask, answers.by_relevance(ask)[:-1 - ask.drop:-1])
 
 
-def wrong(ask: Ask) -> str:
-    return answers.written(ask, answers.by_relevance(ask, -1)[:-1 - ask.drop:-1])
-
-
 def template(ask: Ask) -> str:
     return "eliminate_several" if ask.drop > 1 and not ask.by_logits else "eliminate"

@@ -15,7 +15,3 @@ def parse(inside: str, ask: Ask) -> Answer:
 
 def right(ask: Ask) -> str:
     return answers.written(ask, answers.by_relevance(ask)[:half(ask)])
-
-
-def wrong(ask: Ask) -> str:
-    return answers.written(ask, answers.by_relevance(ask, -1)[:half(ask)])

@@ -10,7 +10,3 @@ def parse(inside: str, ask: Ask) -> Answer:
 
 def right(ask: Ask) -> str:
     return answers.written(ask, answers.by_relevance(ask))
-
-
-def wrong(ask: Ask) -> str:
-    return answers.written(ask, answers.by_relevance(ask, -1))

@@ -18,12 +18,4 @@ def parse(inside: str, ask: Ask) -> Answer:
 
 
 def right(ask: Ask) -> str:
-    return str(round(10 * _share(ask)))
-
-
-def wrong(ask: Ask) -> str:
-    return str(round(10 * (1 - _share(ask))))
-
-
-def _share(ask: Ask) -> float:
-    return ask.query.rel[ask.left[0]] / max(ask.query.relevance)
+    return str(round(10 * ask.query.rel[ask.left[0]] / (max(ask.query.relevance) or 1)))

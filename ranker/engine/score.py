@@ -58,7 +58,7 @@ def pack(prompts: Sequence[list[int]], completions: Sequence[list[list[int]]], b
                 row = Row(prompt, [], [])
             row.completions.append(completion)
             row.keys.append(key)
-        key += 1
+        key += bool(group)
         if row.keys:
             rows.append(row)
     return rows

@@ -1,4 +1,4 @@
-"""A hybrid of two rankers, which run side by side: candidates are ordered by a weighted sum of both.
+"""A hybrid of two rankers for test_roles.py, which run side by side: candidates are ordered by a weighted sum of both.
 
 Each counts by its scores where it gives them, else by 1 / (60 + place) (reciprocal rank fusion, Cormack et al. 2009),
 standardised within the query.
