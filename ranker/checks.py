@@ -31,7 +31,7 @@ def check(config, where: str) -> None:
         plugins.load("lesson", lesson, where)
     if config.data.lessons and config.data.train == "world":
         raise UserError(f"{where}: data.lessons need a file in data.train, such as"
-                        " `python -m ranker.prepare world-file --out FILE` writes")
+                        " `python -m ranker.prepare world --out FILE` writes")
     for name, section in {"": llm, **{f"roles.{n}.": r["llm"] for n, r in config.roles.items() if r["llm"]}}.items():
         check_llm(section, where, name)
 

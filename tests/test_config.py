@@ -289,7 +289,7 @@ LESSON, DRAW = "def lesson(source, fit, options): pass\n", "def draw(source, sam
         f"def {name}: pass\n" for name in ("alive(groups, options)", "passes(options)", "targets(groups, options)",
                                            "loss(batch, options)")), "a objective needs LEARNS_FROM"),
     ("reward", OPTIONS + "def reward(groups, options): pass\n", "a reward needs TASK, one of False, True"),
-    ("decision", "def parse(inside, ask): pass\ndef right(ask): pass\n", "a decision needs wrong(ask)"),
+    ("decision", "def parse(inside, ask): pass\n", "a decision needs right(ask)"),
     ("ranker", OPTIONS + "def rank(query, rng, options): pass\ndef calls(n): pass\n",
      "calls(n, options) is what a ranker needs, not calls(n)"),
     ("lora", OPTIONS + "def make(model, options): pass\n", "make(causal_lm, options) is what a lora needs"),

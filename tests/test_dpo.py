@@ -37,13 +37,43 @@ def test_the_loss_and_its_gradient_are_the_published_ones():
     assert losses.dpo_loss(torch.tensor(0.0), 0.3).item() == pytest.approx(0.693147, abs=1e-6)
 
 
-def test_the_loss_is_that_of_trl():
-    """TRL's sigmoid loss, written out as its trainer computes it: chosen minus rejected, policy minus reference."""
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(50, 4, generator=generator) * 5
-    ours = losses.dpo_loss((values[:, 0] - values[:, 1]) - (values[:, 2] - values[:, 3]), 0.1)
-    logits = (values[:, 0] - values[:, 2]) - (values[:, 1] - values[:, 3])
-    torch.testing.assert_close(ours, -torch.nn.functional.logsigmoid(0.1 * logits))
+def test_loss_and_gradient_are_those_of_trl(make_policy, tmp_path):
+    """Both from the same adapter and reference, on tokens as TRL makes them; skips without tests/bench/requirements.txt."""
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    policy = make_policy()
+    pairs = [{"prompt": "which one", "chosen": " the first", "rejected": " the second one"},
+             {"prompt": "and which of these two", "chosen": " [2]", "rejected": " [1], I think"}]
+    settings = trl.DPOConfig(output_dir=str(tmp_path), beta=0.3, per_device_train_batch_size=2, report_to=[],
+                             use_cpu=True, bf16=False, activation_checkpointing=False)
+    trainer = trl.DPOTrainer(model=policy.model, args=settings, train_dataset=datasets.Dataset.from_list(pairs),
+                             processing_class=policy.tokenizer)
+    policy.model.eval()
+    policy.freeze()  # TRL keeps a copy of the adapter it was given as its reference
+    with torch.no_grad():
+        for parameter in policy.adapter_parameters().values():
+            parameter.add_(torch.randn_like(parameter) * 0.03)
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.compute_loss(policy.model, batch).backward()
+    theirs = {name: parameter.grad.clone() for name, parameter in policy.adapter_parameters().items()}
+    policy.model.zero_grad()
+
+    rows = [[ids[seen.bool()].tolist() for ids in (tokens, answer)] for tokens, seen, answer in
+            zip(batch["input_ids"], batch["attention_mask"], batch["completion_mask"])]  # chosen ones first
+    groups = []
+    for chosen, rejected in zip(rows[:2], rows[2:]):
+        made = [Completion(ids[answer.index(1):], [], "", True, Answer("ok"), returns={"total": value})
+                for (ids, answer), value in ((chosen, 1.0), (rejected, 0.0))]
+        groups.append(Group(None, chosen[0][:chosen[1].index(1)], made))
+    options = dpo.Options(beta=0.3)
+    dpo.alive(groups, options)
+    with policy.training_graph():
+        packed = passes.rows_of(groups, float("inf"))
+        passes.run(dpo.passes(options), credit.completions(groups), policy, packed, 1.0, 10**6)
+        dpo.targets(groups, options)
+        [made] = passes.batched(policy, packed, 1.0, 10**6)
+        (dpo.loss(made, options)[0] / passes.units(packed, dpo.UNIT)).backward()
+    for name, parameter in policy.adapter_parameters().items():
+        assert (parameter.grad - theirs[name]).norm() < 1e-4 * theirs[name].norm(), name
 
 
 def test_a_group_gives_its_best_and_its_worst_where_they_are_apart(asks):

@@ -21,8 +21,7 @@ REAL = Path(__file__).parents[2] / "shared/data"
 pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data beside the repository")
 
 RANKERS = plugins.names("ranker")
-WRITTEN = {"score": "written"}
-SCRIPTED = {"pointwise": WRITTEN, "hybrid": {"first": {"name": "pointwise"} | WRITTEN}}  # where no probabilities are
+SCRIPTED = {"pointwise": {"score": "written"}}  # what a ranker needs where no probabilities are
 ORACLE, MUTE = llms.scripted(llms.right_answer), llms.scripted(lambda ask: "")
 
 

@@ -202,13 +202,13 @@ def test_runs_that_we_write_never_tie_and_come_back(tmp_path):
 
 
 def test_the_world_can_be_written_to_a_file(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("sys.argv", ["prepare", "world-file", "--queries", "2", "--tasks", "passage-5", "rec-movie",
+    monkeypatch.setattr("sys.argv", ["prepare", "world", "--queries", "2", "--tasks", "passage-5", "rec-movie",
                                      "--out", str(tmp_path / "world.jsonl")])
     assert exit_status(prepare.main) == 0
     expected = [world.query(task, "train", i) for task in ("passage-5", "rec-movie") for i in range(2)]
     assert ([(q.id, q.candidates, q.relevance) for q in read_queries(tmp_path / "world.jsonl")]
             == [(q.id, q.candidates, q.relevance) for q in expected])
-    monkeypatch.setattr("sys.argv", ["prepare", "world-file", "--queries", "0", "--out", str(tmp_path / "none.jsonl")])
+    monkeypatch.setattr("sys.argv", ["prepare", "world", "--queries", "0", "--out", str(tmp_path / "none.jsonl")])
     assert exit_status(prepare.main) == 2 and "--queries must be at least 1" in capsys.readouterr().err
 
 

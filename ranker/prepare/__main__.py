@@ -20,17 +20,18 @@ from ranker.prepare import requests
 from ranker.prepare._groups import merged
 from ranker.sources import split_of
 
-NAMES = sorted(p.stem.replace("_", "-") for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
+FILES = {path.stem.removesuffix("_file").replace("_", "-"): path.stem  # name -> module; no two modules share a name
+         for path in sorted(Path(__file__).parent.glob("*.py")) if not path.stem.startswith("_")}
 
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name in ("", "-h", "--help"):
-        raise UserError(f"name a data set: python -m ranker.prepare NAME ... (known: {', '.join(NAMES)}); "
+        raise UserError(f"name a data set: python -m ranker.prepare NAME ... (known: {', '.join(FILES)}); "
                         "NAME --help says what it needs")
-    if name not in NAMES:
-        raise UserError(f"unknown data set '{name}'{nearest(name, NAMES)}")
-    module = import_module(f"ranker.prepare.{name.replace('-', '_')}")
+    if name not in FILES:
+        raise UserError(f"unknown data set '{name}'{nearest(name, FILES)}")
+    module = import_module(f"ranker.prepare.{FILES[name]}")
     parser = Parser(prog=f"python -m ranker.prepare {name}", description=module.__doc__)
     module.arguments(parser)
     parser.add_argument("--out", type=Path, required=True, help="the JSON lines file to write")
