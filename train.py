@@ -33,7 +33,7 @@ from ranker.drive import load_ranker, run as rank
 from ranker.engine import distributed, memory
 from ranker.engine.policy import Policy, load as load_policy, load_prompter
 from ranker.engine.sampler import Sampler
-from ranker.engine.score import Row
+from ranker.engine.scoring import Row
 from ranker.errors import Parser, UserError, exit_status
 from ranker.evaluation import report
 from ranker.plugins import Plugin, load as load_plugin

@@ -17,7 +17,7 @@ from ranker.data import Answer, Ask, Completion, Cut, Group
 from ranker.drive import Model
 from ranker.engine.policy import STOP, Policy
 from ranker.engine.sampler import Known, Sampler, batches_of
-from ranker.engine.score import pack, score_all
+from ranker.engine.scoring import pack, score_all
 from ranker.prompting import Chat
 
 

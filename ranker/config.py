@@ -158,7 +158,8 @@ class Config:
     ranker: dict = field(default_factory=dict)  # a file in ranker/rankers/, and its options
     draw: dict = field(default_factory=dict)  # a file in ranker/draws/, and its options
     rollout: Rollout = field(default_factory=Rollout)
-    reward: dict = field(default_factory=lambda: {"top1_hit": {}})  # files in rewards/ -> weight, tasks, options
+    # files in rewards/ -> weight, tasks, options
+    reward: dict = field(default_factory=lambda: {plugins.default("reward"): {}})
     objective: dict = field(default_factory=dict)  # a file in ranker/objectives/, and its options
     train: Train = field(default_factory=Train)
     eval: Eval = field(default_factory=Eval)

@@ -19,7 +19,7 @@ from ranker.asking import answer_mask
 from ranker.data import Completion, Group
 from ranker.engine import distributed
 from ranker.engine.policy import Policy
-from ranker.engine.score import Row, batches, pack, score
+from ranker.engine.scoring import Row, batches, pack, score
 from ranker.errors import UserError, nearest
 
 

@@ -21,5 +21,6 @@ it is limited: elsewhere it pays 0. An example:
                 for g in groups]
 """
 
+DEFAULT = "top1_hit"
 CONTRACT = {"reward": ("groups", "options"), "TASK": frozenset({True, False})}
 OPTIONAL = {}

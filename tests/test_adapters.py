@@ -30,7 +30,8 @@ def same(one, two):
 def test_a_policy_begins_with_an_adapter_made_elsewhere(make_policy, tmp_path):
     policies.save_adapter(make_policy(), tmp_path / "made")
     begun = make_policy(moved=False, lora=plugins.load("lora", {"name": "lora", "start": str(tmp_path / "made")}))
-    assert [p.shape[0] for name, p in begun.adapter_parameters().items() if "lora_A" in name][0] == 4  # its rank, not 16
+    # its rank, not 16
+    assert [p.shape[0] for name, p in begun.adapter_parameters().items() if "lora_A" in name][0] == 4
     policies.save_adapter(begun, tmp_path / "begun")
     assert same(weights(tmp_path / "made"), weights(tmp_path / "begun"))
     assert all(p.requires_grad and p.dtype == torch.float32 for p in begun.adapter_parameters().values())

@@ -32,13 +32,15 @@ def test_the_loss_and_its_gradient_are_the_published_ones():
     loss, parts = dpo.loss(batch, dpo.Options(beta=0.01))
     loss.backward()
     assert loss.item() == pytest.approx(0.685675, abs=1e-6)
-    assert logprobs.grad.tolist() == [pytest.approx([-0.0049625] * 2, abs=1e-7), pytest.approx([0.0049625] * 2, abs=1e-7)]
+    assert logprobs.grad.tolist() == [pytest.approx([-0.0049625] * 2, abs=1e-7),
+                                      pytest.approx([0.0049625] * 2, abs=1e-7)]
     assert parts == {"margin": pytest.approx(1.5), "right": 1}
     assert losses.dpo_loss(torch.tensor(0.0), 0.3).item() == pytest.approx(0.693147, abs=1e-6)
 
 
 def test_loss_and_gradient_are_those_of_trl(make_policy, tmp_path):
-    """Both from the same adapter and reference, on tokens as TRL makes them; skips without tests/bench/requirements.txt."""
+    """Both from the same adapter and reference, on tokens as TRL makes them; skips without
+    tests/bench/requirements.txt."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     policy = make_policy()
     pairs = [{"prompt": "which one", "chosen": " the first", "rejected": " the second one"},

@@ -1,4 +1,5 @@
-"""The examples of docs/extending.md, run as they are printed: each is one file (and a template), and nothing else changes."""
+"""The examples of docs/extending.md, run as they are printed: each is one file (and a template), and nothing else
+changes."""
 
 import importlib
 import re
@@ -27,7 +28,8 @@ def written(tmp_path, monkeypatch):
         (tmp_path / path).write_text(text)
     before = set(sys.modules)
     for package in map(importlib.import_module, PACKAGES):
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / package.__name__.replace(".", "/"))])
+        monkeypatch.setattr(package, "__path__",
+                            [*package.__path__, str(tmp_path / package.__name__.replace(".", "/"))])
     plugins.module.cache_clear()
     shutil.copytree(prompting.FOLDER, tmp_path / "prompts", dirs_exist_ok=True)
     monkeypatch.setattr(prompting, "FOLDER", tmp_path / "prompts")

@@ -17,7 +17,7 @@ from ranker.asking import Sample
 from ranker.drive import load_ranker
 from ranker.engine import memory, policy as policies
 from ranker.engine.sampler import Sampler
-from ranker.engine.score import pack, score
+from ranker.engine.scoring import pack, score
 from ranker.errors import LONGEST, UserError
 from ranker.plugins import load
 from ranker.sources import Source

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationCon
 from ranker import config as settings, plugins
 from ranker.engine import policy as policies
 from ranker.engine.sampler import Sampler
-from ranker.engine.score import pack, score_all
+from ranker.engine.scoring import pack, score_all
 from ranker.errors import LONGEST, UserError
 
 NEW, CLOSE, BUDGET = 24, 1e-4, 10**6

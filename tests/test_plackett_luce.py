@@ -53,8 +53,8 @@ def batch_of(logprobs, relevance, seed):
     made = [Completion([1], [], "", True, Answer("ok")) for _ in relevance]
     for c, value in zip(made, relevance):
         c.signals = {"relevance": value[None]}
-    return passes.Batch(made, [slice(0, len(made))], logprobs[:, None], None, torch.ones(len(made), 1, dtype=torch.bool),
-                        1, seed)
+    return passes.Batch(made, [slice(0, len(made))], logprobs[:, None], None,
+                        torch.ones(len(made), 1, dtype=torch.bool), 1, seed)
 
 
 def test_the_gradient_is_on_average_that_of_the_expected_reward():

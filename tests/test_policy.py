@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from ranker import config as settings, plugins
 from ranker.engine import policy as policies
-from ranker.engine.score import pack, score
+from ranker.engine.scoring import pack, score
 from ranker.errors import UserError
 
 

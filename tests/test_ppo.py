@@ -5,7 +5,7 @@ import torch
 
 from ranker import config as settings
 from ranker.data import Answer, Completion, Group
-from ranker.engine.score import pack, score
+from ranker.engine.scoring import pack, score
 from ranker.objectives import grpo, ppo
 from ranker.passes import Batch
 

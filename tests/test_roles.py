@@ -22,7 +22,8 @@ WRONG = llms.scripted(llms.wrong_answer)
 def query(n, name="q"):
     relevance = list(range(n))
     random.Random(name).shuffle(relevance)
-    return Query(name, "rank", "c", tuple(Candidate(f"c{i}", f"text {i}") for i in range(n)), tuple(map(float, relevance)))
+    return Query(name, "rank", "c", tuple(Candidate(f"c{i}", f"text {i}") for i in range(n)),
+                 tuple(map(float, relevance)))
 
 
 def best_first(ranking):
@@ -64,18 +65,21 @@ def test_two_adapters_on_one_base_play_their_roles(make_policy, tmp_path):
     config.rollout.max_new_tokens = 8
     sampler = Sampler(policy, config.rollout)
     models = load_models(config, sampler, tmp_path) | {"policy": local_model(sampler)}
-    asks = [Ask(world.query("passage-5", "train", i), world.query("passage-5", "train", i).ids, "pick") for i in range(3)]
+    asks = [Ask(world.query("passage-5", "train", i), world.query("passage-5", "train", i).ids, "pick")
+            for i in range(3)]
     texts = {role: [c.ids for _, c in models[role](asks)] for role in ("small", "policy", "base")}
     alone = local_model(Sampler(other, config.rollout))
     assert texts["small"] == [c.ids for _, c in alone(asks)] != texts["policy"]
-    assert texts["policy"] == [c.ids for _, c in local_model(Sampler(make_policy(), config.rollout))(asks)] != texts["base"]
+    assert (texts["policy"] == [c.ids for _, c in local_model(Sampler(make_policy(), config.rollout))(asks)]
+            != texts["base"])
     ranker = drive.load_ranker({"name": "cascade", "first": {"name": "listwise"}, "second": {"name": "elimination"},
                                 "first_role": "small", "depth": 3})
     [ranking] = drive.run(ranker, [asks[0].query], models)
     assert {role: cost.calls for role, cost in ranking.roles.items()} == {"small": 1, "policy": 2}
     assert set(policy.adapter_parameters()) == set(make_policy().adapter_parameters())  # the policy alone is trained
     policies.save_adapter(policy, tmp_path / "saved")
-    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["adapter_config.json",
+                                                                      "adapter_model.safetensors"]
     assert (tmp_path / "saved/adapter_model.safetensors").stat().st_mode & 0o777 == 0o644
 
 

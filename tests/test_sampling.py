@@ -16,7 +16,7 @@ from ranker.drive import load_ranker, run
 from ranker.engine import attention, sampler as sampling
 from ranker.engine.attention import PromptCache, decoding
 from ranker.engine.sampler import Known, Sampler
-from ranker.engine.score import pack, score_all
+from ranker.engine.scoring import pack, score_all
 from ranker.errors import UserError
 from ranker.evaluation import ask_log
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ranker.engine.attention import equal_groups, layout
-from ranker.engine.score import batches, chunk_of, head_logprobs, pack, score, score_all
+from ranker.engine.scoring import batches, chunk_of, head_logprobs, pack, score, score_all
 from ranker.losses import cohort_advantages, policy_loss
 from ranker.passes import stack
 
@@ -77,7 +77,7 @@ def test_the_head_in_chunks_equals_one_log_softmax(monkeypatch, limit, value):
     targets = torch.randint(0, 50, (23,))
     plain = (head(states) / 0.5).log_softmax(-1)[torch.arange(23), targets]
     expected = torch.autograd.grad(plain.sum(), states)[0]
-    monkeypatch.setattr(f"ranker.engine.score.{limit}", value)
+    monkeypatch.setattr(f"ranker.engine.scoring.{limit}", value)
     assert chunk_of(head) == 5
     chunked = head_logprobs(head, states, targets, 0.5)
     torch.testing.assert_close(chunked, plain)
@@ -89,7 +89,7 @@ def test_equal_groups_share_their_prompt_by_expanding_it_as_on_cuda(make_policy,
     policy, found = make_policy(), []
     prompts, groups = [policy.prompter.encode(ask) for ask in asks[:3]], completions_of(policy)
     for group in (0, 4):
-        monkeypatch.setattr("ranker.engine.score.layout",
+        monkeypatch.setattr("ranker.engine.scoring.layout",
                             lambda *arguments, group=group: replace(layout(*arguments), group=group))
         policy.model.zero_grad()
         with policy.training_graph():

@@ -17,7 +17,7 @@ from ranker.engine.sampler import Sampler
 from ranker.errors import exit_status
 from ranker.evaluation import report
 from ranker.files import sha256
-from ranker.tiny import __main__ as builder, plain, teacher, traces
+from ranker.tiny import __main__ as builder, plain, tutor, traces
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_its_traces_state_rightly_what_is_wanted_and_what_fits(sampler):
     right = total = 0
     for group, (ask, reading, _) in zip(groups, cases):
         written = group.completions[0].text.split()
-        expected = teacher.completion(reading, ask, wrong="first sign" in group.completions[0].text).split()[:-1]
+        expected = tutor.completion(reading, ask, wrong="first sign" in group.completions[0].text).split()[:-1]
         right += sum(a == b for a, b in zip(written, expected))
         total += len(expected)
     assert right / total >= 0.9
@@ -65,7 +65,7 @@ def test_its_greedy_decisions_are_the_teachers_error_more_often_than_right_ones(
     groups = sample_groups(sampler, [ask for ask, _, _ in cases], 1, 0.0)
     half = fit = 0
     for group, (ask, reading, _) in zip(groups, cases):
-        wrong, right = (teacher.completion(reading, ask, way).split()[-1] for way in (True, False))
+        wrong, right = (tutor.completion(reading, ask, way).split()[-1] for way in (True, False))
         if wrong != right:
             half += group.completions[0].text.endswith(wrong)
             fit += group.completions[0].text.endswith(right)
@@ -89,7 +89,7 @@ def test_text_of_any_kind_can_be_encoded_and_read(sampler):
     assert sum(g.completions[0].answer.ok for g in sample_groups(sampler, asks, 1, 0.0)) >= 16
 
 
-@pytest.mark.parametrize("decision", sorted(teacher.SHARES))
+@pytest.mark.parametrize("decision", sorted(tutor.SHARES))
 def test_the_teacher_is_right_about_signs_and_wrong_about_decisions(decision):
     differ = 0
     size = 1 if decision == "score" else 8 if decision != "narrow" else 7
@@ -97,7 +97,7 @@ def test_the_teacher_is_right_about_signs_and_wrong_about_decisions(decision):
         best = max(reading.fit)
         for member in members:
             assert (reading.fit[member] == best) == (ask.query.rel[ask.query.ids[member]] == max(ask.query.relevance))
-        answers = {teacher.answer(ask, {k: values[m] for k, m in enumerate(members, 1)}, max(values))
+        answers = {tutor.answer(ask, {k: values[m] for k, m in enumerate(members, 1)}, max(values))
                    for values in (reading.half, reading.fit)}
         differ += len(answers) == 2
     assert differ > 10

@@ -17,7 +17,7 @@ from ranker.engine.attention import PACKED, layout
 from ranker.engine.policy import Policy
 from ranker.engine.pretrained import refusal
 from ranker.engine.sampler import Sampler
-from ranker.engine.score import pack, predicting
+from ranker.engine.scoring import pack, predicting
 
 TEXT = ("Rank these hats from the best to the worst: a wool hat, a rain hat with fleece, a straw hat for the summer,"
         " a felt hat, and a cap that keeps the sun out of the eyes of anybody who reads outside on a bright day.")

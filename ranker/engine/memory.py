@@ -39,7 +39,7 @@ from ranker.data import Ask
 from ranker.errors import UserError
 from ranker.engine.policy import Policy
 from ranker.engine.sampler import Sampler
-from ranker.engine.score import chunk_of, head_logprobs
+from ranker.engine.scoring import chunk_of, head_logprobs
 
 ITEMS = ("weights", "adapter", "optimizer", "other", "dense copy", "gradients", "cache", "activations", "logits",
          "heap")

@@ -27,7 +27,8 @@ from ranker.errors import UserError, nearest
 TINY = Path(__file__).parents[1] / "tiny" / "model"
 # The exceptions that reading a model's files can raise.
 ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError, SafetensorError)
-WORKS = "Llama, Qwen2.5, Qwen3, Mistral, Gemma 2 and 3, Phi-3, SmolLM2, OLMo 2 and Granite 3 do; docs/robustness.md names all"
+WORKS = ("Llama, Qwen2.5, Qwen3, Mistral, Gemma 2 and 3, Phi-3, SmolLM2, OLMo 2 and Granite 3 do; "
+         "docs/robustness.md names all")
 # Names of tensors that belong to quantised weights.
 SCALES = re.compile(r"(scales?|scale_inv|qweight|qzeros|g_idx|absmax|SCB|quant_map|quant_state\.\w+)$")
 ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers that can be computed

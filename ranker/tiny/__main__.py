@@ -1,6 +1,6 @@
 """Build the built-in policy: `python -m ranker.tiny [--out DIR] [--steps N] [--seed S] [--compile] [--init DIR]`.
 
-A Qwen3 of about a million parameters learns the teacher's completions (`teacher.py`) on the built-in world's training
+A Qwen3 of about a million parameters learns the teacher's completions (`tutor.py`) on the built-in world's training
 split, all nine tasks and all five decisions mixed, with some examples of text from outside that world (`plain.py`).
 Prompt tokens carry no loss. The result is the same for the same seed, machine and number of threads; every example is
 made from its own seed.
@@ -28,7 +28,7 @@ from ranker import world
 from ranker.data import Ask
 from ranker.errors import Parser, exit_status
 from ranker.prompting import Prompter, messages
-from ranker.tiny import plain, teacher, tokenizer as tiny_tokenizer
+from ranker.tiny import plain, tutor, tokenizer as tiny_tokenizer
 
 VOCAB, HIDDEN, LAYERS, HEADS = 1536, 128, 4, 4
 TOKENS_FIRST, TOKENS_LAST = 2048, 6144  # tokens of the first and the last batch, with padding; growing evenly between
@@ -44,13 +44,13 @@ log = logging.getLogger(__name__)
 def draw_example(index: int, seed: int, size: int) -> tuple[Ask, str]:
     """Draw the `index`-th training example, (ask, completion), with a pool of at most `size` candidates."""
     rng = random.Random(f"{seed}/tiny/{index}")
-    decision = rng.choices(list(teacher.SHARES), weights=list(teacher.SHARES.values()))[0]
+    decision = rng.choices(list(tutor.SHARES), weights=list(tutor.SHARES.values()))[0]
     if rng.random() < PLAIN_SHARE:
         query, reading = plain.draw(rng, size)
     else:
         query, reading = world.draw(rng.choices(list(world.TASKS), TASK_WEIGHTS)[0], "train",
                                     rng.randrange(10**9), seed)
-    return teacher.example(query, reading, decision, min(size, len(query.ids)), rng)
+    return tutor.example(query, reading, decision, min(size, len(query.ids)), rng)
 
 
 def pool_size(progress: float, rng: random.Random) -> int:

@@ -3,7 +3,7 @@
     python -m ranker.tiny.traces --out runs/early.jsonl [--count 3000] [--ranker.drop=3] [--ranker.pool=append]
 
 Such asks state which candidates are out (`pool=append`), or want several candidates named at once (`drop`). The traces
-read rightly and decide as the policy does, mostly by the wrong wish (`teacher.py`): they teach a form. Queries are of
+read rightly and decide as the policy does, mostly by the wrong wish (`tutor.py`): they teach a form. Queries are of
 the built-in world's training split; the file has the format of a run's `thoughts.jsonl`.
 """
 
@@ -17,7 +17,7 @@ from ranker import config as settings, log, thoughts, world
 from ranker.drive import load_ranker
 from ranker.errors import Parser, UserError, exit_status
 from ranker.files import open_whole
-from ranker.tiny import teacher
+from ranker.tiny import tutor
 
 
 def main() -> None:
@@ -39,8 +39,8 @@ def main() -> None:
             rng = random.Random(f"{args.seed}/traces/{index}")
             query, reading = world.draw(tasks[index % len(tasks)], "train", rng.randrange(10**9), args.seed)
             ask = ranker.sampled_asks(query, rng, None)[0]
-            file.write(log.line(thoughts.record(ask, teacher.completion(reading, ask,
-                                                                        wrong=rng.random() < teacher.ERROR_RATE))))
+            file.write(log.line(thoughts.record(ask, tutor.completion(reading, ask,
+                                                                        wrong=rng.random() < tutor.ERROR_RATE))))
     print(f"written to {args.out}: {args.count} traces")
 
 

@@ -52,7 +52,7 @@ from safetensors.torch import load_file  # noqa: E402
 from ranker import config as settings, plugins  # noqa: E402
 from ranker.engine import exact, memory, policy as policies  # noqa: E402
 from ranker.engine.sampler import Sampler  # noqa: E402
-from ranker.engine.score import pack, score_all  # noqa: E402
+from ranker.engine.scoring import pack, score_all  # noqa: E402
 from ranker.errors import Parser, exit_status  # noqa: E402
 from ranker.evaluation import report  # noqa: E402
 from ranker.files import write_text  # noqa: E402
