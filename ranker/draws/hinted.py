@@ -1,10 +1,9 @@
 """Hinted samples: the prompt gives the right answer away, and the completion is learned for the prompt without it.
 
-GR2's targeted sampling (arXiv 2602.07774), STaR's rationalisation. For the prompt that is learned from the sampler's
-log-probabilities are unknown: NaN.
+GR2's targeted sampling (arXiv 2602.07774), STaR's rationalisation. So the sampler's
+log-probabilities are those of another prompt, and no gap to scoring is measured.
 """
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +25,5 @@ def draw(source, sample, judge: Callable, state: dict, options: Options) -> list
     asks = [sample.ranker.sampled_asks(query, random.Random(f"{seed}/ask/{i}"), None)[0] for i, query in queries]
     told = [replace(ask, hint=plugins.module("decision", ask.decision).right(ask)) for ask in asks]
     groups = sample(told, sample.rollout.completions_per_prompt, [seed + i for i, _ in queries])
-    for c in (c for group in groups for c in group.completions):
-        c.logprobs = [math.nan] * len(c.ids)
     encode = sample.policy.prompter.encode
     return judge([Group(ask, encode(ask), group.completions) for ask, group in zip(asks, groups)])
