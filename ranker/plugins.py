@@ -56,17 +56,17 @@ def module(kind: str, name: str, where: str = "config") -> ModuleType:
         if not hasattr(found, piece):
             if piece in folder.OPTIONAL:
                 continue
-            raise UserError(f"{file}: a {kind} needs {_described(piece, wanted)}; see {FOLDERS[kind]}/__init__.py")
+            raise UserError(f"{file}: every {kind} needs {_described(piece, wanted)}; see {FOLDERS[kind]}/__init__.py")
         value = getattr(found, piece)
         if isinstance(wanted, tuple) and not callable(value):
             raise UserError(f"{file}: {piece} must be a function {_described(piece, wanted)}")
         if isinstance(wanted, tuple) and tuple(inspect.signature(value).parameters) != wanted:
             given = ", ".join(inspect.signature(value).parameters)
-            raise UserError(f"{file}: {_described(piece, wanted)} is what a {kind} needs, not {piece}({given})")
+            raise UserError(f"{file}: {_described(piece, wanted)} is what every {kind} needs, not {piece}({given})")
         if isinstance(wanted, frozenset) and value not in wanted:
             raise UserError(f"{file}: {piece} must be one of {', '.join(map(str, sorted(wanted)))}, got {value!r}")
     if getattr(folder, "HAS_OPTIONS", True) and not dataclasses.is_dataclass(getattr(found, "Options", None)):
-        raise UserError(f"{file}: a {kind} needs a dataclass Options, which may be empty")
+        raise UserError(f"{file}: every {kind} needs a dataclass Options, which may be empty")
     return found
 
 

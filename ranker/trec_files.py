@@ -1,12 +1,17 @@
 """TREC files, read and written: runs (`qid Q0 docid rank score tag`) and qrels (`qid 0 docid grade`), gzipped or not.
 
-The rank column of a run is never trusted, since trec_eval sorts by score. Where scores tie, the run gives no order; a
-run with ties is refused until the user says how to break them: `trec` (document ids falling, scores in single
+Columns are parted by ASCII white space, or by tabs alone where a line has tabs: an id may hold any other character, a
+no-break space too. Short forms are read as well: runs of three columns (`qid docid score`; `qid docid rank` where the
+ranks are 1 to n in the order of the file, as in MS MARCO) and judgements of three (`qid docid grade` behind a header,
+as in BEIR).
+
+The rank column of a run of six is never trusted, since trec_eval sorts by score. Where scores tie, the run gives no
+order; a run with ties is refused until the user says how to break them: `trec` (document ids falling, scores in single
 precision, as trec_eval does), `input` (the order of the file) or `pessimistic` (relevant documents last).
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +21,8 @@ from ranker.files import write_text
 from ranker.reading import number, open_text
 
 TIES = ("trec", "input", "pessimistic")
+SPACE = " \t\n\r\f\v"  # what parts columns; Python's own idea of white space holds more
+BEIR = ["query-id", "corpus-id", "score"]  # its header
 Qrels = dict[str, dict[str, int]]  # query -> document -> grade
 Run = dict[str, list[str]]  # query -> documents, best first
 
@@ -23,32 +30,37 @@ Run = dict[str, list[str]]  # query -> documents, best first
 def read_qrels(path: Path) -> Qrels:
     """Return query -> document -> grade. Raise UserError with file and line for every defect."""
     grades: Qrels = {}
-    for where, fields in _rows(path, (4,)):
-        query, _, document, grade = fields
-        if not re.fullmatch(r"[+-]?\d{1,9}", grade):
+    for where, fields in _rows(path, (3, 4)):
+        query, document, grade = fields[0], fields[-2], fields[-1]
+        if not grades and fields == BEIR:
+            continue
+        if not re.fullmatch(r"[+-]?\d{1,9}(\.0*)?", grade):
             raise UserError(f"{where}: the grade {grade!r} is no whole number of at most 9 digits")
         if document in grades.setdefault(query, {}):
             raise UserError(f"{where}: document '{document}' of query '{query}' is judged twice")
-        grades[query][document] = int(grade)
+        grades[query][document] = int(float(grade))
     if not grades:
         raise UserError(f"{path}: no judgements in the file")
     return grades
 
 
 def read_run(path: Path, ties: str | None = None, qrels: Qrels | None = None) -> Run:
-    """Return query -> documents by falling score, from six columns or three (`qid docid score`).
+    """Return query -> documents, best first, from six columns or three.
 
-    Words behind the tag are ignored. `ties` says how to order documents of equal scores, and `qrels` which documents
-    are relevant, for `pessimistic`. Raise UserError for every defect, and for equal scores without `ties`.
+    `ties` says how to order documents of equal scores, and `qrels` which documents are relevant, for `pessimistic`.
+    Raise UserError for every defect, and for equal scores without `ties`.
     """
     scores: dict[str, dict[str, float]] = {}
-    tied = None
+    tied, short = None, True  # short: rows of three columns alone
     for where, fields in _rows(path, (3, 6)):
-        query, document, score = (fields[0], *fields[1:]) if len(fields) == 3 else (fields[0], fields[2], fields[4])
+        short &= len(fields) == 3
+        query, document, score = fields if len(fields) == 3 else (fields[0], fields[2], fields[4])
         found = scores.setdefault(query, {})
         if document in found:
             raise UserError(f"{where}: document '{document}' of query '{query}' stands twice")
         found[document] = number(score, where, "the score")
+    if short and all(list(found.values()) == list(range(1, len(found) + 1)) for found in scores.values()):
+        scores = {query: {d: -rank for d, rank in found.items()} for query, found in scores.items()}
     if not scores:
         raise UserError(f"{path}: no rows in the file")
     run = {}
@@ -69,16 +81,18 @@ def read_run(path: Path, ties: str | None = None, qrels: Qrels | None = None) ->
     return run
 
 
-def _rows(path: Path, counts: tuple[int, ...]):
-    """Yield (file:line, fields) for every row; fields beyond the largest of `counts` are cut off."""
+def _rows(path: Path, counts: tuple[int, ...]) -> Iterator[tuple[str, list[str]]]:
+    """Yield (file:line, fields) for every row. Raise UserError for a row with another number of fields."""
     with open_text(Path(path)) as file:
         for line, text in enumerate(file, 1):
-            fields = text.split()
-            if not fields or fields[0].startswith("#"):
+            text = text.strip(SPACE)
+            if not text or text.startswith("#"):
                 continue
-            if len(fields) not in counts and len(fields) < max(counts):
+            tabs = "\t" in text
+            fields = [field.strip(SPACE) for field in text.split("\t")] if tabs else re.split(f"[{SPACE}]+", text)
+            if len(fields) not in counts:
                 raise UserError(f"{path}:{line}: {len(fields)} columns, expected {' or '.join(map(str, counts))}")
-            yield f"{path}:{line}", fields[:max(counts)] if len(fields) not in counts else fields
+            yield f"{path}:{line}", fields
 
 
 def write_run(path: Path, rankings: Iterable[tuple[str, list[str]]], tag: str) -> None:

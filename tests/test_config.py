@@ -274,25 +274,25 @@ LESSON, DRAW = "def lesson(source, fit, options): pass\n", "def draw(source, sam
 
 
 @pytest.mark.parametrize("kind, text, words", [
-    ("lesson", OPTIONS, "a lesson needs lesson(source, fit, options)"),
+    ("lesson", OPTIONS, "every lesson needs lesson(source, fit, options)"),
     ("lesson", OPTIONS + "lesson = 3\n", "lesson must be a function lesson(source, fit, options)"),
     ("lesson", OPTIONS + LESSON.replace("fit, ", ""),
-     "lesson(source, fit, options) is what a lesson needs, not lesson(source, options)"),
-    ("lesson", LESSON, "a lesson needs a dataclass Options"),
-    ("lesson", "class Options: pass\n" + LESSON, "a lesson needs a dataclass Options"),
-    ("draw", OPTIONS + DRAW + "EPISODES = False\n", "a draw needs GIVES, one of candidates, samples, texts"),
-    ("draw", OPTIONS + DRAW + "GIVES = 'texts'\n", "a draw needs EPISODES, one of False, True"),
+     "lesson(source, fit, options) is what every lesson needs, not lesson(source, options)"),
+    ("lesson", LESSON, "every lesson needs a dataclass Options"),
+    ("lesson", "class Options: pass\n" + LESSON, "every lesson needs a dataclass Options"),
+    ("draw", OPTIONS + DRAW + "EPISODES = False\n", "every draw needs GIVES, one of candidates, samples, texts"),
+    ("draw", OPTIONS + DRAW + "GIVES = 'texts'\n", "every draw needs EPISODES, one of False, True"),
     ("draw", OPTIONS + DRAW + "GIVES, EPISODES = 'words', False\n", "GIVES must be one of candidates, samples, texts"),
     ("draw", OPTIONS + DRAW + "GIVES, EPISODES = 'texts', False\ndef source(source): pass\n",
-     "source(source, ranker, seed, options) is what a draw needs, not source(source)"),
+     "source(source, ranker, seed, options) is what every draw needs, not source(source)"),
     ("objective", OPTIONS + "UNIT, WHOLE_GROUPS, LEAST = 'token', False, 1\n" + "".join(
         f"def {name}: pass\n" for name in ("alive(groups, options)", "passes(options)", "targets(groups, options)",
-                                           "loss(batch, options)")), "a objective needs LEARNS_FROM"),
-    ("reward", OPTIONS + "def reward(groups, options): pass\n", "a reward needs TASK, one of False, True"),
-    ("decision", "def parse(inside, ask): pass\n", "a decision needs right(ask)"),
+                                           "loss(batch, options)")), "every objective needs LEARNS_FROM"),
+    ("reward", OPTIONS + "def reward(groups, options): pass\n", "every reward needs TASK, one of False, True"),
+    ("decision", "def parse(inside, ask): pass\n", "every decision needs right(ask)"),
     ("ranker", OPTIONS + "def rank(query, rng, options): pass\ndef calls(n): pass\n",
-     "calls(n, options) is what a ranker needs, not calls(n)"),
-    ("lora", OPTIONS + "def make(model, options): pass\n", "make(causal_lm, options) is what a lora needs"),
+     "calls(n, options) is what every ranker needs, not calls(n)"),
+    ("lora", OPTIONS + "def make(model, options): pass\n", "make(causal_lm, options) is what every lora needs"),
 ], ids=lambda value: None if "\n" in value else value)
 def test_a_plug_in_that_lacks_a_piece_of_its_contract_is_refused_in_one_line(tmp_path, monkeypatch, kind, text, words):
     name = plug_in(tmp_path, monkeypatch, kind, text)

@@ -159,7 +159,8 @@ def test_a_minibatch_of_lists_is_divided_by_its_own_lists_and_means_are_logged_p
             losses_of.append(loss.item()), alone.append(gradient(optimizer.parameters))
             for parameter in optimizer.parameters:
                 parameter.grad = None
-    record = train.update(Stage(1, config, [], objective, None, None), policy, optimizer, groups, 1)
+    stage = Stage(1, config, [], objective, load("draw", {"name": "identifiers"}), None)
+    record = train.update(stage, policy, optimizer, groups, 1)
     order = [[rows.index(row) for row in part] for part in train.minibatches(rows, config.train, "0/minibatch/1")]
     assert sorted(map(len, order)) == [1, 2]
     for part, found in zip(order, optimizer.seen, strict=True):

@@ -124,9 +124,15 @@ def test_hinted_completions_saw_the_answer_and_are_learned_without_it(make_polic
     [group] = drawn("hinted", policy, queries)
     assert seen[0].hint and f"The right answer is {seen[0].hint}." in policy.tokenizer.decode(encode(seen[0]))
     assert group.ask == drawn("sampled", policy, queries)[0].ask
-    assert all(p != p for c in group.completions for p in c.logprobs)  # for that prompt nobody sampled them
     assert (group.prompt == encode(group.ask) and "right answer" not in policy.tokenizer.decode(group.prompt)
             and len(group.completions) == 3)
+    for c in group.completions:
+        c.returns = {"task": 1.0, "total": 1.0}
+    stage = Stage(1, settings.Config(), [], *(plugins.load(kind, {"name": name}) for kind, name in (
+        ("objective", "sft"), ("draw", "hinted"))), Source("queries", queries))
+    stage.objective.alive([group])
+    record = train.update(stage, policy, None, [group], 1)
+    assert record["nll"] > 0 and record["sampler_gap"] != record["sampler_gap"]  # sampled for another prompt: no gap
 
 
 def test_the_share_of_lists_that_were_handed_back_unchanged_is_logged(asks):

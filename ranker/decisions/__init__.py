@@ -2,15 +2,16 @@
 
 A file NAME.py holds
 
-    parse(inside, ask) -> Answer reads the text inside the answer tags, by the functions of `answers.py`; never guesses
-    right(ask) -> str what stands inside the tags where somebody knows the relevance wrong(ask) -> str a well-formed
-    answer that decides exactly the other way round
+    parse(inside, ask) -> Answer    reads the text inside the answer tags, by the functions of `answers.py`; it never
+                                    guesses
+    right(ask) -> str               what stands inside the tags where somebody knows the relevance
 
 and may hold
 
     template(ask) -> str            the name of its prompt (default: NAME)
     TOLD = ("chains",)              texts that its asks tell by name (`Ask.told`), fields of its template
-    ALTERNATIVES = ("0", "1") answers whose probabilities the policy gives beside the one it wrote (`Answer.scores`)
+    ALTERNATIVES = ("0", "1")       answers whose probabilities the policy gives beside the one it wrote
+                                    (`Answer.scores`)
 
 The template prompts/NAME.txt must show {context} and {pool}. An example, with a template of the same two fields:
 

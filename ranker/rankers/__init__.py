@@ -2,8 +2,8 @@
 
 A file NAME.py holds a dataclass `Options` and
 
-    rank(query, rng, options) a generator: yields an Ask or a list of Asks (answered in parallel), receives an
-                                           Answer or a list of them, returns candidate ids best first, or (id, score)
+    rank(query, rng, options)              a generator: yields an Ask or a list of Asks (answered in parallel), receives
+                                           an Answer or a list of them, returns candidate ids best first, or (id, score)
                                            pairs
     calls(n, options) -> int               the most asks that n candidates can cost
     sampled_asks(query, rng, size, options) -> list[Ask]

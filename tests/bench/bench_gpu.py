@@ -286,7 +286,7 @@ def updates(setup, shape, policy):
     completions = credit.completions(groups)  # of one cohort, so that their advantages are these returns
     for c, value in zip(completions, torch.linspace(-1, 1, len(completions)).tolist()):
         c.returns, c.alive = {"task": value, "total": value}, True
-    stage = Stage(1, config, [], plugins.load("objective", config.objective), None, None)
+    stage = Stage(1, config, [], *(plugins.load(kind, getattr(config, kind)) for kind in ("objective", "draw")), None)
     adapter = policy.adapter_parameters()
     before = {name: p.detach().clone() for name, p in adapter.items()}
 
