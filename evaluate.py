@@ -85,7 +85,7 @@ def evaluate_queries(args: argparse.Namespace, overrides: list[str], names: list
     record = provenance(config, pick_device(config.model.device), files, chat)
     record |= {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders}
     asked = AskLog(out, inputs.identity(record) | {
-        "checkpoint": inputs.adapters(found), "orders": args.orders, "queries": len(queries),
+        "checkpoint": inputs.adapters(found, config), "orders": args.orders, "queries": len(queries),
         "thoughts": args.thoughts and sha256(args.thoughts)})
     total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
     with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar:

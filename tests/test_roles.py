@@ -13,6 +13,7 @@ from ranker.data import Ask, Candidate, Completion, Group, Query
 from ranker.engine import policy as policies
 from ranker.engine.sampler import Sampler
 from ranker.errors import UserError
+from ranker.evaluation import report
 from ranker.rankers import cascade
 
 PERFECT = llms.scripted(llms.right_answer)
@@ -39,6 +40,9 @@ def test_a_cascade_asks_each_role_for_its_part_and_its_cost_is_told_by_role():
     assert ranking.gains == [5.0, 6.0, 7.0, 8.0, 4.0, 3.0, 2.0, 1.0, 0.0]  # the head is reversed, the tail kept
     asks = ranker.sampled_asks(query(9), random.Random(0), None)
     assert [ask.decision for ask in asks] == ["eliminate"]
+    shown = report.cost_table([report.model_row("cascade", [[ranking]], 0.0)]).split("\n")
+    assert ([line.split("|")[1:3] for line in shown[2:]]
+            == [[" cascade         ", "   4.0 "], [" cascade: small  ", "   1.0 "], [" cascade: policy ", "   3.0 "]])
 
 
 def test_a_hybrid_mixes_two_rankers_in_the_rounds_of_the_longer_one():

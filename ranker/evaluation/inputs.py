@@ -123,6 +123,8 @@ def identity(record: dict) -> dict:
     return {"data": record["data"], "prompts": record["prompts"], "settings": record["config"] | {"llm": llm}}
 
 
-def adapters(found: Sequence[Checkpoint]) -> dict[str, str]:
-    """Return the hashes of the checkpoints' weights."""
-    return {c.name: sha256(c.folder / "adapter_model.safetensors") for c in found}
+def adapters(found: Sequence[Checkpoint], config: settings.Config) -> dict[str, str]:
+    """Return the hashes of the weights of checkpoints, and of the adapters that play roles."""
+    folders = {c.name: c.folder for c in found}
+    folders |= {f"role {name}": checkpoint.find(r["adapter"]) for name, r in config.roles.items() if r["adapter"]}
+    return {name: sha256(folder / "adapter_model.safetensors") for name, folder in folders.items()}

@@ -19,7 +19,7 @@ import numpy as np
 from ranker import metrics, trec_files
 from ranker.evaluation import baselines, cost_quality, stats
 from ranker.data import STATUSES, Query
-from ranker.drive import Ranking
+from ranker.drive import Cost, Ranking
 from ranker.files import write_text
 from ranker.prompting import wording
 
@@ -219,23 +219,32 @@ def cost_table(rows: Sequence[Row]) -> str:
     """Return a table of each row's cost per query: calls, tokens, seconds and, where a price is known, dollars.
 
     Behind the cost stand the prompts that were cut, the share of queries with a failed ask, and the failed asks by
-    status.
+    status. Where several roles were asked, the cost of each stands below the row's.
     """
     failures = [status for status in STATUSES if status != "ok"]
     priced, lines = any(any(row.prices) for row in rows), []
     for row in rows:
-        n = len(row.rankings)
-        calls = sum(r.calls for r in row.rankings)
+        n, calls = len(row.rankings), sum(r.calls for r in row.rankings)
         statuses = sum((r.statuses for r in row.rankings), Counter())
-        lines.append([row.name, f"{calls / n:.1f}", f"{sum(r.prompt_tokens for r in row.rankings) / n:.0f}",
-                      f"{sum(r.completion_tokens for r in row.rankings) / n:.0f}",
-                      f"{sum(r.seconds for r in row.rankings) / n:.2f}",
+        lines.append([row.name, *cost_of(row.rankings, n),
                       *([f"{row.dollars / n:.5f}" if any(row.prices) else ""] if priced else []),
                       f"{sum(r.cut for r in row.rankings) / n:.1f}",
                       f"{sum(r.failed > 0 for r in row.rankings) / n:.1%}",
                       *(f"{statuses[s] / max(calls, 1):.2%}" for s in failures)])
+        roles = list(dict.fromkeys(role for r in row.rankings for role in r.roles))
+        for role in roles if len(roles) > 1 else ():
+            costs = [r.roles[role] for r in row.rankings if role in r.roles]
+            lines.append([f"{row.name}: {role}", *cost_of(costs, n), *([""] if priced else []),
+                          f"{sum(c.cut for c in costs) / n:.1f}", f"{sum(c.failed > 0 for c in costs) / n:.1%}",
+                          *("" for _ in failures)])
     return markdown(["per query", "calls", "prompt tokens", "completion tokens", "seconds",
                      *(["dollars"] if priced else []), "prompts cut", "queries failed", *failures], lines)
+
+
+def cost_of(costs: Sequence[Cost], queries: int) -> list[str]:
+    """Return the mean calls, prompt tokens, completion tokens and seconds of a query."""
+    return [f"{sum(getattr(c, name) for c in costs) / queries:{form}}" for name, form in
+            (("calls", ".1f"), ("prompt_tokens", ".0f"), ("completion_tokens", ".0f"), ("seconds", ".2f"))]
 
 
 def compared(rows: Sequence[Row], base: Row) -> list[Row]:
