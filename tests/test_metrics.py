@@ -240,3 +240,36 @@ def test_statistics_repeat_for_a_seed_and_only_for_that_one():
 
 def test_the_mean_of_rows_is_taken_name_by_name():
     assert metrics.mean([{"MRR": 1.0, "Hit@1": 0.0}, {"MRR": 0.5, "Hit@1": 1.0}]) == {"MRR": 0.75, "Hit@1": 0.5}
+
+
+def read(tmp_path, run, qrels="q1 0 d1 1\n"):
+    """The run and the judgements of such files."""
+    (tmp_path / "run").write_text(run, encoding="utf-8")
+    (tmp_path / "qrels").write_text(qrels, encoding="utf-8")
+    return trec_files.read_run(tmp_path / "run"), trec_files.read_qrels(tmp_path / "qrels")
+
+
+def test_columns_are_parted_by_ascii_white_space_or_by_tabs_and_ids_keep_every_other_character(tmp_path):
+    spaced = "q1 Q0 a\u00a0b 1 3 t\nq1\u2003x Q0 c\u3000 2 2 t\n"
+    assert read(tmp_path, spaced)[0] == {"q1": ["a\u00a0b"], "q1\u2003x": ["c\u3000"]}
+    tabbed = "q 1\tQ0\ta b\t1\t3\tmy tag\nq 1\tQ0\tc\t2\t2\tmy tag\n"
+    assert read(tmp_path, tabbed, "q 1\t0\ta b\t1\n") == ({"q 1": ["a b", "c"]}, {"q 1": {"a b": 1}})
+    with pytest.raises(UserError, match="run:1: 7 columns, expected 3 or 6"):
+        read(tmp_path, "q1 Q0 a b 1 3 t\n")
+
+
+def test_a_third_column_of_ranks_is_never_ranked_backwards(tmp_path):
+    ranked = "q1\td1\t1\nq1\td2\t2\nq2\td9\t1\nq1\td3\t3\n"
+    assert read(tmp_path, ranked)[0] == {"q1": ["d1", "d2", "d3"], "q2": ["d9"]}
+    scored = "q1\td1\t1\nq1\td2\t3\nq1\td3\t2\n"  # no ranks: the second is not 2
+    assert read(tmp_path, scored)[0] == {"q1": ["d2", "d3", "d1"]}
+    assert read(tmp_path, "q1 Q0 d1 9 1 t\nq1 Q0 d2 8 2 t\n")[0] == {"q1": ["d2", "d1"]}  # six columns hold scores
+
+
+def test_the_header_of_beir_and_grades_with_a_point_are_read(tmp_path):
+    beir = "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t2.0\n"
+    assert read(tmp_path, "q1 d1 1\n", beir)[1] == {"q1": {"d1": 1, "d2": 2}}
+    with pytest.raises(UserError, match="the grade '0.5' is no whole number"):
+        read(tmp_path, "q1 d1 1\n", "q1 0 d1 0.5\n")
+    with pytest.raises(UserError, match="qrels:2: the grade 'score'"):
+        read(tmp_path, "q1 d1 1\n", "q1 d1 1\nquery-id corpus-id score\n")

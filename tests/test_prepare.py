@@ -123,7 +123,7 @@ def test_a_held_out_file_may_not_share_a_group_with_training(tmp_path):
 
 @pytest.fixture
 def run_and_qrels(tmp_path):
-    (tmp_path / "run").write_text("1 Q0 a 1 3.0 t\n1 Q0 b 2 2.5 t more words\n1 Q0 c 3 1 t\n2 Q0 a 1 1 t\n"
+    (tmp_path / "run").write_text("1 Q0 a 1 3.0 t\n1 Q0 b 2 2.5 t\n1 Q0 c 3 1 t\n2 Q0 a 1 1 t\n"
                                   "2 Q0 c 2 0 t\n3 Q0 a 1 1 t\n3 Q0 b 1 0 t\n")
     (tmp_path / "qrels").write_text("1 0 b 2\n1 0 c -1\n2 0 b 1\n4 0 a 1\n")
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"_id": d, "title": d.upper(), "text": f"text {d}"})
@@ -156,6 +156,7 @@ def test_a_trec_run_becomes_queries_in_its_order(run_and_qrels, tmp_path, monkey
      "documents of query '1' have equal scores; say how to order them: --ties"),
     ("run", "1 Q0 a 1 x t\n", "run:1: the score 'x' is no number"),
     ("run", "1 Q0 a 1\n", "run:1: 4 columns, expected 3 or 6"),
+    ("run", "1 Q0 a 1 3 t words\n", "run:1: 7 columns, expected 3 or 6"),
     ("run", "1 Q0 a 1 3 t\n1 Q0 a 2 2 t\n", "run:2: document 'a' of query '1' stands twice"),
     ("run", "1 Q0 zzz 1 3 t\n", "no text for document 'zzz' of query '1'"),
     ("run", "\n", "no rows"),
