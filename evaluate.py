@@ -10,6 +10,7 @@
     python evaluate.py --run RUN --qrels QRELS                  the run of another tool
     python evaluate.py --run RUN --qrels QRELS --corpus FILE --replay RESPONSES.jsonl --window 20 --step 10
     python evaluate.py --run RUN --qrels QRELS --corpus FILE --config configs/rankgpt.yaml     ranked again by a model
+    python evaluate.py --run RUN --corpus FILE --ckpt A         ranked again, without judgements
 
 It reads: queries -> models -> rankings -> rows -> tables. Where --llm.api=URL --llm.model=NAME name a model of an
 OpenAI-compatible server, it is ranked with in the base's place. All tasks of the test data are ranked by default, those
@@ -79,7 +80,7 @@ def evaluate_queries(args: argparse.Namespace, overrides: list[str], names: list
         models = [(untrained, None, None, ())] + ([(f"{untrained} + thoughts", None, find, ())] if find else [])
         models += [(c.name, c.folder, None, c.tasks) for c in found]
         check_adapters(config.model, [c.folder for c in found])
-    out = args.out or inputs.default_out(found, args, config)
+    out = args.out or inputs.default_out(found, args, config, overrides)
     if prompter:
         prompter.check(llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids))))
     record = provenance(config, pick_device(config.model.device), files, chat)
@@ -97,52 +98,64 @@ def evaluate_queries(args: argparse.Namespace, overrides: list[str], names: list
             rows.append(table.model_row(name, ranker, orders, model, asked, trained, bar.update))
     head = heads.of_queries(args, config, orders, models, table.level, warnings + report.unread(rows))
     base = next(row for row in rows if row.name == (report.BASE if models and not config.llm.api else "input order"))
-    finish(out, rows, base, head, record, asked)
+    base = base if any(q.labelled for q in queries) else None  # nothing can be measured
+    finish(out, rows, base, head, record, asked, args.budget)
 
 
 def evaluate_run(args: argparse.Namespace, overrides: list[str], names: list[str] | None) -> None:
-    """Judge a run of another tool, and what recorded completions or a model make of it."""
-    config = settings.load(args.config, overrides) if args.config else inputs.defaults(overrides)
-    settings.resolve(config, args.config or "command line")
-    settings.check(config, args.config or "command line")
-    name = config.llm.model or (report.BASE if args.config else "")  # of the model
-    refuse_missing(args, name)
-    prompting.use(args.prompts, [])
+    """Judge a run of another tool, and what recorded completions or models make of it.
+
+    Without judgements it is ranked again, and nothing is measured.
+    """
+    found = inputs.checkpoints(args.ckpt, args.config)
+    config = inputs.read_config(found, args, overrides)
+    models = [(c.name, c.folder) for c in found] or (
+        [(config.llm.model or report.BASE, None)] if config.llm.model or args.config else [])
+    inputs.refuse_missing(args, [name for name, _ in models])
+    prompting.use(args.prompts, [c.record for c in found if c.record])
     ranker = load_ranker(config.ranker, args.config or "command line")
-    qrels = trec_files.read_qrels(args.qrels)
+    qrels = trec_files.read_qrels(args.qrels) if args.qrels else None
     run = trec_files.read_run(args.run, args.ties, qrels)
     texts = foreign.read_corpus(args.corpus, args.topics) if args.corpus else None
-    queries, judged, unjudged = foreign.queries(run, qrels, texts, str(args.corpus))
+    queries, judged, unjudged = foreign.queries(run, qrels or {query: {} for query in run}, texts, str(args.corpus))
     absent = sum(not q.ids for q in queries)
     if absent == len(queries):
         raise UserError(f"{args.run} and {args.qrels} have no query in common")
     plain = ["nDCG@10", "nDCG@1", "nDCG@5", "MRR@10", "AP", "Recall@100"]
-    table = Table(config, config.eval.relevance_level or 1.0, names or plain, judged)
-    rows = report.baseline_rows([queries], table.level, table.names, {args.run.name: baselines.input_order}, judged)
-    by_whom = args.replay.stem if args.replay else name.replace("/", "_") or "run"
-    out = args.out or Path("runs") / f"eval-{args.run.stem}" / by_whom
+    table = Table(config, config.eval.relevance_level or 1.0, names or plain, judged if qrels else None)
+    rows = report.baseline_rows([queries], table.level, table.names, {args.run.name: baselines.input_order},
+                                table.judged)
     files = [str(path) for path in (args.run, args.qrels, args.corpus, args.topics, args.replay) if path]
-    prompter = load_prompter(config.model) if args.config and not config.llm.api else None
+    out = args.out or inputs.run_out(args, ",".join(name for name, _ in models), config, overrides, files)
+    prompter = load_prompter(config.model) if models and not config.llm.api else None
     if prompter:
         prompter.check(llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids))))
-    record = provenance(config, pick_device(config.model.device if name else "cpu"), files,
-                        prompter.chat.version if prompter else "") | {"queries": len(queries)}
-    warnings = report.strange_texts(config.model.name, [str(args.corpus)]) if prompter else []
+        check_adapters(config.model, [folder for _, folder in models if folder])
+    chat = prompter.chat.version if prompter else ""
+    record = provenance(config, pick_device(config.model.device if models else "cpu"), files, chat)
+    record |= {"queries": len(queries), "checkpoints": args.ckpt}
+    warnings = inputs.warnings_of(found, chat) + (report.strange_texts(config.model.name, [str(args.corpus)])
+                                                  if prompter else [])
     # What a server answered stands in a file of its own, so everything else is asked again.
-    asked = AskLog(out, inputs.identity(record) | {"ties": args.ties}, anew=True)
+    asked = AskLog(out, inputs.identity(record) | {"ties": args.ties, "checkpoint": inputs.adapters(found, config)},
+                   anew=True)
     ways = {"replay": answers.parse_recorded} if args.parse == "answer" else {}
     for row, read in (ways | {"replay, digits": answers.digits}).items() if args.replay else ():
-        # Costs nothing, and what the recording lacks shows before anything is written.
-        rank(ranker, queries, llms.replay(args.replay, read))
+        # Costs nothing, and what the recording lacks or has too much shows before anything is written.
+        recorded = llms.replay(args.replay, read)
+        rank(ranker, queries, recorded)
+        recorded.finish(unjudged)
         rows.append(table.model_row(row, ranker, [queries], llms.replay(args.replay, read), asked))
-    if name:
-        total = sum(ranker.calls(len(q.ids)) for q in queries)
-        with tqdm(total=total, unit="ask", dynamic_ncols=True, desc=name) as bar:
-            model = load_roles(config, None, out, bar.update)
+    total = len(models) * sum(ranker.calls(len(q.ids)) for q in queries)
+    with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar:
+        for name, folder in models:
+            bar.set_description(name)
+            model = load_roles(config, folder, out, bar.update)
             rows.append(table.model_row(name, ranker, [queries], model, asked, (), bar.update))
-    warnings += report.unread(rows[-1:] if name else [])
-    head = heads.of_run(args, config, name, len(queries), absent, len(unjudged), table.level, warnings)
-    finish(out, rows, rows[1], head, record, asked)
+    warnings += report.unread(rows[-len(models):] if models else [])
+    head = heads.of_run(args, config, [name for name, _ in models], len(queries), absent, len(unjudged), table.level,
+                        warnings)
+    finish(out, rows, rows[1] if qrels else None, head, record, asked)
 
 
 @dataclass
@@ -162,6 +175,7 @@ class Table:
                   for number, order in enumerate(orders)]
         row = report.model_row(name, ranked, self.level, trained, self.names, self.judged)
         row.prices = self.config.llm.price_in, self.config.llm.price_out
+        row.hourly = self.config.eval.machine_price * (not self.config.llm.api)
         return row
 
 
@@ -185,22 +199,15 @@ def worked_examples(path: Path, ranker: Plugin, queries: Sequence[Query], count:
     return thoughts.finder(thoughts.read(path), queries, like, count, str(path))
 
 
-def finish(out: Path, rows: list[Row], base: Row, head: str, record: dict, asked: AskLog) -> None:
-    """Write the evaluation and print its table."""
+def finish(out: Path, rows: list[Row], base: Row | None, head: str, record: dict, asked: AskLog,
+           budget: float | None = None) -> None:
+    """Write the evaluation and print its table; without a `base` to compare with, the rankings alone."""
     asked.begin()
-    text = report.write(out, rows, base, head, record)
+    text = (report.write(out, rows, base, head, record, budget) if base
+            else report.write_rankings(out, rows, head, record))
     asked.finish()
-    print(f"\n{text}\nwritten to {out}: table.md, results.json, per_query.csv, traces.jsonl, TREC run and qrels files")
-
-
-def refuse_missing(args, name: str) -> None:
-    """Raise UserError where a file is missing that the evaluation of a run needs."""
-    if not args.qrels:
-        raise UserError("--run needs --qrels FILE")
-    if args.replay and not args.corpus:
-        raise UserError("--replay needs --corpus FILE: an answer may name a passage by its text")
-    if name and not args.corpus:
-        raise UserError(f"--corpus FILE is needed: {name} ranks by the texts of queries and documents")
+    files = "per_query.csv, TREC run and qrels files" if base else "rankings.jsonl, TREC runs"
+    print(f"\n{text}\nwritten to {out}: table.md, results.json, traces.jsonl, {files}")
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -218,6 +225,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     add("--prompts", help="a folder of prompts like prompts/, or `checkpoint`: those that it was trained with")
     add("--thoughts", type=Path, help="thoughts.jsonl of a training run: also the base, shown its traces")
     add("--metrics", help="names joined by commas, such as ndcg_cut_10,mrr@10,hr@1; rows are compared by the first")
+    add("--budget", type=float, help="dollars per 1000 queries that routing may cost: the threshold that keeps them")
     add("--limit", type=int, help="at most this many queries per task")
     add("--orders", type=int, default=1, help="rank this many shuffles of each query's candidates")
     add("--out", type=Path, help="where to write (default: eval/ in the run folder)")
@@ -230,13 +238,15 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     for name in ("window", "step", "depth"):
         add(f"--{name}", type=int, help=f"short for --ranker.{name}")
     args, overrides = parser.parse_known_args()
-    if args.ckpt and args.run or not (args.ckpt or args.config or args.run or args.baselines):
+    if not (args.ckpt or args.config or args.run or args.baselines):
         raise UserError("name what to evaluate: checkpoints (--ckpt PATH), a config's base (--config CONFIG), a run"
                         " (--run RUN), or --baselines")
     for name, value in (("--limit", args.limit), ("--orders", args.orders)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
-    if args.ranker or args.run and not args.config:
+    if args.budget is not None and not args.budget > 0:
+        raise UserError(f"--budget must be dollars above 0, got {args.budget}")
+    if args.ranker or args.run and not (args.config or args.ckpt):
         overrides.insert(0, f"--ranker.name={args.ranker or 'sliding'}")
     overrides += [f"--ranker.{name}={value}" for name in ("window", "step", "depth")
                   if (value := getattr(args, name)) is not None]

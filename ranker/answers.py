@@ -1,67 +1,179 @@
 """Completion -> Answer: the only parser, for rewards and evaluation alike. It reads or fails; it never guesses.
 
-Only the text after the last `</think>` counts, and of it only the last `<answer>...</answer>`. Inside the answer,
-identifiers `[k]` are read first; a number that stands alone is an identifier too, unless a candidate is called exactly
-that. Without any identifier the answer may name a candidate by its text as the prompt showed it. The first of these
-that hits a candidate decides: equal text, a candidate's text inside the answer (the longest), the answer inside a
-candidate's text, a close spelling; the hit must be unique. Numbers and roman numerals must agree (years aside): `Rocky`
-is not `Rocky II`.
+Here stands where the answer is; `naming.py` reads what it names. Only the text behind the last thought counts, in
+whatever tags a family of models thinks, up to the first mark of another turn, and of it only the last
+`<answer>...</answer>`. An answer that is told as an example, or that stands in the middle of a completion which the
+token limit cut, is a draft. A thought behind the answer, with nothing behind itself, explains that answer.
 """
 
-import difflib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 from ranker import plugins
 from ranker.data import Answer, Ask
-from ranker.prompting import harmless
+from ranker.naming import INVISIBLE, identifiers, ranking_lines
+from ranker.naming import named, tidy, turned, views  # noqa: F401  what decisions read answers by
 
 MISSING, FOREIGN = Answer("missing_answer"), Answer("not_a_candidate")
-LONGEST_TITLE = 300  # characters; longer texts are not compared by spelling
+LONGEST_ANSWER = 4000  # characters between the tags, spaces aside; a longer text decides nothing
 
-_BRACKETS = str.maketrans("【】〔〕", "[][]")
-_IDENTIFIER = re.compile(r"\[\s*(\d{1,9})\s*\]")
-_LONE_NUMBER = re.compile(r"[^\w+-]*(\d{1,9})\W*")
-_NAMED_NUMBER = re.compile(r"\W*(?:candidate|passage|item|option|number|no\.?)\s*(?:#\s*)?(\d{1,9})\W*", re.IGNORECASE)
-_MARKER = re.compile(r"\s*(?:[-*•>]|(\d{1,3})[.)]\s)\s*")
-_YEAR = re.compile(r"\b(?:18|19|20)\d\d\b")
-_NUMERAL = re.compile(r"\d+|\b(?:[ivx]{2,}|[vx])\b")
+# Marks in a completion. All of `_MARK` begin with one of three characters, so that the search is fast.
+_THOUGHT = r"\s*(?:[a-z]+:)?(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad|cot)\s*>"
+_OPEN = (rf"(?<=<){_THOUGHT}|(?<=[\[◁])think(?:ing)?[\]▷]|(?<=<)\|(?:start|begin)_(?:of_)?th(?:inking|ought)\|>"
+         r"|(?<=<)\|channel\|?>(?!\s*final\b)\s*[a-z]*(?:[^<\n]{0,40}<\|message\|>)?")
+_CLOSE = (rf"(?<=<)/{_THOUGHT}|(?<=[\[◁])/think(?:ing)?[\]▷]|(?<=<)\|end_(?:of_)?th(?:inking|ought)\|>|(?<=<)channel\|>"
+          r"|(?<=<)\|channel\|?>\s*final\b(?:[^<\n]{0,40}<\|message\|>)?|(?<=<)\|end\|>(?=\s*<\|start\|>assistant)")
+_TURN = (r"(?<=\[)/?INST\]|(?<=<)(?:/?s|eos|bos|(?:start|end)_of_turn|turn\||\|turn|<SYS>)>"
+         r"|(?<=<)\|end\|>(?!\s*<\|start\|>assistant)|(?<=<)\|start\|>(?!assistant)"
+         r"|(?<=<)[|｜][^|｜<>\s]{0,30}(?:user|human|system|assistant|chatbot|turn|im_start|im_end|eot|eom|eos|endoftext"
+         r"|_of_text|header_id|role|sentence|observation|tool|return|call)[^|｜<>\s]{0,30}[|｜]>")
+_MARK = re.compile(rf"[<\[◁](?:(?P<open>{_OPEN})|(?P<close>{_CLOSE})|(?P<turn>{_TURN}))", re.IGNORECASE)
+_PREAMBLE = re.compile(r"(?:\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|im_start\|>\s*assistant\b|<\|assistant\|>|"
+                       r"<\|start_header_id\|>\s*assistant\s*<\|end_header_id\|>|<start_of_turn>\s*model\b|"
+                       r"<\|turn>\s*model\b|<[|｜]assistant[|｜]>))*", re.IGNORECASE)
+_SPEAKER = re.compile(r"^[ \t]*(?:#+ *)?(?:User|USER|Human|HUMAN|Instruction) *:", re.MULTILINE)
+_UNTAGGED = re.compile(r"\s*(?:analysis|commentary)(?=[A-Z])")  # harmony decoded without its special tokens
+_ANSWER = re.compile(r"<\s*(/?)\s*answer\s*>", re.IGNORECASE)
+_EXAMPLE = re.compile(r"(?:\be\.\s?g\.,?|\bfor (?:example|instance),?|\bsuch as|\bas in|\b(?:form|format|template|"
+                      r"syntax) (?:is|as|like|would be|should be)(?: in)?|\b(?:not|never|maybe|perhaps|possibly|"
+                      r"instead of|rather than)):?\s*[\"'`(]*\Z", re.IGNORECASE)
+_EITHER = re.compile(r"</\s*answer\s*>,?\s*or\s*\Z", re.IGNORECASE)
+_DOUBTED = re.compile(r"<\s*/\s*answer\s*>\s?\?", re.IGNORECASE)
+_PLACEHOLDER = re.compile(r"\s*(?:\[\s*[ijkn]\s*\][\s>,.]*)+")
+_AT_ONCE = re.compile(r"\W*(?:(?:the|my|final)\s+)*(?:answer\W*)?", re.IGNORECASE)
+# In a completion without tags: what is weighed or repeated is no ranking.
+_DOUBT = re.compile(r"\b(?:could|might|maybe|perhaps|possibly|wait|hmm+|let me|let['’]?s|need to|example|e\.g|"
+                    r"provide)\b", re.IGNORECASE)
+_BRACKETS = re.compile("[【〔】〕]")
+_HIDDEN = re.compile(f"[{INVISIBLE}]")
+_WORD = re.compile(r"\w+")
 
+
+# Where the answer stands.
 
 def span(text: str) -> str | None:
-    """Return the text inside the last pair of answer tags after the last `</think>`, or None."""
+    """Return the text inside the answer tags that count, or None."""
     found = place(text)
     return text[found] if found else None
 
 
-def place(text: str) -> slice | None:
-    """Return where in `text` its `span` stands, or None."""
-    begin = text.rfind("</think>") + len("</think>") if "</think>" in text else 0
-    end = text.find("<think>", begin)  # a thought that never ended, inside of which nothing is an answer
-    end = end if end >= 0 else len(text)
-    while (end := text.rfind("</answer>", begin, end)) >= 0 and (start := text.rfind("<answer>", begin, end)) >= 0:
-        start += len("<answer>")
-        if "</answer>" not in text[start:end]:  # else this end tag has no start tag of its own
-            return slice(start, end)
+def place(text: str, finished: bool = True) -> slice | None:
+    """Return where in `text` its `span` stands, or None. `finished` is False where the token limit cut the text."""
+    parts, thinking, ended = visible(text)
+    cut = not finished and not ended
+    for begin, end in () if cut and thinking else parts[-1:] if cut else parts[::-1]:
+        found = [tags for tags in _tagged(text, begin, end) if not (
+            _EXAMPLE.search(text, max(begin, tags[0] - 60), tags[0]) or _DOUBTED.match(text, tags[2], end))]
+        found = [tags for tags in found if not _PLACEHOLDER.fullmatch(text, *tags[1:])] or found
+        if found:
+            tag, start, stop = found[-1]
+            either = _EITHER.search(text, max(begin, tag - 60), tag)
+            return None if either or cut and not _AT_ONCE.fullmatch(text, begin, tag) else slice(start, stop)
+        if _WORD.search(text, begin, end):
+            return None
     return None
 
 
+def _tagged(text: str, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield where each answer's start tag begins, and where its inside begins and ends."""
+    opened = None
+    for tag in _ANSWER.finditer(text, begin, end):
+        if tag[1] and opened:
+            yield opened.start(), opened.end(), tag.start()
+        opened = None if tag[1] else tag
+
+
+def visible(text: str) -> tuple[list[tuple[int, int]], bool, bool]:
+    """Return the stretches of `text` outside of thoughts, whether a thought is open, and whether another turn began.
+
+    All that stands before an end of thought without a beginning is thought: the prompt may have written the beginning.
+    """
+    begin, end, tail = _PREAMBLE.match(text).end(), len(text), "assistantfinal"
+    parts, thought, final, ended = [], None, False, False
+    if _UNTAGGED.match(text):
+        begin, thought = (text.rfind(tail) + len(tail), None) if tail in text else (begin, "analysis")
+    for mark in _MARK.finditer(text, begin):
+        kind = _kind(mark[0].lower())
+        if mark["turn"] or final and mark[0].lower() == "<|end|>":
+            end, ended = mark.start(), True
+            break
+        if mark["open"] and thought is None:
+            parts.append((begin, mark.start()))
+            thought = kind
+        elif mark["close"] and thought in (None, kind):
+            parts = parts if thought else []
+            begin, thought, final = mark.end(), None, "final" in mark[0].lower()
+    if thought is None:
+        parts.append((begin, end))
+    if parts and (speaker := _SPEAKER.search(text, *parts[-1])):
+        parts[-1], ended = (parts[-1][0], speaker.start()), True
+    return parts, thought is not None, ended
+
+
+def _kind(mark: str) -> str:
+    """Return the name under which a thought's beginning and its end belong together."""
+    if "channel" in mark or mark == "<|end|>":
+        return "channel"
+    return "token" if mark.startswith("<|") else re.sub(r"[^a-z:]", "", mark)
+
+
+# Completion -> Answer.
+
 def parse(text: str, ask: Ask, finished: bool = True) -> Answer:
     """Return the Answer that `text` gives to `ask`. `finished` is False where the token limit cut the completion."""
-    found = place(text)
+    found = place(text, finished)
     if found is None:
-        return Answer("truncated" if not finished else "missing_answer", text=text)
-    whole = unicodedata.normalize("NFKC", text[found]).translate(_BRACKETS)
-    inside = whole.strip()
-    if not re.search(r"\w", inside):
+        return Answer("truncated" if not finished and not visible(text)[2] else "missing_answer", text=text)
+    if found.stop - found.start > LONGEST_ANSWER < len("".join(text[found].split())):
+        return replace(FOREIGN, text=text)
+    return _read(text[found], text, found, ask)
+
+
+def parse_recorded(text: str, ask: Ask) -> Answer:
+    """Parse a completion that another tool asked for, whose prompt may not have wanted the answer tags.
+
+    Without the tags nothing says which words are the answer. So identifiers count only in lines that hold nothing but
+    identifiers, separators, their candidates' own texts and words that introduce a ranking; the prompt's list of all
+    candidates, which a model may repeat, is no ranking; and words of doubt make the answer a failure.
+    """
+    if place(text):
+        return parse(text, ask)
+    parts, thinking, _ = visible(text)
+    begin, end = parts[-1] if parts and not thinking else (0, 0)
+    whole = _plain(text[begin:end])
+    if _ANSWER.search(whole) or not _WORD.search(whole):
+        return replace(MISSING, text=text)
+    said = None if _DOUBT.search(whole) else ranking_lines(whole, ask)
+    return replace(FOREIGN, text=text) if said is None else _read(said, text, slice(begin, end), ask)
+
+
+def _read(inside: str, text: str, found: slice, ask: Ask) -> Answer:
+    """Return the Answer of the text inside the tags, or of a completion without tags, which stand at `found`."""
+    inside = _plain(inside).strip()
+    if not _WORD.search(inside):
         return replace(MISSING, text=text)
     answer = plugins.module("decision", ask.decision).parse(inside, ask)
-    numbers = list(_IDENTIFIER.finditer(whole)) if len(whole) == found.stop - found.start else []
-    places = tuple((found.start + n.start(), found.start + n.end()) for n in numbers)
-    return replace(answer, text=text, places=places if len(places) == answer.named == len(answer.value) else ())
+    return replace(answer, text=text, places=_places(text, found, answer.value, ask))
+
+
+def _plain(text: str) -> str:
+    """Return `text` in NFKC without invisible characters, with one kind of square brackets."""
+    if text.isascii():
+        return text
+    text = _HIDDEN.sub("", unicodedata.normalize("NFKC", text))
+    return _BRACKETS.sub(lambda bracket: "[" if bracket[0] in "【〔" else "]", text)
+
+
+def _places(text: str, found: slice, value: Sequence, ask: Ask) -> tuple[tuple[int, int], ...]:
+    """Return where in `text` the identifiers of `value` stand, one behind another, or () where they do not."""
+    wanted = [ask.pool.index(c) + 1 for c in value if c in ask.pool]
+    there = list(identifiers(text, found.start, found.stop)) if wanted and len(wanted) == len(value) else []
+    for i in range(len(there) - len(wanted) + 1 if there else 0):
+        if [k for k, *_ in there[i:i + len(wanted)]] == wanted:
+            return tuple((start, stop) for _, start, stop in there[i:i + len(wanted)])
+    return ()
 
 
 def some(named: Sequence[str | None], ask: Ask, most: int) -> Answer:
@@ -102,11 +214,6 @@ def alternatives(ask: Ask) -> tuple[str, ...]:
     return getattr(plugins.module("decision", ask.decision), "ALTERNATIVES", ())
 
 
-def parse_recorded(text: str, ask: Ask) -> Answer:
-    """Parse a completion that another tool asked for, whose prompt may not have wanted the answer tags."""
-    return parse(text if span(text) is not None else f"<answer>{text.rpartition('</think>')[2]}</answer>", ask)
-
-
 def digits(text: str, ask: Ask) -> Answer:
     """Parse by the rule of older rerankers, to replay their runs and for nothing else: all digits are identifiers.
 
@@ -115,93 +222,3 @@ def digits(text: str, ask: Ask) -> Answer:
     """
     named = [ask.pool[int(k) - 1] for k in re.findall(r"[0-9]+", text) if len(k) < 10 and 1 <= int(k) <= len(ask.pool)]
     return Answer("ok", tuple(dict.fromkeys([*named, *ask.pool])), len(named))
-
-
-def named(inside: str, ask: Ask, one: bool) -> list[str | None]:
-    """Return the candidate ids that an answer names, in its order, with None for a name of no candidate; never empty.
-
-    `one` says that the answer should name a single candidate.
-    """
-    pool, left = ask.pool, set(ask.left)
-    pick = lambda k: pool[k - 1] if 1 <= k <= len(pool) and pool[k - 1] in left else None  # noqa: E731
-    numbers = [int(k) for k in _IDENTIFIER.findall(inside)]
-    if numbers:
-        return [pick(k) for k in numbers]
-    titles = {c: _shown(ask.query.texts[c]) for c in ask.left}
-    parts = [inside] if one else [part for part in re.split(r"[\n>,]", inside) if re.search(r"\w", part)]
-    lone = [_LONE_NUMBER.fullmatch(part) or _NAMED_NUMBER.fullmatch(part) for part in parts]
-    if all(lone) and not any(normal(part) in titles.values() for part in parts):
-        return [pick(int(number[1])) for number in lone]
-    parts = parts if one else [part for part in re.split(r"\n|\s>\s", inside) if part.strip()]
-    found = [match(part, titles) for part in parts]
-    marker = _MARKER.match(inside)
-    if one and marker and marker[1] and pick(int(marker[1])) != found[0]:
-        return [None]  # "3. Heat" where [3] is another candidate than "Heat"
-    return found
-
-
-def normal(text: str) -> str:
-    """Return a text in NFKC, case folded, without list marker and punctuation, with single spaces."""
-    text = unicodedata.normalize("NFKC", text)
-    text = text[_MARKER.match(text).end():] if _MARKER.match(text) else text
-    return " ".join(re.sub(r"[^\w]+", " ", text.casefold()).split())
-
-
-@lru_cache(4096)
-def _shown(text: str) -> str:
-    """Return the `normal` form of a candidate's text as the prompt showed it.
-
-    It is cached, since every completion of a group and every ask about a query needs it again.
-    """
-    return normal(harmless(text))
-
-
-@lru_cache(4096)
-def numerals(name: str) -> list[str]:
-    """Return the numbers and roman numerals of a `normal` text, years aside."""
-    return _NUMERAL.findall(_YEAR.sub(" ", name))
-
-
-def match(text: str, titles: dict[str, str]) -> str | None:
-    """Return the one candidate that `text` names, or None. `titles`: candidate id -> `normal` text."""
-    name = normal(text)
-    exact = [c for c, title in titles.items() if title == name]
-    if exact:
-        return exact[0] if len(exact) == 1 else None
-    if not re.search(r"[^\W\d_]{2}", name):  # a number, a letter or nothing names no candidate
-        return None
-    like = {c: title for c, title in titles.items() if title and numerals(title) == numerals(name)}
-    padded = f" {name} "
-    inside = [title for title in set(titles.values()) if title and f" {title} " in padded]
-    if inside:
-        longest = max(inside, key=len)
-        rest = padded.replace(f" {longest} ", "  ")
-        holders = [c for c, title in titles.items() if title == longest]
-        # Two titles ("Alien or Heat") name no candidate; a word in a sentence ("none of them") may be no title at all.
-        alone = not any(f" {title} " in rest for title in inside if title != longest)
-        enough = " " in longest or 2 >= len(name.split())
-        return holders[0] if len(holders) == 1 and alone and enough and holders[0] in like else None
-    around = [c for c, title in titles.items() if padded in f" {title} "]
-    if around:
-        shown = len(name) >= 4 and name != "none"
-        return around[0] if len(around) == 1 and shown and around[0] in like else None
-    return _close(name, titles, like)
-
-
-def _close(name: str, titles: dict[str, str], like: dict[str, str]) -> str | None:
-    """Return the candidate whose title is spelled most like `name`, if in `like` (it has the same numerals), or None.
-
-    The similarity must be at least 0.85, and 0.08 above that of the second.
-    """
-    if len(name) > LONGEST_TITLE or not like:
-        return None
-    scores, bound = [], difflib.SequenceMatcher(None, "", name, autojunk=False)  # indexes `name` once
-    for candidate, title in titles.items():
-        bound.set_seq1(title)
-        if len(title) <= LONGEST_TITLE and bound.real_quick_ratio() >= 0.77 and bound.quick_ratio() >= 0.77:
-            # Computed anew, since the ratio depends on the order of the two texts.
-            scores.append((difflib.SequenceMatcher(None, name, title, autojunk=False).ratio(), candidate))
-    scores.sort(reverse=True)
-    if not scores or scores[0][0] < 0.85 or (len(scores) > 1 and scores[0][0] - scores[1][0] < 0.08):
-        return None
-    return scores[0][1] if scores[0][1] in like else None

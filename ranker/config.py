@@ -120,6 +120,7 @@ class Eval:
     test_queries: int = setting(50, low=1)  # per task, in evaluate.py
     thoughts: int = setting(1, low=0)  # worked examples shown with an ask when evaluate.py is given --thoughts
     relevance_level: float = setting(0.0, low=0.0)  # MRR and Hit count relevance >= this; 0: the query's best grade
+    machine_price: float = setting(0.0, low=0.0)  # dollars an hour of the machine that ranks; 0: not known
 
 
 @dataclass

@@ -6,31 +6,39 @@ One line of a data file is one query:
      "candidates": [{"id": "a", "text": "wool hat"}, {"id": "b", "text": "rain coat"}], "relevance": [0, 1]}
 
 `context` is a string, or a list of strings for a history (oldest first). `relevance` runs parallel to `candidates`;
-it may be graded or real-valued, and negative values are refused because nDCG has no meaning for them. Two things may be
-added: `group` (queries of one group, such as those of one user, never stand in two splits), and for routing the
-measured `performance` and `cost` of each candidate, from which evaluations draw the cost-quality curve.
+it may be graded or real-valued, and negative values are refused because nDCG has no meaning for them. A query without
+it (or with zeros alone) can be ranked, but neither trained on nor measured. Two things may be added: `group` (queries
+of one group, such as those of one user, never stand in two splits), and for routing the measured `performance` and
+`cost` of each candidate, from which evaluations draw the cost-quality curve. Other fields are ignored, with one note.
 """
 
+import difflib
+import gzip
 import json
+import logging
 import os.path
 import random
-from collections.abc import Iterable, Iterator
+import re
+import sys
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
-from ranker.errors import UserError, nearest
+from ranker.errors import UserError, nearest, one_line
 from ranker.files import open_whole
 
 # `tokens` (or `words`) that each text was cut to, items of the `history` that are left; None: all is whole
 Cut = dict[str, int] | None
 
-FIELDS = ("id", "task", "context", "candidates", "relevance")
-OPTIONAL = ("group",)
+FIELDS = ("id", "task", "context", "candidates")
+OPTIONAL = ("relevance", "group")
 MEASURED = ("performance", "cost")  # of a candidate, optional
+KNOWN, OF_CANDIDATES = frozenset(FIELDS + OPTIONAL), frozenset(("id", "text", *MEASURED))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Candidate:
     id: str
     text: str
@@ -60,6 +68,11 @@ class Query:
     @cached_property
     def rel(self) -> dict[str, float]:
         return dict(zip(self.ids, self.relevance))
+
+    @property
+    def labelled(self) -> bool:
+        """Tell whether any candidate is relevant; else the query can be ranked, but not learned from or measured."""
+        return max(self.relevance, default=0) > 0
 
     @cached_property
     def positives(self) -> tuple[str, ...]:
@@ -174,115 +187,173 @@ class Group:
     completions: list[Completion]
 
 
-def parse_query(record: object, where: str) -> Query:
-    """A Query from one decoded JSON line. Raises UserError naming `where` for every defect."""
+def parse_query(record: object, where: str, unused: set[str] | None = None) -> Query:
+    """Return the Query of one decoded JSON line. Raise UserError naming `where` for every defect.
+
+    Fields that nothing uses are put into `unused`; a field that reads like the misspelling of a missing one is a
+    defect.
+    """
     if not isinstance(record, dict):
         raise UserError(f"{where}: expected a JSON object, got {type(record).__name__}")
     for name in FIELDS:
         if name not in record:
-            raise UserError(f"{where}: missing field '{name}'")
-    for name in record:
-        if name not in FIELDS + OPTIONAL:
-            raise UserError(f"{where}: unknown field '{name}'{nearest(name, FIELDS + OPTIONAL)}")
-    for name in ("id", "task", *(OPTIONAL if "group" in record else ())):
+            raise UserError(f"{where}: missing field '{name}'{_meant(name, record)}")
+    _note_unused(record, KNOWN, where, unused)
+    identity = _identity(record["id"], where, "the query id")
+    for name in ("task", *(["group"] if "group" in record else [])):
         if not isinstance(record[name], str) or not record[name].strip():
             raise UserError(f"{where}: '{name}' must be a non-empty string")
-    if record["id"].split() != [record["id"]]:
-        raise UserError(f"{where}: the query id {record['id']!r} holds spaces, which TREC files cannot")
     context = record["context"]
     if isinstance(context, list) and all(isinstance(item, str) for item in context):
         context = tuple(context)
     elif not isinstance(context, str):
         raise UserError(f"{where}: 'context' must be a string or a list of strings")
-    candidates = _parse_candidates(record["candidates"], where)
-    return Query(record["id"], record["task"], context, candidates,
-                 _parse_relevance(record["relevance"], len(candidates), where), record.get("group", ""))
+    candidates = _parse_candidates(record["candidates"], where, unused)
+    relevance = _parse_relevance(record.get("relevance"), len(candidates), where)
+    return Query(identity, record["task"], context, candidates, relevance, record.get("group", ""))
 
 
-def _parse_candidates(raw: object, where: str) -> tuple[Candidate, ...]:
+def _meant(name: str, record: dict) -> str:
+    """Return the tail of an error for a missing field that another field may be meant for."""
+    unknown = [key for key in record if key not in FIELDS + OPTIONAL]
+    near = difflib.get_close_matches(name, unknown, n=1, cutoff=0.6)
+    return f"; is it '{near[0]}'?" if near else ""
+
+
+def _note_unused(record: dict, known: frozenset[str], where: str, unused: set[str] | None) -> None:
+    """Put unknown fields into `unused`. Raise UserError for a field that reads like a known one that is missing."""
+    unknown = record.keys() - known
+    missing = [name for name in known if name not in record] if unknown else []
+    for name in unknown:
+        if difflib.get_close_matches(name, missing, n=1, cutoff=0.7):
+            raise UserError(f"{where}: unknown field '{name}'{nearest(name, missing)}")
+        if unused is not None:
+            unused.add(name)
+
+
+def _identity(value: object, where: str, what: str) -> str:
+    """Return an id as text; whole numbers are ids too."""
+    value = str(value) if type(value) is int else value
+    if not isinstance(value, str) or value.split() != [value]:
+        raise UserError(f"{where}: {what} {value!r} must be a text without spaces, which TREC files cannot hold, or a"
+                        " whole number")
+    return value
+
+
+def _parse_candidates(raw: object, where: str, unused: set[str] | None) -> tuple[Candidate, ...]:
     if not isinstance(raw, list):
         raise UserError(f"{where}: 'candidates' must be a list")
     if len(raw) < 2:
         raise UserError(f"{where}: {len(raw)} candidate(s), ranking needs at least two")
     seen: set[str] = set()
-    for i, item in enumerate(raw):
-        if not (isinstance(item, dict) and isinstance(item.get("id"), str) and isinstance(item.get("text"), str)):
-            raise UserError(f"{where}: candidate {i + 1} must be {{\"id\": string, \"text\": string}}")
-        if not item["id"] or item["id"].split() != [item["id"]]:
-            raise UserError(f"{where}: candidate {i + 1} has the id {item['id']!r}; ids are non-empty without spaces")
-        if item["id"] in seen:
-            raise UserError(f"{where}: candidate id '{item['id']}' stands twice")
-        seen.add(item["id"])
-        for name in item.keys() - {"id", "text"}:
-            if name not in MEASURED:
-                raise UserError(f"{where}: candidate {i + 1} has an unknown field '{name}'{nearest(name, MEASURED)}")
-            if type(item[name]) not in (int, float) or not abs(item[name]) <= 1e9:  # NaN fails this too
-                raise UserError(f"{where}: '{name}' of candidate {i + 1} must be a number, got {item[name]!r}")
-    if (any(name in item for name in MEASURED for item in raw)
-        and not all(name in item for name in MEASURED for item in raw)):
+    candidates = []
+    for i, item in enumerate(raw, 1):
+        if not (isinstance(item, dict) and "id" in item and isinstance(item.get("text"), str)):
+            raise UserError(f"{where}: candidate {i} must be {{\"id\": string, \"text\": string}}")
+        identity = _identity(item["id"], where, f"the id of candidate {i}")
+        if identity in seen:
+            raise UserError(f"{where}: candidate id '{identity}' stands twice")
+        seen.add(identity)
+        if len(item) > 2:
+            _note_unused(item, OF_CANDIDATES, f"{where}: candidate {i}", unused)
+            for name in MEASURED:  # NaN fails the comparison too
+                if name in item and (type(item[name]) not in (int, float) or not abs(item[name]) <= 1e9):
+                    raise UserError(f"{where}: '{name}' of candidate {i} must be a number, got {item[name]!r}")
+        candidates.append(Candidate(sys.intern(identity), item["text"], item.get("performance"), item.get("cost")))
+    if len({name in item for name in MEASURED for item in raw}) > 1:
         raise UserError(f"{where}: where one candidate has performance and cost, all need both")
-    return tuple(Candidate(item["id"], item["text"], item.get("performance"), item.get("cost")) for item in raw)
+    return tuple(candidates)
 
 
 def _parse_relevance(raw: object, count: int, where: str) -> tuple[float, ...]:
+    if raw is None:
+        return (0.0,) * count
     if not isinstance(raw, list) or not all(type(value) in (int, float) for value in raw):
         raise UserError(f"{where}: 'relevance' must be a list of numbers")
     if len(raw) != count:
         raise UserError(f"{where}: {len(raw)} relevance values for {count} candidates")
     if any(not 0 <= value <= 1e9 for value in raw):  # NaN fails this too
         raise UserError(f"{where}: relevance must be a number from 0 to 1e9")
-    if max(raw) <= 0:
-        raise UserError(f"{where}: no positive candidate (all relevance is 0)")
-    return tuple(float(value) for value in raw)
+    return tuple(_number(float(value)) for value in raw)
+
+
+@lru_cache(4096)
+def _number(value: float) -> float:
+    """Return an equal number that was there before: millions of zeros and ones are two numbers in memory."""
+    return value
 
 
 def read_queries(path: str | Path) -> list[Query]:
-    """All queries of a JSON lines file. Raises UserError with file and line for the first defect."""
+    """Return all queries of a JSON lines file. Raise UserError with file and line for the first defect."""
     return list(iter_queries(path))
 
 
 def iter_queries(path: str | Path) -> Iterator[Query]:
-    """The queries of a JSON lines file one by one. Raises UserError with file and line for the first defect."""
+    """Yield the queries of a JSON lines file. Raise UserError with file and line for the first defect.
+
+    Fields that nothing uses are named in one warning.
+    """
     path = Path(os.path.expanduser(path))
     first_line: dict[str, int] = {}
+    unused: set[str] = set()
     for number, line in _lines(path):
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error})") from None
-        if "\\u" in line and any(0xD800 <= ord(c) < 0xE000 for c in json.dumps(record, ensure_ascii=False)):
-            raise UserError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no text")
-        query = parse_query(record, where)
+        query = parse_query(_decoded(line, f"{path}:{number}", path), f"{path}:{number}", unused)
         if query.id in first_line:
-            raise UserError(f"{where}: query id '{query.id}' stood in line {first_line[query.id]} already")
+            raise UserError(f"{path}:{number}: query id '{query.id}' stood in line {first_line[query.id]} already")
         first_line[query.id] = number
         yield query
     if not first_line:
         raise UserError(f"{path}: no queries in the file")
+    if unused:
+        logging.warning(one_line(f"{path}: fields that nothing uses: {', '.join(sorted(unused))}"))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, text) of each line that is not blank, of a file or a pipe, gzipped or not, with BOM or without."""
+    number = 0
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+        with path.open("rb") as raw:
+            for number, line in enumerate(gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw, 1):
                 if line.strip():
-                    yield number, line.decode("utf-8")
+                    yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}:{number}: not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
+    except EOFError:
+        raise UserError(f"{path}: the gzip file is cut short; make or download it again") from None
+    except (OSError, zlib.error) as error:
+        raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _decoded(line: str, where: str, path: Path) -> object:
+    """Return the value of a JSON line. Raise UserError for other text."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        if where.endswith(":1") and "{" not in line and re.search("[,\t;]", line):
+            raise UserError(f"{where}: not JSON but a table; make queries of it: python -m ranker.prepare table {path}"
+                            " --query COLUMN --text COLUMN --label COLUMN --out FILE.jsonl") from None
+        raise UserError(f"{where}: not JSON ({error})") from None
+    if "\\u" in line and any(0xD800 <= ord(c) < 0xE000 for c in json.dumps(record, ensure_ascii=False)):
+        raise UserError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no text")
+    return record
+
+
+def written(candidate: Candidate) -> dict:
+    """Return a candidate as a data file holds it."""
+    found = {"id": candidate.id, "text": candidate.text}
+    found |= {} if candidate.performance is None else {"performance": candidate.performance}
+    return found | ({} if candidate.cost is None else {"cost": candidate.cost})
 
 
 def write_queries(path: str | Path, queries: Iterable[Query]) -> None:
-    """Write queries as JSON lines, one by one; the file gets its name only when all are written."""
+    """Write queries as JSON lines; the file gets its name only when all are written. Raise UserError."""
     with open_whole(Path(path)) as file:
         for q in queries:
             line = json.dumps({
                 "id": q.id, "task": q.task, **({"group": q.group} if q.group else {}),
                 "context": q.context if isinstance(q.context, str) else list(q.context),
-                "candidates": [{k: v for k, v in vars(c).items() if v is not None} for c in q.candidates],
-                "relevance": list(q.relevance),
+                "candidates": [written(c) for c in q.candidates],
+                **({"relevance": list(q.relevance)} if q.labelled else {}),
             }, ensure_ascii=False)
             try:
                 file.write(line + "\n")

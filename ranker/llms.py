@@ -4,16 +4,18 @@ Scripted models serve tests and dry runs. The texts of all these models are read
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ranker import plugins
 from ranker.answers import alternatives, parse, parse_recorded
 from ranker.data import Answer, Ask, Completion, Query
-from ranker.drive import Model, run
+from ranker.drive import run
 from ranker.errors import UserError
 from ranker.reading import json_lines, words
+
+FIT = "do --ranker, --window, --step and --depth fit the recording?"
 
 
 def scripted(write: Callable[[Ask], str]) -> Callable[[Sequence[Ask]], list[tuple[int, Completion]]]:
@@ -51,34 +53,54 @@ def rehearsal(ranker, query: Query) -> list[Ask]:
     return asked
 
 
-def replay(path: Path, read: Callable[[str, Ask], Answer] = parse_recorded) -> Model:
-    """Return a model that replays a JSON lines file: the k-th ask about a query gets the query's k-th completion.
+@dataclass
+class Replay:
+    """A model that replays recorded completions: the k-th ask about a query gets the query's k-th completion."""
+
+    path: Path
+    recorded: dict[str, list[str]]  # query id -> completions
+    read: Callable[[str, Ask], Answer]  # the parser
+    asked: Counter = field(default_factory=Counter)  # asks about each query
+
+    def __call__(self, asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
+        """Answer asks. Raise UserError where the completions of a query run out."""
+        completions = []
+        for ask in asks:
+            name, texts = ask.query.id, self.recorded.get(ask.query.id, [])
+            self.asked[name] += 1
+            if self.asked[name] > len(texts):
+                raise UserError(f"{self.path}: no recorded answer for ask {self.asked[name]} about query '{name}' "
+                                f"({len(texts)} are there); {FIT}")
+            text = texts[self.asked[name] - 1]
+            completions.append((0, Completion([], [], text, True, self.read(text, ask))))
+        return completions
+
+    def finish(self, unranked: Collection[str] = ()) -> None:
+        """Raise UserError where completions are left over, but for the queries `unranked`, which nobody asked about."""
+        left = {name: len(texts) - self.asked[name] for name, texts in self.recorded.items()
+                if len(texts) > self.asked[name] and name not in unranked}
+        if left:
+            name, count = next(iter(left.items()))
+            more = f" ({sum(left.values())} of {len(left)} queries in all)" if len(left) > 1 else ""
+            raise UserError(f"{self.path}: of query '{name}' {len(self.recorded[name])} answers are recorded and "
+                            f"{self.asked[name]} were asked for, so {count} would be left over{more}; {FIT}")
+
+
+def replay(path: Path, read: Callable[[str, Ask], Answer] = parse_recorded) -> Replay:
+    """Return a model that replays a JSON lines file.
 
     A record has `qid` or `query` and `response` or `text`, as logs of other tools and our traces.jsonl have; records of
-    a query stand in the order of its asks. `read` is the parser. Raise UserError for a broken record; the model raises
-    UserError where the records of a query run out.
+    a query stand in the order of its asks. A response that is null or empty is an answer without words, which fails.
+    `read` is the parser. Raise UserError for a broken record.
     """
     recorded: dict[str, list[str]] = {}
     for line, record in json_lines(path):
-        query, text = (next((record[name] for name in names if name in record), None)
+        query, text = (next((record[name] for name in names if record.get(name) is not None), None)
                        for names in (("qid", "query"), ("response", "text")))
-        if not isinstance(query, (str, int)) or not isinstance(text, str):
+        if text is None and not record.keys().isdisjoint(("response", "text")):
+            text = ""
+        if type(query) not in (str, int) or not isinstance(text, str):
             raise UserError(f"{path}:{line}: a recorded answer needs 'qid' and 'response' (or 'query' and 'text')")
         recorded.setdefault(str(query), []).append(words(text, f"{path}:{line}", "a recorded answer") if text.strip()
                                                    else text)
-    asked: Counter = Counter()
-
-    def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
-        completions = []
-        for ask in asks:
-            texts = recorded.get(ask.query.id, [])
-            asked[ask.query.id] += 1
-            if asked[ask.query.id] > len(texts):
-                raise UserError(f"{path}: no recorded answer for ask {asked[ask.query.id]} about query "
-                                f"'{ask.query.id}' ({len(texts)} are there); "
-                                "do --ranker, --window, --step and the depth of the run fit the recording?")
-            text = texts[asked[ask.query.id] - 1]
-            completions.append((0, Completion([], [], text, True, read(text, ask))))
-        return completions
-
-    return model
+    return Replay(path, recorded, read)

@@ -2,14 +2,17 @@
 
 Splits are by query, before any ask is drawn. A file that serves for training alone also gives the other two: a query
 goes to test or validation by a hash of its group (its id where it has none), a tenth each, so that it stays there when
-the file grows, and so that what belongs together (a user, a question under several objectives) stays together.
+the file grows, and so that what belongs together (a user, a question under several objectives) stays together. A group
+that begins with `train::`, `validation::` or `test::` stands in that split, whatever its hash.
 """
 
 import hashlib
+import logging
 import os.path
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from ranker import plugins, world
@@ -21,6 +24,7 @@ from ranker.files import sha256
 from ranker.prompting import wording
 
 HELD_OUT = 0.1
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass
@@ -68,9 +72,10 @@ def training(data: Data, seed: int) -> Source:
 
 
 def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]:
-    """The queries of `split` (train, validation or test), the first `per_task` of each task. Raises UserError.
+    """Return the queries of `split` (train, validation or test), the first `per_task` of each task. Raise UserError.
 
-    A file of its own must not share a query with the training file.
+    A file of its own must not share a query with the training file. Queries without labels can be ranked, so they stay
+    in the test split; nothing can be learned from them.
     """
     source = getattr(data, split) or data.train
     if source == "world":
@@ -85,11 +90,25 @@ def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]
             raise UserError(f"{source} is too small to hold out queries for {split}; name a file in data.{split}")
     else:
         refuse_shared(queries, data, f"data.{split} {source}")
+    if split != "test":
+        queries = labelled(queries, f"{source}, {split}")
     return first_of_each_task(queries, per_task)
 
 
+def labelled(queries: Sequence[Query], where: str) -> list[Query]:
+    """Return the queries with a relevant candidate; tell how many have none. Raise UserError where all have none."""
+    found = [query for query in queries if query.labelled]
+    if not found:
+        raise UserError(f"{where}: no query has a relevant candidate, so nothing can be learned or measured;"
+                        " evaluate.py --data FILE ranks without labels")
+    if len(found) < len(queries):
+        logging.warning(f"{where}: {len(queries) - len(found)} of {len(queries)} queries have no relevant candidate and"
+                        " are left out")
+    return found
+
+
 def refuse_shared(queries: Sequence[Query], data: Data, where: str) -> None:
-    """Raises UserError when a query stands in the training part of the training file, if there is one."""
+    """Raise UserError where a query stands in the training part of the training file, if there is one."""
     if data.train == "world" or not os.path.isfile(os.path.expanduser(data.train)):
         return
     trained = {name for q in held_out(data, "train") for name in (q.id, q.group or q.id)}
@@ -99,19 +118,30 @@ def refuse_shared(queries: Sequence[Query], data: Data, where: str) -> None:
                         " without a file of its own the held-out part of the training file is used")
 
 
-def split_of(group: str, seed: int, has_validation: bool = False, has_test: bool = False) -> str:
-    """The split that a group of queries of a training file belongs to; what has a file of its own takes nothing from
-    it."""
+def split_of(group: str, seed: int, has_validation: bool = False, has_test: bool = False,
+             test: float = HELD_OUT) -> str:
+    """Return the split of a group of queries of a training file; a split with a file of its own takes nothing.
+
+    `test` is the share of the test split.
+    """
+    named, mark, _ = group.partition("::")
+    if mark and named in SPLITS:
+        return named
     digest = hashlib.sha256(f"{seed}/{group}".encode()).digest()
     share = int.from_bytes(digest[:8], "big") / 2**64
-    if share < HELD_OUT and not has_test:
+    if share < test and not has_test:
         return "test"
-    return "validation" if HELD_OUT <= share < 2 * HELD_OUT and not has_validation else "train"
+    return "validation" if test <= share < test + HELD_OUT and not has_validation else "train"
+
+
+def in_split(split: str, group: str) -> str:
+    """Return the name of a group that stands in a split whatever its hash."""
+    return f"{split}::{group}"
 
 
 def read_files(paths: Sequence[str], tasks: Sequence[str] = ()) -> list[Query]:
-    """The queries of JSON lines files, of `tasks` only where any are named."""
-    queries = [q for path in paths for q in read_queries(path)]
+    """Return the queries of JSON lines files, of `tasks` only where any are named. Raise UserError."""
+    queries = [q for path in paths for q in read_once(os.path.expanduser(path))]
     known, ids = {q.task for q in queries}, set()
     for task in known:
         wording(task)
@@ -123,6 +153,20 @@ def read_files(paths: Sequence[str], tasks: Sequence[str] = ()) -> list[Query]:
             raise UserError(f"query id '{query.id}' stands in more than one of {', '.join(map(str, paths))}")
         ids.add(query.id)
     return [q for q in queries if not tasks or q.task in tasks]
+
+
+def read_once(path: str) -> list[Query]:
+    """Return the queries of a file, which is read once as long as it does not change; a pipe can be read once only."""
+    try:
+        stat = os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    return _read(path, (stat.st_mtime_ns, stat.st_size) if os.path.isfile(path) else None)
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, stamp: tuple[int, int] | None) -> list[Query]:
+    return read_queries(path)
 
 
 def first_of_each_task(queries: Sequence[Query], per_task: int | None) -> list[Query]:

@@ -130,7 +130,8 @@ def test_what_is_no_title_is_neither_shown_nor_sampled(tmp_path):
                 "B056": "half \ud83d", "B055": ["x"]}
     of = users() | {f"U{i}": [*ids(range(20 + i, 40 + i)), item] for i, item in enumerate(untitled)}
     (one, two), dropped = prepare(write_reviews(tmp_path, of, TITLES | untitled), "--candidates", 21)
-    assert dropped == {"users with fewer than 21 items": 1, "users with an item that has no title": 6}
+    assert dropped == {"users with fewer than 21 items": 7, "events of items without a title": 6,
+                       "items without a title": 6}
     assert not (set(one.ids) | set(two.ids)) & untitled.keys()
 
 
@@ -206,24 +207,24 @@ GOOD = '{"reviewerID": "A1", "asin": "B001", "unixReviewTime": 5}\n'
 
 
 @pytest.mark.parametrize("write_layout, name, text, words", [
-    (write_reviews, "Games_5.json", GOOD + '{"asin": "B001"}\n', ":2: no text in a field 'reviewerID' (found: asin)"),
-    (write_reviews, "Games_5.json", '{"reviewerID": "A1", "asin": ["B001"]}\n', ":1: no text in a field 'asin'"),
+    (write_reviews, "Games_5.json", GOOD + '{"asin": "B001"}\n', ":2: no field 'reviewerID' (found: asin); name it:"),
+    (write_reviews, "Games_5.json", '{"reviewerID": "A1", "asin": ["B001"]}\n', ":1: no text in the field 'asin'"),
     (write_reviews, "Games_5.json", '{"reviewerID": "A1", "asin": "B001"}\n',
      ":1: no field 'unixReviewTime' (found: reviewerID, asin)"),
     (write_reviews, "Games_5.json", GOOD + GOOD.replace("5", '"noon"'), ":2: unixReviewTime 'noon' is no number"),
     (write_reviews, "Games_5.json", GOOD.replace("5", "NaN"), ":1: unixReviewTime nan is no number"),
     (write_reviews, "Games_5.json", GOOD + "\n" + GOOD[:30], ":3: not JSON"),
     (write_reviews, "Games_5.json", "[1]\n", ":1: expected a JSON object, got list"),
-    (write_reviews, "meta_Games.json", '{"title": "x"}\n', ":1: no text in a field 'asin' (found: title)"),
+    (write_reviews, "meta_Games.json", '{"title": "x"}\n', ":1: no field 'asin' (found: title)"),
     (write_reviews, "meta_Games.json", "{'asin': 'B001', 'title': 'x\n", ":1: not JSON"),
     (write_reviews, "meta_Games.json", "{'asin', 'title'}\n", ":1: expected a JSON object, got set"),
     (write_recbole, "Games.inter", "user_id:token\titem_id:token\nA1\tB001\n",
-     ":1: no column 'timestamp:float' (found: user_id:token, item_id:token)"),
+     ":1: no column 'timestamp' (found: user_id:token, item_id:token); name it: --columns timestamp="),
     (write_recbole, "Games.inter", "user_id:token\titem_id:token\ttimestamp:float\nA1\tB001\tnoon\n",
      ":2: the time 'noon' is no number"),
-    (write_recbole, "Games.item", "item_id:token\tmovie_title:token_seq\nB001\tx\n", ":1: no column 'title:token_seq'"),
+    (write_recbole, "Games.item", "item_id:token\tmovie:token_seq\nB001\tx\n", ":1: no column 'title'"),
     (write_histories, "Games.test.inter", "user_id:token\titem_id_list:token_seq\nA1\tB001\n",
-     ":1: no column 'item_id:token'"),
+     ":1: no column 'item_id' "),
     (write_histories, "Games.test.inter",
      "user_id:token\titem_id_list:token_seq\titem_id:token\nA1\tB001\tB002\nA1\tB003\tB004\n",
      ":3: user 'A1' stood in line 2 already"),
@@ -258,8 +259,8 @@ def test_users_who_all_fail_end_the_command_with_every_reason(tmp_path, monkeypa
                                      str(tmp_path / "out.jsonl")])
     with pytest.raises(UserError) as caught:
         command.main()
-    assert ("1 users with fewer than 21 items" in str(caught.value)
-            and "1 users with an item that has no title" in str(caught.value))
+    assert ("2 users with fewer than 21 items" in str(caught.value)
+            and "1 items without a title" in str(caught.value))
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -154,7 +154,7 @@ def test_a_ranking_by_a_server_costs_what_the_server_counted(serve, model):
     (says("<think>so", "length"), "<think>so", "truncated"),
     (says(None, "content_filter"), "", "missing_answer"),
     # half a surrogate pair cannot be written
-    (says("<answer>[1] > [2] > [3]</answer>\ud800"), "<answer>[1] > [2] > [3]</answer>?", "ok"),
+    (says("<answer>[1] > [2] > [3]</answer> done\ud800"), "<answer>[1] > [2] > [3]</answer> done?", "ok"),
 ])
 def test_thoughts_come_back_into_their_tags_and_nothing_is_guessed(serve, model, reply, text, status):
     server = serve(lambda number, body: reply)
@@ -447,7 +447,8 @@ def test_an_evaluation_that_failed_goes_on_even_with_other_patience(serve, comma
     arguments = ["--config", CONFIG, f"--llm.api={down.api}", "--llm.model=m", "--tasks", "passage-5", "--limit", 6,
                  "--llm.retries=0", "--llm.concurrency=1"]
     status, _, err = command(*arguments)
-    assert status == 2 and "4 answers are kept in runs/eval-rankgpt/test/answers.jsonl" in err
+    [kept] = Path("runs/eval-rankgpt").glob("test-*-m-*/answers.jsonl")
+    assert status == 2 and f"4 answers are kept in {kept}" in err
     down.write = listed
     status, out, err = command(*arguments[:-2], "--llm.concurrency=3")
     assert status == 0 and len(down.asked) == 5 + 2, err
@@ -468,7 +469,8 @@ def test_a_run_is_ranked_again_by_a_server_window_by_window(serve, command):
     status, out, err = command(*run, "--corpus", "corpus.json", *named)
     assert status == 0 and len(server.asked) == 2 and "ranked by a/b with name=sliding window=3 step=2" in out, err
     assert "[1] text 2\n[2] text 3\n[3] text 4" in server.asked[0]["messages"][-1]["content"]
-    assert Path("runs/eval-run/a_b/run.a_b.txt").read_text().split()[2::6] == ["d4", "d1", "d0", "d3", "d2"]
+    [ranked] = Path("runs/eval-run").glob("a_b-*/run.a_b.txt")
+    assert ranked.read_text().split()[2::6] == ["d4", "d1", "d0", "d3", "d2"]
     assert command(*run, *named)[2].startswith("error: --corpus FILE is needed")
     status, out, err = command(*run, "--corpus", "corpus.json", "--config", CONFIG, "--model.quantize=none",
                                "--rollout.max_new_tokens=8")

@@ -4,6 +4,7 @@ import json
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,16 @@ def test_popularity_counts_users_and_item_knn_their_cosine():
     cosine = lambda i, j: len(users[i] & users[j]) / math.sqrt(len(users[i]) * len(users[j]))  # noqa: E731
     score = {c: cosine("b", c) + cosine("c", c) for c in "gdea"} | {"x": 0.0}
     assert baselines.item_knn(TRAIN)(query) == sorted(query.ids, key=lambda c: -score[c]) == ["d", "a", "e", "x", "g"]
+
+
+def test_a_user_with_several_queries_counts_once():
+    last, earlier = movie("u@1", "ab", "cxyz", "c"), movie("u", "abc", "dxyz", "d")
+    several = [*TRAIN, *(replace(q, group="u") for q in (last, earlier))]
+    one = [*TRAIN, movie("u", "abc", "dxyz", "d")]
+    queries = [movie(f"q{h}", h, "xgdeca", "e") for h in ("bc", "a", "df")]
+    for baseline in (baselines.popularity, baselines.item_knn):
+        assert [baseline(several)(q) for q in queries] == [baseline(one)(q) for q in queries]
+    assert baselines.owned(several)[-1] == set("abcd")
 
 
 def routed(name, task, question, table) -> Query:
@@ -95,7 +106,42 @@ def test_the_routing_table_says_what_first_choices_score_and_cost():
     row = report.model_row("policy", [[Ranking(query=q, order=["b", "a"]) for q in queries]], 0.0)
     header, [line] = cost_quality.table_lines([row], queries)
     assert dict(zip(header, line)) == {"routing": "router-cost: policy", "performance": "0.000", "$ per 1000": "1.000",
-                                       "reward": "0.250", "gap to oracle": "0.550", "area": "0.000"}
+                                       "reward": "0.250", "gap to oracle": "0.550", "area": "0.000",
+                                       "router's tokens": "0", "seconds": "0.000"}
+
+
+def test_what_the_router_costs_itself_is_part_of_the_cost():
+    queries = [routed("q", "router-cost", "x", {"a": (1.0, 0.002, 0.8), "b": (0.0, 0.001, 0.0)})]
+    ranking = Ranking(query=queries[0], order=["b", "a"], prompt_tokens=1000, completion_tokens=100, seconds=0.36)
+    row = report.model_row("policy", [[ranking]], 0.0)
+    row.prices, row.hourly = (2.0, 10.0), 20.0  # 0.002 + 0.001 for the tokens, 0.002 for the seconds
+    header, [line] = cost_quality.table_lines([row], queries)
+    found = dict(zip(header, line))
+    assert (found["$ per 1000"], found["router's tokens"], found["seconds"]) == ("6.000", "1100", "0.360")
+
+
+def test_a_budget_is_kept_by_the_lowest_threshold_that_keeps_it():
+    rng = random.Random(0)
+    queries = [fleet(rng, f"q{i}") for i in range(12)]
+    orders = [rng.sample(q.ids, 3) for q in queries]
+    for scored in (False, True):
+        row = report.model_row("r", [[Ranking(query=q, order=o, scores={c: rng.random() for c in o} if scored else {})
+                                      for q, o in zip(queries, orders)]], 0.0)
+        price = {name: cost for name, (cost, _) in cost_quality.singles(queries).items()}
+
+        def cost(threshold):
+            chosen = [max(r.order, key=lambda c: (r.scores[c] if scored else 1 - r.order.index(c) / 2)
+                          - threshold * price[c]) for r in row.rankings]
+            return sum(q.candidates[q.ids.index(c)].cost for q, c in zip(queries, chosen)) / len(queries)
+
+        for budget in (1.1, 2.0, 5.0, 11.0, 100.0):
+            threshold, pairs = cost_quality.within(row, row.rankings, budget)
+            reached = cost_quality.point(pairs)[0]
+            assert reached <= budget and reached == pytest.approx(cost(threshold + 1e-12))
+            assert threshold == 0 or cost(threshold * (1 - 1e-9)) > budget
+        header, [line] = cost_quality.budget_lines([row], 100.0)  # 0.1 a query: less than the cheapest costs
+        assert header[0] == "within $100 per 1000" and line[-1] == "none keeps it"
+        assert {c.id for _, c in cost_quality.within(row, row.rankings, 0.1)[1]} == {"cheap"}
 
 
 def test_holm_by_hand():
@@ -119,9 +165,11 @@ def test_baselines_need_no_model_and_leave_a_routing_plane(call, tmp_path):
     rng = random.Random(0)
     write_queries(tmp_path / "r.jsonl", [fleet(rng, f"t{i}", task) for i in range(300)
                                          for task in ["router-performance", "router-cost"][i % 2:][:1]])
-    status, out, err = call(evaluate, "--data", "r.jsonl", "--baselines", "--orders", 3, "--metrics", "mrr,ndcg@10")
+    status, out, err = call(evaluate, "--data", "r.jsonl", "--baselines", "--orders", 3, "--metrics", "mrr,ndcg@10",
+                            "--budget", 4000)
+    assert "within $4000 per 1000" in out
     assert status == 0, err
-    folder = Path("runs/eval-baselines/r")
+    [folder] = Path("runs/eval-baselines").glob("r-*")
     results = json.loads((folder / "results.json").read_text())
     means = {name: row["repaired"]["mean"]["MRR"] for name, row in results["rows"].items()}
     assert (means["oracle"] == 1 and means["kNN"] > means["best single"] > means["random order"]

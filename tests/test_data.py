@@ -1,7 +1,10 @@
 """A data file comes back as it was written, and every defect in one is reported with its file and line. A query belongs
 to one split by its id alone, so that train and test never share one, however the file grows."""
 
+import gzip
 import json
+import os
+import threading
 from dataclasses import replace
 
 import pytest
@@ -64,12 +67,16 @@ DEFECTS = {
     "half a line": (line()[:40], "not JSON"),
     "nested too deep": ("[" * 100_000, "not JSON"),
     "no object": ("[1, 2]", "expected a JSON object, got list"),
-    **{f"no {field}": (without(field), f"missing field '{field}'") for field in GOOD},
-    "unknown field": (line(relevence=[1]), "unknown field 'relevence' (did you mean 'relevance'?)"),
-    "id is a number": (line(id=7), "'id' must be a non-empty string"),
-    "empty id": (line(id=""), "'id' must be a non-empty string"),
-    "id with a space": (line(id="q 1"), "'q 1' holds spaces"),
-    "id with a line break": (line(id="q1\n"), "holds spaces"),
+    **{f"no {field}": (without(field), f"missing field '{field}'") for field in GOOD if field != "relevance"},
+    "a misspelt field": (without("relevance")[:-1] + ', "relevence": [1, 0]}',
+                         "unknown field 'relevence' (did you mean 'relevance'?)"),
+    "a misspelt field that is needed": (without("context")[:-1] + ', "contxt": "c"}',
+                                        "missing field 'context'; is it 'contxt'?"),
+    "id is a fraction": (line(id=7.5), "the query id 7.5 must be a text without spaces"),
+    "id is a truth": (line(id=True), "the query id True must be a text"),
+    "empty id": (line(id=""), "the query id '' must be a text"),
+    "id with a space": (line(id="q 1"), "the query id 'q 1' must be a text without spaces"),
+    "id with a line break": (line(id="q1\n"), "must be a text without spaces"),
     "empty task": (line(task=" "), "'task' must be a non-empty string"),
     "context is a number": (line(context=3), "'context' must be a string or a list of strings"),
     "context of numbers": (line(context=["a", 3]), "'context' must be a string or a list of strings"),
@@ -78,9 +85,9 @@ DEFECTS = {
     "one candidate": (line(candidates=candidates("a"), relevance=[1]), "1 candidate(s), ranking needs at least two"),
     "candidate is a text": (line(candidates=["hat", "coat"]), "candidate 1 must be"),
     "candidate without text": (line(candidates=[{"id": "a", "text": "t"}, {"id": "b"}]), "candidate 2 must be"),
-    "candidate id is a number": (line(candidates=candidates("a", 2)), "candidate 2 must be"),
-    "candidate id with a space": (line(candidates=candidates("a", "b c")), "candidate 2 has the id 'b c'"),
-    "empty candidate id": (line(candidates=candidates("a", "")), "candidate 2 has the id ''"),
+    "candidate id is a list": (line(candidates=candidates("a", [2])), "the id of candidate 2 [2] must be a text"),
+    "candidate id with a space": (line(candidates=candidates("a", "b c")), "the id of candidate 2 'b c' must be"),
+    "empty candidate id": (line(candidates=candidates("a", "")), "the id of candidate 2 '' must be"),
     "candidate id twice": (line(candidates=candidates("a", "a")), "candidate id 'a' stands twice"),
     "relevance no list": (line(relevance=1), "'relevance' must be a list of numbers"),
     "relevance of texts": (line(relevance=["0", "1"]), "'relevance' must be a list of numbers"),
@@ -95,7 +102,6 @@ DEFECTS = {
     "a whole number beyond a float": (line().replace("[0, 1]", "[0, 1" + "0" * 400 + "]"), "from 0 to 1e9"),
     "a number of 5000 digits": (line().replace("[0, 1]", "[0, " + "7" * 5000 + "]"), "not JSON"),
     "half a surrogate pair": (line(context="\\ud800").replace("\\\\ud800", "\\ud800"), "surrogate"),
-    "no positive": (line(relevance=[0, 0.0]), "no positive candidate"),
     "query id twice": (line(id="first"), "query id 'first' stood in line 1 already"),
 }
 
@@ -118,6 +124,68 @@ def test_a_defect_of_the_whole_file_names_the_file(tmp_path, content, words):
     path.write_bytes(content)
     message = complaint(read_queries, path)
     assert message.startswith(str(path)) and words in message
+
+
+def test_what_nothing_uses_is_named_once_and_whole_numbers_are_ids(tmp_path, caplog):
+    path = tmp_path / "data.jsonl"
+    extra = candidates(3, 4)
+    extra[0]["title"] = "t"
+    path.write_text(f"{line(id=7, meta={}, candidates=extra)}\n{line(id='8', meta=1)}\n")
+    first, second = read_queries(path)
+    assert (first.id, first.ids, second.id) == ("7", ("3", "4"), "8")
+    assert [record.message for record in caplog.records] == [f"{path}: fields that nothing uses: meta, title"]
+    path.write_text(f"{line(id=7)}\n{line(id='7')}\n")
+    assert "query id '7' stood in line 1 already" in complaint(read_queries, path)
+
+
+def test_a_byte_order_mark_gzip_under_any_name_and_a_pipe_are_read(tmp_path):
+    plain = f"{line()}\n{line(id='q2')}\n".encode()
+    packed = gzip.compress(plain)
+    for name, data in {"bom": b"\xef\xbb\xbf" + plain, "a.gz": packed, "gz": packed}.items():
+        (tmp_path / name).write_bytes(data)
+        assert [q.id for q in read_queries(tmp_path / name)] == ["q1", "q2"]
+    (tmp_path / "cut").write_bytes(gzip.compress(plain)[:-12])
+    assert complaint(read_queries, tmp_path / "cut").startswith(f"{tmp_path / 'cut'}: the gzip file is cut short")
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(gzip.compress(plain),))
+    writer.start()
+    assert [q.id for q in read_queries(tmp_path / "pipe")] == ["q1", "q2"]
+    writer.join()
+
+
+def test_a_table_is_answered_with_what_makes_queries_of_it(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("query,title,label\na,b,1\n")
+    assert (f"{path}:1: not JSON but a table; make queries of it: python -m ranker.prepare table {path} --query COLUMN"
+            in complaint(read_queries, path))
+
+
+def test_a_query_without_labels_is_read_and_cannot_be_learned_from(tmp_path, caplog):
+    path = tmp_path / "data.jsonl"
+    lines = [without("relevance"), line(id="zero", relevance=[0, 0.0]), *(line(id=f"q{i}x") for i in range(40))]
+    path.write_text("\n".join(lines))
+    plain, zero, *labelled = read_queries(path)
+    assert not plain.labelled and not zero.labelled and all(q.labelled for q in labelled)
+    assert plain.relevance == zero.relevance == (0.0, 0.0)
+    write_queries(tmp_path / "again.jsonl", [plain])
+    assert read_queries(tmp_path / "again.jsonl") == [plain]
+    held = [q for split in ("train", "validation", "test") for q in sources.held_out(Data(train=str(path)), split)]
+    unlabelled = {q.id for q in held if not q.labelled}
+    assert unlabelled == {q.id for q in sources.held_out(Data(train=str(path)), "test") if not q.labelled}
+    path.write_text("\n".join(lines[:2]))
+    assert "no query has a relevant candidate" in complaint(sources.labelled, read_queries(path), str(path))
+
+
+def test_a_file_is_read_once_as_long_as_it_stays_the_same(tmp_path, monkeypatch):
+    path, reads = tmp_path / "data.jsonl", []
+    path.write_text("\n".join(line(id=f"q{i}") for i in range(60)))
+    read = sources.read_queries
+    monkeypatch.setattr(sources, "read_queries", lambda given: reads.append(given) or read(given))
+    for split in ("train", "validation", "test"):
+        sources.held_out(Data(train=str(path)), split)
+    assert reads == [str(path)]
+    path.write_text("\n".join(line(id=f"other{i}") for i in range(60)))
+    assert sources.held_out(Data(train=str(path)), "train")[0].id.startswith("other") and len(reads) == 2
 
 
 def test_text_that_is_not_utf8_is_reported_with_its_line(tmp_path):

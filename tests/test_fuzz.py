@@ -5,6 +5,7 @@ completions and measures them."""
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from test_answers import DECISIONS, GOLDEN, POOL, ask, check
 
 from ranker import config, drive, plugins, rewarding
-from ranker.answers import parse
+from ranker.answers import parse, parse_recorded
 from ranker.data import Ask, Completion, Query, read_queries
 from ranker.errors import UserError, exit_status
 
@@ -155,6 +156,48 @@ def completions(draw) -> str:
                                      text[:j] + piece + text[i:])))
     return draw(st.sampled_from((text, f"<answer>{text}</answer>", f"<think>a</think>\n<answer>{text}</answer>",
                                  f"{text}</think><answer>[1]</answer>")))
+
+
+FILMS = ("Vertigo", "Rear Window", "The Good, the Bad and the Ugly", "Dune (1984)", "Dune: Part Two (2024)", "1917",
+         "12 Angry Men", "Rocky II", "Don't Look Now", "The Best Man", "Solaris", "M")
+ENTRIES = ("[{k}]", "[{k}] {title}", "[{k}]: {title}", "{title} [{k}]", "{k}", "{title}", "Movie {k}", "{k}: {title}",
+           "{title} ({k})", "**[{k}]**", "[doc{k}]", "#{k}", "\"{title}\"", "Candidate {k} ({title})")
+BETWEEN = (" > ", ">", ", ", "\n", " → ", "; ", " then ", "\n- ", "\n\n", " | ", ", then ", " and ")
+AROUND = ("{}", "{}.", "Final ranking: {}", "Answer:\n{}", "The answer is {}", "```\n{}\n```", "\\boxed{{{}}}",
+          "{}\n{}", "{}\n\nThat fits a rainy day.", "Here is my list, best first: {}",
+          "{{\"answer\": \"{}\"}}", "<b>{}</b>")
+TURNED = ("not {}", "{} is wrong", "neither: {}", "I can't say {}", "{}? Not at all")
+REMARKS = ("\n\n{} is long", " > {}", "\n{}", ", or {}", ". {} fits too", " = {}", " < {}", " ({})")
+
+
+@st.composite
+def meant(draw):
+    """An ask, candidates in an order, and an answer in one of many forms that means it or turns it round."""
+    texts = draw(st.permutations(FILMS))[:draw(st.integers(2, 6))]
+    order = draw(st.permutations(range(1, len(texts) + 1)))
+    form, between = draw(st.sampled_from(ENTRIES)), draw(st.sampled_from(BETWEEN))
+    forms = [form if draw(st.integers(0, 19)) else draw(st.sampled_from(ENTRIES)) for _ in order]
+    entries = [form.format(k=k, title=texts[k - 1]) for form, k in zip(forms, order)]
+    decision = draw(st.sampled_from(("order", "order", "narrow", "pick", "eliminate")))
+    count = {"order": len(order), "narrow": (len(order) + 1) // 2, "pick": 1, "eliminate": len(order) // 2}[decision]
+    said = entries[:count]
+    written = draw(st.sampled_from((between.join(said), "\n".join(f"{i}. {entry}" for i, entry in enumerate(said, 1)))))
+    around, turn = draw(st.sampled_from(AROUND)), draw(st.sampled_from(("{}",) * 6 + TURNED))
+    written = around.format(*[turn.format(written)] * 2)
+    if not draw(st.integers(0, 5)):
+        written += draw(st.sampled_from(REMARKS)).format(draw(st.sampled_from(entries)))
+    question = ask(decision, texts)
+    value = tuple(question.pool[k - 1] for k in order[:count])
+    best = decision == "eliminate" and "best" in around
+    return replace(question, drop=count), value, written, turn != "{}" or best
+
+
+@settings(few, max_examples=800)
+@given(meant=meant())
+def test_an_answer_is_read_as_it_is_meant_or_fails(meant):
+    question, value, written, turned = meant
+    for answer in (parse(f"<think>a</think><answer>{written}</answer>", question), parse_recorded(written, question)):
+        assert not answer.ok or answer.value == value and not turned, (written, answer)
 
 
 @few

@@ -78,9 +78,9 @@ def test_parquet_gives_the_same_queries(tmp_path):
     rows = [lists(one) | {"query_id": i} for i, one in enumerate(rows)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=700)
     assert prepare(tmp_path / "x.parquet") == prepare(write(tmp_path / "x.jsonl", rows))
-    rows[1500]["query"] = " "
+    rows[1500]["query_id"] = None
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
-    assert complaint(tmp_path / "x.parquet") == f"{tmp_path / 'x.parquet'}:1501: 'query' must be a text, got ' '"
+    assert complaint(tmp_path / "x.parquet").startswith(f"{tmp_path / 'x.parquet'}:1501: 'query_id' must be an id")
     (tmp_path / "x.parquet").write_bytes(b"PAR1 no parquet")
     assert complaint(tmp_path / "x.parquet").startswith(f"{tmp_path / 'x.parquet'}: cannot be read")
 
@@ -127,25 +127,75 @@ def test_the_positive_stands_anywhere(tmp_path):
 
 @pytest.mark.parametrize("record, words", [
     (row(1, passages={"is_selected": [0, 1], "passage_text": ["a", "b", "c"]}), "3 passage_text for 2 is_selected"),
-    (row(1, passages={"is_selected": [0, 1]}), "'passages' must have is_selected and passage_text"),
+    (row(1, passages={"is_selected": [0, 1], "text": ["a", "b"]}),
+     "'passages': no field 'passage_text' (found: is_selected, text); name it: --columns passage_text="),
     (row(1, passages="text"), "'passages' must have is_selected and passage_text"),
-    (row(1, passages=[{"is_selected": 1, "passage_text": "a"}, {"passage_text": "b"}]),
-     "is_selected must be 0 or 1, got [1, None]"),
-    (row(1, passages=[{"is_selected": 1, "passage_text": "a"}, "b"]), "is_selected must be 0 or 1, got [1, None]"),
-    (row(1, passages={"is_selected": [0, "1"], "passage_text": ["a", "b"]}),
-     "is_selected must be 0 or 1, got [0, '1']"),
-    (row(1, passages={"is_selected": [0, 1], "passage_text": ["a", None]}), "passage_text must be a text, got None"),
-    (row(1, passages={"is_selected": [0, 1], "passage_text": ["a", "\ud800"]}),
-     "passage_text holds half of a surrogate pair"),
-    (lists(row(1, query=" ")), "'query' must be a text, got ' '"),
+    (row(1, passages=[{"is_selected": 1, "passage_text": "a"}, "b"]), "'passages' must have is_selected and"),
     (lists(row("a b")), "'query_id' must be an id without spaces, got 'a b'"),
     (lists(row(None)), "'query_id' must be an id without spaces, got None"),
-    ({"query": "what?"}, "'query_id' must be an id without spaces, got None"),
+    ({"query_idx": 1, "query": "what?"},
+     "no field 'query_id' (found: query_idx, query); name it: --columns query_id=query_idx"),
     (lists(row(0)), "query_id 0 stood in "),
 ])
 def test_a_broken_row_is_named_with_its_line(tmp_path, record, words):
     path = write(tmp_path / "x.jsonl", [lists(row(0)), record])
     assert complaint(path).startswith(f"{path}:2: {words}")
+
+
+@pytest.mark.parametrize("flags", [[-1] * 5, [1, None, 0, 0, 0], [0, 2, 0, 0, 0], [1, "", 0, 0, 0], None])
+@pytest.mark.parametrize("layout", [dict, list])
+def test_a_row_without_a_usable_label_is_dropped_and_counted(tmp_path, flags, layout):
+    texts = [f"text {i}" for i in range(5)]
+    found = {"passage_text": texts} | ({"is_selected": flags} if flags else {})
+    if layout is list:
+        found = [{name: values[i] for name, values in found.items()} for i in range(5)]
+    path = write(tmp_path / "x.jsonl", [lists(row(0)), row(1, passages=found), lists(row(2))])
+    queries, dropped = prepare(path)
+    assert [q.id for q in queries] == ["msmarco.0", "msmarco.2"]
+    assert dropped == {"rows without a usable label (is_selected is not 0 or 1)": 1}
+
+
+def test_labels_may_be_written_as_text(tmp_path):
+    rows = [row(i, passages={"is_selected": flags, "passage_text": [f"text {k}" for k in range(5)]})
+            for i, flags in enumerate([[0, 1, 0, 0, 0], ["0", "1", "0", "0", "0"], [False, True, False, False, False]])]
+    queries, dropped = prepare(write(tmp_path / "x.jsonl", rows))
+    assert len(queries) == 3 and not dropped and all(q.texts[q.positives[0]] == "text 1" for q in queries)
+
+
+@pytest.mark.parametrize("text", ["", "  \n", None, "\ud800"])
+def test_a_passage_without_a_text_is_left_out_and_counted(tmp_path, text):
+    one, two, three = (lists(row(i, 6)) for i in range(3))
+    one["passages"]["passage_text"][5] = text  # five are left
+    two["passages"]["passage_text"][0] = text  # the selected one
+    queries, dropped = prepare(write(tmp_path / "x.jsonl", [one, two, three]))
+    assert [q.id for q in queries] == ["msmarco.0"] and len(queries[0].ids) == 5
+    assert dropped == {"passages without a text": 2, "rows with no selected passages": 1,
+                       "rows whose number of passages is not 5 or 7 or 9": 1}
+
+
+@pytest.mark.parametrize("question", ["", " ", None, 7])
+def test_a_row_without_a_question_is_dropped_and_counted(tmp_path, question):
+    queries, dropped = prepare(write(tmp_path / "x.jsonl", [lists(row(0)), lists(row(1, query=question))]))
+    assert [q.id for q in queries] == ["msmarco.0"] and dropped == {"rows without a question": 1}
+
+
+def test_fields_of_other_names_are_read_when_they_are_named(tmp_path):
+    rows = default_rows()
+    expected = prepare(write(tmp_path / "x.jsonl", map(lists, rows)))
+    text = (tmp_path / "x.jsonl").read_text()
+    for ours, theirs in (("query_id", "query_idx"), ("query", "question"), ("passage_text", "body")):
+        text = text.replace(f'"{ours}":', f'"{theirs}":')
+    (tmp_path / "x.jsonl").write_text(text)
+    assert prepare(tmp_path / "x.jsonl", columns="query_id=query_idx,query=question,passage_text=body") == expected
+
+
+def test_equal_passages_of_a_row_are_avoided_on_demand(tmp_path):
+    same = lists(row(1))
+    same["passages"]["passage_text"][3] = same["passages"]["passage_text"][2]
+    path = write(tmp_path / "x.jsonl", [lists(row(0)), same])
+    assert len(prepare(path)[0]) == 2
+    queries, dropped = prepare(path, distinct=True)
+    assert [q.id for q in queries] == ["msmarco.0"] and dropped == {"rows with equal passages": 1}
 
 
 def test_a_broken_file_is_named(tmp_path):
@@ -156,7 +206,7 @@ def test_a_broken_file_is_named(tmp_path):
     packed.write_bytes(packed.read_bytes()[:-9])
     assert complaint(packed) == f"{packed}: the gzip file is cut short; download it again"
     columns = write_columns(tmp_path / "columns.json", default_rows())
-    columns.write_text(columns.read_text().replace('"4": [{', '"5": [{'))
+    columns.write_text(columns.read_text().replace('"4": [{', '"5": 7, "4": [7, {'))
     assert complaint(columns).startswith(f"{columns}:1: row '4': 'passages' must have")
     assert complaint(tmp_path / "gone.jsonl").startswith(f"{tmp_path / 'gone.jsonl'}: cannot be read")
 
@@ -252,6 +302,20 @@ def test_the_pools_of_a_question_stand_in_one_split(tmp_path, monkeypatch):
             and len(set.union(*splits.values())) == 3)
 
 
+def test_of_a_tracks_equal_passages_one_is_drawn_on_demand_and_those_without_a_text_never(tmp_path):
+    path, options = write_track(tmp_path)
+    hits = json.loads(path.read_text())
+    for entry in hits:
+        for i, hit in enumerate(entry["hits"]):
+            hit["content"] = " " if i == 14 else "the same" if i in (0, 5, 6) else hit["content"]
+    write(path, [hits])
+    for seed in range(5):
+        queries, dropped = prepare(path, seed=seed, distinct=True, **options)
+        assert all(len(set(q.texts.values())) == len(q.ids) for q in queries)
+        assert all(c.split("-")[1] not in ("5", "6", "14") for q in queries for c in q.ids)  # 0 has a higher grade
+        assert len(queries) == 9 and dropped == {"passages without a text": 3}
+
+
 @pytest.mark.parametrize("content, words", [
     ("[{]", ":1: not JSON"),
     ('[\n{"query": "x",, "hits": []}]', ":2: not JSON"),
@@ -259,7 +323,8 @@ def test_the_pools_of_a_question_stand_in_one_split(tmp_path, monkeypatch):
     ('[{"query": "x", "hits": []}]', ": question 1: expected {query, hits:"),
     ('[{"query": "x", "hits": [{"content": "a", "docid": "d"}]}]',
      ": question 1: 'qid' must be an id without spaces, got None"),
-    ('[{"query": "x", "hits": [{"qid": 1, "docid": "d"}]}]', ": question 1: 'content' must be a text, got None"),
+    ('[{"query": "x", "hits": [{"content": "a", "qid": 1, "docid": 1}, {"content": "b", "qid": 1, "docid": 1}]}]',
+     ": question 1: passage '1' had another text before"),
     ('[{"query": "x", "hits": [{"content": "a", "qid": 1, "docid": "d"}, {"content": "a", "qid": 2, "docid": "e"}]}]',
      ": question 1: its hits must share a qid that no other question has, got 1, 2"),
     ('[{"query": "x", "hits": [{"content": "a", "qid": 1, "docid": 1}]}, '

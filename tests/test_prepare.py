@@ -156,9 +156,7 @@ def test_a_trec_run_becomes_queries_in_its_order(run_and_qrels, tmp_path, monkey
      "documents of query '1' have equal scores; say how to order them: --ties"),
     ("run", "1 Q0 a 1 x t\n", "run:1: the score 'x' is no number"),
     ("run", "1 Q0 a 1\n", "run:1: 4 columns, expected 3 or 6"),
-    ("run", "1 Q0 a 1 3 t words\n", "run:1: 7 columns, expected 3 or 6"),
     ("run", "1 Q0 a 1 3 t\n1 Q0 a 2 2 t\n", "run:2: document 'a' of query '1' stands twice"),
-    ("run", "1 Q0 zzz 1 3 t\n", "no text for document 'zzz' of query '1'"),
     ("run", "\n", "no rows"),
     ("qrels", "1 0 a 99999999999999999999\n", "qrels:1: the grade '99999999999999999999' is no whole number"),
     ("qrels", "1 0 a 1.5\n", "qrels:1: the grade '1.5'"),
@@ -174,8 +172,98 @@ def test_a_broken_trec_file_is_named_with_its_line(run_and_qrels, tmp_path, monk
     assert words in err and err.strip().count("\n") == 0 and not (tmp_path / "q.jsonl").exists()
 
 
+def run_trec(run_and_qrels, tmp_path, monkeypatch, *words) -> int:
+    monkeypatch.setattr("sys.argv", ["prepare", "trec", *run_and_qrels, "--out", str(tmp_path / "q.jsonl"), *words])
+    return exit_status(prepare.main)
+
+
+@pytest.mark.parametrize("line", ["", '{"_id": "c", "text": " "}\n', '{"_id": "c", "text": null}\n'])
+def test_a_document_without_a_text_is_left_out_and_counted(run_and_qrels, tmp_path, monkeypatch, capsys, line):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(text for text in path.open() if '"c"' not in text) + line)
+    assert run_trec(run_and_qrels, tmp_path, monkeypatch) == 0
+    [q] = read_queries(tmp_path / "q.jsonl")
+    assert q.ids == ("a", "b")
+    assert f"dropped 2: documents of a query without a text in {path}" in capsys.readouterr().out
+
+
+def test_a_query_without_a_text_is_dropped_and_counted(run_and_qrels, tmp_path, monkeypatch, capsys):
+    (tmp_path / "qrels").write_text("1 0 b 2\n2 0 a 1\n2 0 c 1\n")
+    (tmp_path / "topics.tsv").write_text("1\tfirst\n2\t \n3\tthird\n")
+    assert run_trec(run_and_qrels, tmp_path, monkeypatch) == 0
+    assert [q.id for q in read_queries(tmp_path / "q.jsonl")] == ["1"]
+    assert f"dropped 1: queries without a text in {tmp_path / 'topics.tsv'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("corpus.jsonl", '{"_id": "a", "text": "other"}\n', "corpus.jsonl:4: document 'a' had another text before"),
+    ("topics.tsv", "1\tother\n", "topics.tsv:4: query '1' had another text before")])
+def test_two_texts_of_one_id_are_refused_and_the_same_text_twice_is_not(run_and_qrels, tmp_path, monkeypatch, capsys,
+                                                                       name, text, words):
+    path = tmp_path / name
+    before = path.read_text()
+    path.write_text(before + text)
+    assert run_trec(run_and_qrels, tmp_path, monkeypatch) == 2 and words in capsys.readouterr().err
+    path.write_text(before * 2)
+    assert run_trec(run_and_qrels, tmp_path, monkeypatch) == 0
+
+
+def test_an_unknown_task_is_refused(run_and_qrels, tmp_path, monkeypatch, capsys):
+    assert run_trec(run_and_qrels, tmp_path, monkeypatch, "--task", "passage-6") == 2
+    assert "no wording for task 'passage-6'" in capsys.readouterr().err and not (tmp_path / "q.jsonl").exists()
+
+
+def test_equal_documents_are_counted_and_on_demand_the_most_relevant_is_left(run_and_qrels, tmp_path, monkeypatch,
+                                                                             capsys):
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"_id": d, "text": "same" if d != "c" else "other"})
+                                                   + "\n" for d in "abc"))
+    assert run_trec(run_and_qrels, tmp_path, monkeypatch) == 0
+    assert "1 queries show two candidates of equal text (--distinct avoids that)" in capsys.readouterr().out
+    assert run_trec(run_and_qrels, tmp_path, monkeypatch, "--distinct") == 0
+    [q] = read_queries(tmp_path / "q.jsonl")
+    assert q.ids == ("b", "c") and q.relevance == (2, 0)
+    assert "dropped 1: candidates that repeat the text of another" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("made, words", [
+    ([query("a b", "x")], "query 'a b': the id 'a b' is empty or holds spaces"),
+    ([query("q", "x"), query("q", "y")], "two queries have the id 'q'"),
+    ([replace(query("q", "x"), candidates=(Candidate("a", "x"), Candidate("a", "y")))],
+     "query 'q': two of its candidates have one id"),
+    ([replace(query("q", "x"), relevance=(2e9, 0.0))], "query 'q': a relevance is not from 0 to 1e9")])
+def test_what_can_not_be_written_is_told_by_its_query_and_not_by_a_temporary_file(tmp_path, monkeypatch, capsys, made,
+                                                                                 words):
+    assert run_prepare(monkeypatch, made, "--out", tmp_path / "q.jsonl") == 2
+    err = capsys.readouterr().err
+    assert words in err and "ungrouped" not in err and not list(tmp_path.iterdir())
+
+
+def request(name, *candidates, text="x") -> str:
+    return json.dumps({"query": {"text": text, "qid": name},
+                       "candidates": [{"docid": i, "doc": doc} for i, doc in candidates]}) + "\n"
+
+
+def test_requests_and_candidates_without_a_text_are_left_out_and_counted(tmp_path, monkeypatch, capsys):
+    good = [("a", "x"), ("b", {"title": "t", "text": "y"})]
+    (tmp_path / "r.jsonl").write_text(request(1, *good, ("c", None), ("d", {"text": " ", "title": "t"}), ("a", "z"))
+                                      + request(2, *good, text=" ") + request(3, *good))
+    (tmp_path / "qrels").write_text("1 0 a 1\n2 0 a 1\n3 0 b 1\n")
+    monkeypatch.setattr("sys.argv", ["prepare", "requests", str(tmp_path / "r.jsonl"), str(tmp_path / "qrels"), "--out",
+                                     str(tmp_path / "q.jsonl")])
+    assert exit_status(prepare.main) == 0
+    one, three = read_queries(tmp_path / "q.jsonl")
+    assert (one.id, three.id) == ("1", "3") and one.texts == three.texts == {"a": "x", "b": "t y"}
+    out = capsys.readouterr().out
+    for words in ("dropped 2: candidates without a text", "dropped 1: requests without a question",
+                  "dropped 1: candidates whose id stood before in their request"):
+        assert words in out
+
+
 @pytest.mark.parametrize("text, words", [
     ("[1]\n", "expected a JSON object"), ('{"query": "x"}\n', ":1: a request needs"),
+    (request(1, ("a", "x")) + request(1, ("a", "x")), "r.jsonl:2: qid '1' stood in"),
+    (request("a b", ("a", "x")), "r.jsonl:1: 'qid' must be an id without spaces"),
+    (request(1, ("a b", "x")), "r.jsonl:1: candidate 1: 'docid' must be an id without spaces"),
     ('{"query": {"text": "x", "qid": 1}, "candidates": [{"docid": 1}]}\n', ":1: candidate 1 needs 'docid' and 'doc'")])
 def test_a_broken_request_is_named_with_its_line(tmp_path, monkeypatch, capsys, text, words):
     (tmp_path / "r.jsonl").write_text(text)

@@ -237,6 +237,16 @@ def test_nothing_is_guessed(row, words):
     assert words in str(caught.value)
 
 
+def test_rows_without_a_usable_label_or_text_are_dropped_and_counted(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [rec(), rec(gt="Big"), rec(candidates=("Heat", " ", "Big (1988)")),
+                                           passage(gt="passage 7")])
+    dropped = Counter()
+    parser = argparse.ArgumentParser()
+    ranking_bench.arguments(parser)
+    assert len(list(ranking_bench.prepare(parser.parse_args([str(path)]), dropped))) == 1
+    assert dropped == {"rows whose gt is none of their candidates": 2, "rows with a candidate without a text": 1}
+
+
 def test_a_broken_file_is_named_with_its_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(rec()) + '\n{"task_name": "Rec-\n')

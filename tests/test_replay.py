@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import os
+import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,84 @@ def test_the_digit_rule_by_hand():
             == "da")
 
 
+def ask(texts=("warm socks", "rain coat", "sun hat"), decision="order") -> Ask:
+    query = Query("q", "rank", "", tuple(Candidate(str(k), text) for k, text in enumerate(texts, 1)),
+                  (1.0,) + (0.0,) * (len(texts) - 1))
+    return Ask(query, query.ids, decision)
+
+
+@pytest.mark.parametrize("text", [
+    "[3] > [1] > [2]", "\n\n[3] > [1] > [2]\n", "1. [3] > [1] > [2]", "1. [3] > 2. [1] > 3. [2]", "[3]\n[1]\n[2]",
+    "1. [3] 2. [1] 3. [2]", "[3] sun hat\n[1] warm socks\n[2] rain coat", "```\n[3] > [1] > [2]\n```", "[3, 1, 2]",
+    "Sure! Here are the 3 passages, ranked by their relevance:\n\n[3] > [1] > [2]", "**[3] > [1] > [2]**",
+    "The final ranking is [3] > [1] > [2].", "[3] > [1] > [2]\n\nPassage [3] names the sun.", "3 > 1 > 2",
+    "<think>[1] > [2]?</think>[3] > [1] > [2]", "[THINK]first [1]?[/THINK]\n[3] > [1] > [2]",
+    "<answer>[3] > [1] > [2]</answer>", "sun hat\nwarm socks\nrain coat",
+    "<|channel|>analysis<|message|>[1]?<|end|><|start|>assistant<|channel|>final<|message|>[3] > [1] > [2]<|return|>",
+    "[3] > [1] > [2]</s>[INST] And now?[/INST] [2] > [1] > [3]"])
+def test_a_ranking_without_tags_is_read(text):
+    answer = answers.parse_recorded(text, ask())
+    assert answer.ok and answer.value == ("3", "1", "2") and answer.text == text
+    for candidate, (start, end) in zip(answer.value, answer.places):
+        assert candidate in text[start:end]
+
+
+@pytest.mark.parametrize("text", [
+    "", " \n", "No words about them.", "I'm sorry, but I cannot order [3], [1], [2].", "[3] > [1]", "[] > []",
+    "None of [3], [1], [2] is relevant.", "[3], [1] and [2] are all equally good.", "As an AI I see [3] > [1] > [2].",
+    "I will give you 3 passages, each with an identifier.\n[1] warm socks\n[2] rain coat\n[3] sun hat",
+    "[1] warm socks\n[2] rain coat\n[3] sun hat", "1. [1] warm socks\n2. [2] rain coat\n3. [3] sun hat",
+    "You gave me the passages [1], [2], [3].", "For example:\n[3] > [1] > [2]", "[2] < [1] < [3]", "[3] > [1] = [2]",
+    "The output format should be [] > [], e.g., [3] > [1] > [2].", "Let me see:\n[3] > [1] > [2]",
+    "<|channel|>analysis<|message|>so [3] > [1] > [2] or", "<thinking>so [3] > [1] > [2]", "◁think▷[3] > [1] > [2]",
+    "We need to order them. [3] is about sun. So [3] > [1] > [2]", "[3] > [1] > [2], but wait", "Maybe [3] > [1] > [2]",
+    "Worst first: [2], [1], [3]", "Least to most relevant:\n\n[2] > [1] > [3]", "<answer>[3] > [1] > [2]",
+    "[2] > [1] > [3]\n\n(in ascending order)", "[3] > [1] > [2]\n\n[1] > [3] > [2]", "[1]: 0.1\n[2]: 0.3\n[3]: 0.9",
+    "[3] is about the sun, [1] about warmth, [2] about rain.", "I would wear sun hat, warm socks, rain coat"])
+def test_a_completion_without_tags_that_is_no_ranking_fails(text):
+    assert not answers.parse_recorded(text, ask()).ok
+
+
+def recording(tmp_path, *records):
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return llms.replay(path)
+
+
+def test_completions_left_over_are_refused_like_missing_ones(tmp_path):
+    whole = {"qid": "q", "response": "[3] > [1] > [2]"}
+    model = recording(tmp_path, whole)
+    assert model([ask()])[0][1].answer.ok
+    model.finish()
+    with pytest.raises(UserError, match=r"r.jsonl: no recorded answer for ask 2 about query 'q' \(1 are there\)"):
+        model([ask()])
+    model = recording(tmp_path, whole, whole, whole, {"qid": "other", "response": "x"})
+    model([ask()])
+    with pytest.raises(UserError, match=r"of query 'q' 3 answers are recorded and 1 were asked for, so 2 would be left "
+                                        r"over \(3 of 2 queries in all\); do --ranker, --window") as error:
+        model.finish()
+    assert "\n" not in str(error.value) and len(str(error.value)) - len(str(tmp_path)) < 250
+    model([ask(), ask()])
+    with pytest.raises(UserError, match="of query 'other' 1 answers are recorded and 0 were asked for, so 1"):
+        model.finish()
+    model.finish(unranked=["other"])  # nobody judged it, so nobody asked
+
+
+@pytest.mark.parametrize("record", [{"response": None}, {"response": ""}, {"response": "  "}, {"text": None},
+                                    {"response": None, "text": None}])
+def test_a_response_of_null_or_nothing_is_a_missing_answer(tmp_path, record):
+    model = recording(tmp_path, {"qid": "q"} | record, {"qid": "q", "response": None, "text": "[3] > [1] > [2]"})
+    [(_, empty)], [(_, whole)] = model([ask()]), model([ask()])
+    assert empty.answer.status == "missing_answer" and empty.answer.value == () and whole.answer.ok
+
+
+@pytest.mark.parametrize("record", [{"qid": "q"}, {"qid": None, "response": "x"}, {"qid": True, "response": "x"},
+                                    {"qid": "q", "response": 3}, {"qid": "q", "response": ["x"]}, {"response": "x"}])
+def test_a_broken_record_is_named_by_its_line(tmp_path, record):
+    with pytest.raises(UserError, match="r.jsonl:2: a recorded answer needs 'qid' and 'response'"):
+        recording(tmp_path, {"qid": "q", "response": "x"}, record)
+
+
 def write(tmp_path, responses):
     hits = [{"qid": 7, "docid": f"d{i}", "content": f"text {i}"} for i in range(4)]
     (tmp_path / "corpus.json").write_text(json.dumps([{"query": "what", "hits": hits}]))
@@ -90,14 +171,23 @@ def test_a_replay_is_compared_with_its_run_and_what_is_missing_is_said(call):
     assert ("2 judged queries" in out and "1 of them are not in the run and count 0" in out
             and "1 of the run's have no judgements" in out)
     ideal = 2 + 1 / 1.5849625
-    results = json.loads(Path("runs/eval-run/r.jsonl/results.json").read_text())["rows"]
+    [path] = Path("runs/eval-run").glob("r.jsonl-*/results.json")
+    results = json.loads(path.read_text())["rows"]
     assert results["replay"]["repaired"]["mean"] == pytest.approx({"nDCG@10": 2 / ideal / 2, "Hit@1": 0.5})
     assert results["run.txt"]["repaired"]["mean"] == pytest.approx({"nDCG@10": 2 / 2.321928 / ideal / 2, "Hit@1": 0})
 
 
+def test_a_null_response_fails_its_query_and_not_the_replay(call):
+    status, _, err = call([{"qid": 7, "response": None}])
+    assert status == 0, err
+    [path] = Path("runs/eval-run").glob("r.jsonl-*/results.json")
+    assert json.loads(path.read_text())["rows"]["replay"]["statuses"] == {"missing_answer": 1}
+
+
 def test_answers_that_fail_are_counted_by_status(call):
     status, out, _ = call([{"query": "7", "text": "[4] > [1]"}])
-    results = json.loads(Path("runs/eval-run/r.jsonl/results.json").read_text())["rows"]
+    [path] = Path("runs/eval-run").glob("r.jsonl-*/results.json")
+    results = json.loads(path.read_text())["rows"]
     assert results["replay"]["statuses"] == {"missing_ids": 1} and results["replay, digits"]["statuses"] == {"ok": 1}
     assert results["replay"]["strict"]["mean"]["nDCG@10"] == 0 < results["replay"]["repaired"]["mean"]["nDCG@10"]
 
@@ -106,6 +196,7 @@ def test_answers_that_fail_are_counted_by_status(call):
     ([], [], "no recorded answer for ask 1 about query '7'"),
     ([{"qid": 7}], [], "r.jsonl.gz:1: a recorded answer needs 'qid' and 'response'"),
     ([{"qid": 7, "response": "x"}], ["--window", "5", "--step", "5"], "step (5) must be below window (5)"),
+    ([{"qid": 7, "response": "x"}] * 2, [], "of query '7' 2 answers are recorded and 1 were asked for"),
     ([{"qid": 7, "response": "x"}], ["--corpus", "gone.json"], "gone.json"),
     ([{"qid": 7, "response": "x"}], ["--metrics", "ndgc@10"], "unknown metric 'ndgc@10' (did you mean"),
 ])
@@ -130,3 +221,28 @@ def test_a_corpus_of_json_lines_with_topics(tmp_path):
     (tmp_path / "t.tsv").write_text("1 what is\n")
     with pytest.raises(UserError, match="t.tsv:1"):
         foreign.read_corpus(tmp_path / "c.jsonl", tmp_path / "t.tsv")
+
+
+@pytest.mark.parametrize("corpus, topics, words", [
+    ('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "1\tq\n", "c.jsonl:2: document 'a' had another text"),
+    ('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "x"}\n', "1\tq\n1\tr\n", "t.tsv:2: query '1' had another text"),
+    ('{"_id": "a"}\n', "1\tq\n", "c.jsonl:1: a document needs an id"),
+    ('[{"_id": "a", "text": "x"}, 3]\n', "1\tq\n", "c.jsonl: entry 2 of the list: expected a JSON object, got int"),
+])
+def test_two_texts_of_one_id_and_other_layouts_are_refused(tmp_path, corpus, topics, words):
+    (tmp_path / "c.jsonl").write_text(corpus)
+    (tmp_path / "t.tsv").write_text(topics)
+    with pytest.raises(UserError, match=re.escape(words)):
+        foreign.read_corpus(tmp_path / "c.jsonl", tmp_path / "t.tsv")
+
+
+@pytest.mark.parametrize("content, texts", [
+    (b'{"_id": "a", "text": "x"}\n', ({}, {"a": "x"})),
+    (b'[{"query": "what", "hits": [{"qid": 1, "docid": "a", "content": "x"}]}]\n', ({"1": "what"}, {"a": "x"}))])
+def test_a_corpus_may_be_a_pipe(tmp_path, content, texts):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[content])
+    writer.start()
+    assert foreign.read_corpus(pipe) == texts
+    writer.join()

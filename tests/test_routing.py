@@ -6,6 +6,8 @@ import ast
 import csv
 import gzip
 import json
+import math
+import os
 import random
 import sys
 from collections import Counter
@@ -19,6 +21,7 @@ from conftest import prepared
 from ranker import prompting
 from ranker.data import read_queries
 from ranker.errors import UserError
+from ranker.evaluation import cost_quality
 from ranker.prepare import __main__ as command, routing
 from ranker.prepare._groups import merged
 from ranker.sources import split_of
@@ -256,7 +259,7 @@ def test_a_broken_description_is_named(tmp_path, content, words):
 def test_names_that_would_share_an_id_are_refused(tmp_path):
     name = next(in_split("train"))
     for rows in ([(name, "t", "one", {"a b": (1, 1), "a_b": (0, 1)})],
-                 [("a b", "t", "one", {"m": (1, 1)}), ("a_b", "t", "two", {"m": (1, 1)})]):
+                 [("a b", "t", "one", {"m": (1, 1), "n": (0, 1)}), ("a_b", "t", "two", {"m": (1, 1), "n": (0, 1)})]):
         assert (complaint(write_wide(tmp_path / "wide.csv", rows))
                 == f"{tmp_path / 'wide.csv'}: the names 'a b' and 'a_b' would have one id")
 
@@ -272,13 +275,10 @@ HEAD = "sample_id,eval_name,prompt,m,m|total_cost\n"
     (HEAD + "a,t,\"['x', 'y']\",1,1\n", ":2: the prompt is no Python list"),
     (HEAD + "a,t,{'x': 1},1,1\n", ":2: the prompt is no Python list"),
     (HEAD + "a,t,[3],1,1\n", ":2: the prompt must be a text, got 3"),
-    (HEAD + "a,t,['x'],good,1\n", ":2: the score of 'm' 'good' is no number"),
-    (HEAD + "a,t,['x'],,1\n", ":2: the score of 'm' '' is no number"),
-    (HEAD + "a,t,['x'],1,nan\n", ":2: the cost of 'm' 'nan' is no number"),
     (HEAD + "a,t,['x'],1,1\na,t,['x'],1,1\n", ":3: 'a' had a score of 'm' in an earlier row"),
     (HEAD + "a,t,['x'],1\n", ":2: 4 columns, expected 5"),
     # a record of two lines before it
-    (HEAD + "a,t,\"['x',\n]\",1,1\nb,t,['y'],?,1\n", ":4: the score of 'm' '?' is no number"),
+    (HEAD + "a,t,\"['x',\n]\",1,1\nb,t,y,1,1\n", ":4: the prompt is no Python list"),
     ("task_id,query_id,llm,cost,query\n", ":1: no column 'effect'"),
     ("task_id,query_id,llm,effect,query\n", ":1: no column 'cost'"),
     ("task_id,query_id,llm,effect,cost\n",
@@ -289,18 +289,21 @@ HEAD = "sample_id,eval_name,prompt,m,m|total_cost\n"
      ":3: 'a' had another task or question in an earlier row"),
     ("task_id,query_id,llm,effect,cost,query\nt,a,m,1,1,x\nt,a,m,1,1,x\n",
      ":3: 'a' had a score of 'm' in an earlier row"),
-    ("task_id,query_id,llm,effect,cost,query\nt,a,m,1,1, \n", ":2: 'query' must be a text"),
+    ("task_id,query_idx,llm,effect,cost,query\nt,a,m,1,1,x\n",
+     ":1: no column 'query_id' (found: task_id, query_idx, llm, effect, cost, query); "
+     "name it: --columns query_id=query_idx"),
 ])
 def test_a_broken_table_is_named_with_its_line(tmp_path, text, words):
     (tmp_path / "x.csv").write_text(text, encoding="utf-8", newline="")
     assert complaint(tmp_path / "x.csv").startswith(f"{tmp_path / 'x.csv'}{words}")
 
 
-def test_a_table_without_the_prompt_of_a_question_is_refused(tmp_path):
+def test_questions_without_a_prompt_are_dropped_and_a_broken_table_of_prompts_is_refused(tmp_path):
     rows = default_rows()
     prompts = write_wide(tmp_path / "wide.csv", rows[:-1])
     path = write_long(tmp_path / "long.csv", rows, None)
-    assert complaint(path, prompts=prompts) == f"{path}:238: 'q.59' has no prompt in {prompts}"
+    queries, dropped = prepare(path, prompts=prompts)
+    assert len(queries) == 177 and dropped == {f"rows without a question in {prompts}": 4}
     bad = write_wide(tmp_path / "bad.csv", rows, literal=False)
     assert complaint(path, prompts=bad).startswith(f"{bad}:2: the prompt is no Python list")
     assert complaint(prompts, prompts=prompts) == f"--prompts is for a long table; {prompts} has its own"
@@ -320,6 +323,78 @@ def test_objectives_without_a_wording_or_weights_are_refused(tmp_path, monkeypat
         monkeypatch.setattr(sys, "argv", ["prepare", "routing", str(path), "--out", "x", "--weights", weights])
         with pytest.raises(UserError, match="invalid weights value"):
             command.main()
+
+
+@pytest.mark.parametrize("value", ["", "good", "?", "nan", "None", "1e12"])
+@pytest.mark.parametrize("place", [0, 1], ids=["score", "cost"])
+def test_a_model_without_a_score_or_a_cost_is_left_out_of_that_question(tmp_path, value, place):
+    rows = default_rows()
+    pair = tuple(value if i == place else 0.5 for i in range(2))
+    rows[8] = (*rows[8][:3], rows[8][3] | {"dog": pair})
+    rows[9] = (*rows[9][:3], rows[9][3] | {model: pair for model in MODELS[1:]})
+    for path in (write_wide(tmp_path / "wide.csv", rows), write_long(tmp_path / "long.csv", rows)):
+        queries, dropped = prepare(path)
+        assert {len(q.ids) for q in queries if q.group == "q.8"} == {3} and not [q for q in queries if q.group == "q.9"]
+        what = ["score", "cost"][place]
+        assert dropped == {f"questions for model 'lab/bee', whose {what} is missing or no number": 1,
+                           f"questions for model 'cow 7b', whose {what} is missing or no number": 1,
+                           f"questions for model 'dog', whose {what} is missing or no number": 2,
+                           "questions with fewer than two measured models": 1}
+
+
+@pytest.mark.parametrize("missing, words", [
+    ("cow 7b|total_cost", "questions for 'cow 7b', a column of numbers without costs (no column 'cow 7b|total_cost')"),
+    ("cow 7b", "questions for model 'cow 7b', which has no scores (no column 'cow 7b')")])
+def test_a_model_without_costs_or_scores_is_named_in_the_summary(tmp_path, monkeypatch, capsys, missing, words):
+    path = write_wide(tmp_path / "wide.csv", default_rows())
+    lines = [line.split(",") for line in path.read_text().splitlines()]
+    head = lines[0]
+    drop = head.index(missing)
+    path.write_text("\n".join(",".join(line[:drop] + line[drop + 1:]) for line in lines))
+    found = finished(path, monkeypatch)
+    assert all("cow_7b" not in q.ids for queries in found.values() for q in queries)
+    out = capsys.readouterr().out
+    assert f"dropped 60: {words}" in out
+    assert "'split'" not in out and "'oracle'" not in out  # columns that hold no numbers
+
+
+def test_columns_of_other_names_are_read_when_they_are_named(tmp_path):
+    expected = prepare(write_long(tmp_path / "long.csv", default_rows()))
+    text = (tmp_path / "long.csv").read_text().replace("query_id", "query_idx").replace(",effect,", ",score,")
+    (tmp_path / "long.csv").write_text(text)
+    assert prepare(tmp_path / "long.csv", columns="query_id=query_idx,effect=score") == expected
+
+
+def test_a_table_between_tabs_or_behind_a_pipe_is_read(tmp_path):
+    rows = default_rows()
+    expected = prepare(write_wide(tmp_path / "wide.csv", rows))
+    lines = csv.reader((tmp_path / "wide.csv").read_text().splitlines())
+    (tmp_path / "wide.tsv").write_text("\n".join(map("\t".join, lines)))
+    assert prepare(tmp_path / "wide.tsv") == expected
+    out, into = os.pipe()
+    os.write(into, (tmp_path / "wide.csv").read_bytes())
+    os.close(into)
+    assert prepare(Path(f"/dev/fd/{out}")) == expected
+    os.close(out)
+
+
+def test_questions_without_a_text_are_dropped_and_counted(tmp_path):
+    rows = default_rows()
+    rows[3] = (*rows[3][:2], "", rows[3][3])
+    for path, count in ((write_wide(tmp_path / "wide.csv", rows), 1), (write_long(tmp_path / "long.csv", rows), 4)):
+        queries, dropped = prepare(path)
+        assert len({q.group for q in queries}) == 59 and dropped == {"rows without a question": count}
+
+
+def test_a_point_as_dear_as_the_dearest_model_up_to_rounding_counts(tmp_path):
+    """A router that always takes the dearest model has its cost, summed in another order."""
+    for cost in (math.nextafter(5.0, 6), 5.0, math.nextafter(5.0, 4)):
+        assert cost_quality.area([(1.0, 0.2), (cost, 0.9)], 1.0, 5.0) == pytest.approx(0.55)
+    assert cost_quality.area([(1.0, 0.2), (5.1, 0.9)], 1.0, 5.0) == pytest.approx(0.2)
+
+
+def test_what_is_cheaper_than_the_cheapest_model_adds_no_area_of_its_own():
+    assert cost_quality.area([(0.0, 0.1), (2.0, 0.5)], 1.0, 2.0) == pytest.approx(0.4)
 
 
 @pytest.fixture(scope="module")

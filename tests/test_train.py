@@ -62,6 +62,11 @@ def finished_run(call, tmp_path_factory):
         shutil.copytree("runs/iranker", kept, symlinks=True)
 
 
+def written(out):
+    """Return the folder that an evaluation says it wrote."""
+    return Path(out.rpartition("written to ")[2].partition(":")[0])
+
+
 def records(path):
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in Path(path).read_text().split("\n")
             if line]
@@ -222,7 +227,7 @@ def test_the_list_ranker_trains_and_ranks_in_one_ask(call):
     assert status == 0, err
     assert {r["decision"] for r in records("runs/dranker/completions.jsonl")} == {"order"}
     status, out, _ = call(evaluate, "--ckpt", "runs/dranker/last", "--tasks", "passage-5", "--limit", 2)
-    assert status == 0 and len(records("runs/dranker/eval/test/traces.jsonl")) == 2 * 2
+    assert status == 0 and len(records(written(out) / "traces.jsonl")) == 2 * 2
 
 
 def test_on_policy_runs_learn_from_whole_episodes(call):
@@ -255,7 +260,8 @@ def test_evaluation_prints_what_training_saw_and_writes_every_file(call, finishe
     write_queries("validation.jsonl", validation)
     status, out, _ = call(evaluate, "--ckpt", "runs/iranker/last", "--data", "validation.jsonl")
     assert status == 0
-    folder = Path("runs/iranker/eval/validation")
+    folder = written(out)
+    assert folder.match("runs/iranker/eval/validation-step_4-*")
     results = json.loads((folder / "results.json").read_text())
     seen = records("runs/iranker/metrics.jsonl")[-1]["validation"]["mean"]
     assert results["rows"]["runs/iranker/last"]["repaired"]["mean"]["MRR"] == pytest.approx(seen, abs=1e-9)
@@ -278,8 +284,8 @@ def test_evaluation_prints_what_training_saw_and_writes_every_file(call, finishe
 def test_evaluation_of_a_config_of_two_checkpoints_and_of_shuffled_orders(call, finished_run):
     status, out, _ = call(evaluate, "--config", ROOT / "configs/iranker.yaml", "--tasks", "passage-5", "--limit", 2,
                           "--orders", 2)
-    assert status == 0 and "untrained base" in out and Path("runs/eval-iranker/test/results.json").is_file()
-    rows = json.loads(Path("runs/eval-iranker/test/results.json").read_text())["rows"]
+    assert status == 0 and "untrained base" in out and written(out).parent == Path("runs/eval-iranker")
+    rows = json.loads((written(out) / "results.json").read_text())["rows"]
     assert rows["untrained base"]["spread_over_orders"] >= 0
     status, out, _ = call(evaluate, "--ckpt", "runs/iranker/best", "--ckpt", "runs/iranker/last", "--tasks",
                           "passage-5", "--limit", 1)
@@ -417,7 +423,7 @@ def test_a_run_that_learns_nothing_says_so_while_it_runs_at_its_end_and_in_evalu
     assert status == 0 and warning in out
     for row in ("untrained base", "runs/iranker/last"):
         assert f"WARNING {row}: 4 of 4 answers could not be read (4 truncated). Remedy: more rollout.max_new" in out
-    folder = Path("runs/iranker/eval/test")
+    folder = written(out)
     assert warning in (folder / "table.md").read_text()
     assert warning in json.loads((folder / "results.json").read_text())["head"]
 

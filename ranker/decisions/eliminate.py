@@ -5,7 +5,7 @@ from ranker.data import Answer, Ask
 
 
 def parse(inside: str, ask: Ask) -> Answer:
-    return answers.some(answers.named(inside, ask, one=ask.drop == 1), ask, most=ask.drop)
+    return answers.some(answers.named(inside, ask, one=ask.drop == 1, worst=True), ask, most=ask.drop)
 
 
 def right(ask: Ask) -> str:

@@ -2,18 +2,21 @@
 
 import re
 
+from ranker import answers
 from ranker.answers import FOREIGN, MISSING
 from ranker.data import Answer, Ask
 
 ALTERNATIVES = tuple(map(str, range(11)))
-_SCORE = re.compile(r"(\d{1,9})(?:\s*/\s*10)?")
+_SCORE = re.compile(r"(\d{1,9})(?:\.0*)?(?: ?/ ?10| (?:out )?of (?:10|ten))?(?:\.0*)?(?: points?)?[.!]?"
+                    r"(?: ?\((?:not at all|surely)\))?", re.IGNORECASE)
 
 
 def parse(inside: str, ask: Ask) -> Answer:
-    number = _SCORE.fullmatch(inside)
-    if not number:
+    head, _, remark = answers.tidy(inside).partition("\n")
+    found = {int(number[1]) for view in answers.views(head) if (number := _SCORE.fullmatch(view))}
+    if len(found) != 1 or re.search(r"\d", remark) or answers.turned(remark, {}, worst=False):
         return MISSING
-    value = int(number[1])
+    [value] = found
     return Answer("ok", (value,)) if value <= 10 else FOREIGN
 
 

@@ -102,7 +102,7 @@ def every(queries: Sequence[Query], train: Sequence[Query]) -> dict[str, Callabl
 
 def popularity(train: Sequence[Query]) -> Callable[[Query], list[str]]:
     """Return a baseline that ranks items by how many training users have them in the history or as the next item."""
-    count = Counter(text for query in train for text in owned(query))
+    count = Counter(text for texts in owned(train) for text in texts)
     return lambda query: by_score(query, {c: count[text] for c, text in query.texts.items()})
 
 
@@ -112,8 +112,8 @@ def item_knn(train: Sequence[Query]) -> Callable[[Query], list[str]]:
     The cosine of two items is: users who have both / sqrt(users of the first * users of the second).
     """
     users: dict[str, set[int]] = {}
-    for number, query in enumerate(train):
-        for text in owned(query):
+    for number, texts in enumerate(owned(train)):
+        for text in texts:
             users.setdefault(text, set()).add(number)
     nobody: set[int] = set()
 
@@ -125,9 +125,13 @@ def item_knn(train: Sequence[Query]) -> Callable[[Query], list[str]]:
     return rank
 
 
-def owned(query: Query) -> set[str]:
-    """Return the texts of a user's items: those of the history and of the next item."""
-    return {*query.context, *(query.texts[c] for c in query.positives)}
+def owned(train: Sequence[Query]) -> list[set[str]]:
+    """Return the texts of each user's items, those of histories and next items; a user may have several queries."""
+    users: dict[str, set[str]] = {}
+    for query in train:
+        users.setdefault(query.group or query.id, set()).update(
+            query.context, (query.texts[c] for c in query.positives))
+    return list(users.values())
 
 
 def means(train: Sequence[Query], value: Callable) -> dict[str, Counter]:

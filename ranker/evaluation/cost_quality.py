@@ -5,9 +5,17 @@ point in the plane of cost and performance, taken over the questions that are as
 the points is the upper hull that never falls; it begins at the cheapest single model and is drawn flat behind the last
 point. Its area, divided by the range of cost from the cheapest to the dearest single model, is the mean performance
 over that range (AIQ of RouterBench, arXiv 2403.12031, section 3).
+
+What the router itself costs (its tokens and its seconds, where prices are given) is part of the cost of its choices.
+
+A budget is kept by a threshold, in score per dollar: of each query the candidate with the highest score less threshold
+times price is chosen. The score is the ranker's own, or where it gives none the place (1 for the first, 0 for the
+last); the price is the candidate's mean cost over the queries. The threshold is the lowest that keeps the budget.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +25,7 @@ from ranker.data import Candidate, Query
 from ranker.files import write_figure
 
 if TYPE_CHECKING:
+    from ranker.drive import Ranking
     from ranker.evaluation.report import Row
 
 Point = tuple[float, float]  # mean cost in USD, mean performance
@@ -28,12 +37,17 @@ def measured(queries: Sequence[Query]) -> bool:
 
 
 def choices(row: "Row") -> dict[str, list[tuple[Query, Candidate]]]:
-    """Return task -> pairs (query, the candidate that the row ranks first)."""
+    """Return task -> pairs (query, the candidate that the row ranks first, its cost with the router's own)."""
     found: dict[str, list[tuple[Query, Candidate]]] = {}
     for ranking in row.rankings:
-        query = ranking.query
-        found.setdefault(query.task, []).append((query, query.candidates[query.ids.index(ranking.order[0])]))
+        found.setdefault(ranking.query.task, []).append((ranking.query, chosen(row, ranking, ranking.order[0])))
     return found
+
+
+def chosen(row: "Row", ranking: "Ranking", identity: str) -> Candidate:
+    """Return a candidate of a ranking, its cost with what the router itself cost."""
+    candidate = ranking.query.candidates[ranking.query.ids.index(identity)]
+    return replace(candidate, cost=candidate.cost + row.dollars_of(ranking))
 
 
 def common(queries: Sequence[Query]) -> list[Query]:
@@ -83,11 +97,16 @@ def hull(points: Sequence[Point]) -> list[Point]:
 
 
 def area(points: Sequence[Point], low: float, high: float) -> float:
-    """Return the mean height of the hull of `points` from cost `low` (where the hull must begin) to cost `high`."""
-    corners = [p for p in hull(points) if p[0] <= high]
-    corners.append((high, corners[-1][1]))
-    total = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(corners, corners[1:]))
-    return total / (high - low) if high > low else corners[-1][1]
+    """Return the mean height of the hull of `points` from cost `low` to cost `high`; it is flat where no point is.
+
+    The mean costs of a row and of a single model may be one sum in two orders: up to rounding they are equal.
+    """
+    costs, heights = zip(*(p for p in hull(points) if p[0] <= high + 1e-9 * abs(high)))
+    if high <= low:
+        return heights[-1]
+    stops = [low, *(x for x in costs if low < x < high), high]
+    at = [float(y) for y in np.interp(stops, costs, heights)]
+    return sum((x2 - x1) * (y1 + y2) / 2 for x1, x2, y1, y2 in zip(stops, stops[1:], at, at[1:])) / (high - low)
 
 
 def curve(found: Sequence[Point], alone: dict[str, Point]) -> list[Point]:
@@ -99,7 +118,7 @@ def table_lines(rows: Sequence["Row"], queries: Sequence[Query]) -> tuple[list[s
     """Return the header and the lines of a table with a line per row and task.
 
     A line shows the performance, the cost in USD per 1000 queries, the reward (mean relevance of the first choice), its
-    gap to the best choice, and the area under the row's curve.
+    gap to the best choice, the area under the row's curve, and the router's own tokens and seconds for a query.
     """
     shared = common(queries)
     alone = singles(shared)
@@ -111,10 +130,49 @@ def table_lines(rows: Sequence["Row"], queries: Sequence[Query]) -> tuple[list[s
             cost, performance = point(pairs)
             reward = sum(q.rel[c.id] for q, c in pairs) / len(pairs)
             best = sum(max(q.relevance) for q, _ in pairs) / len(pairs)
+            rankings = [r for r in row.rankings if r.query.task == task]
+            tokens = sum(r.prompt_tokens + r.completion_tokens for r in rankings) / len(rankings)
             lines.append([f"{task}: {row.name}", f"{performance:.3f}", f"{1000 * cost:.3f}", f"{reward:.3f}",
-                          f"{best - reward:.3f}", f"{under:.3f}"])
+                          f"{best - reward:.3f}", f"{under:.3f}", f"{tokens:.0f}",
+                          f"{sum(r.seconds for r in rankings) / len(rankings):.3f}"])
     lines.sort(key=lambda line: line[0].split(":")[0])  # a stable sort: by task, then rows as given
-    return ["routing", "performance", "$ per 1000", "reward", "gap to oracle", "area"], lines
+    return ["routing", "performance", "$ per 1000", "reward", "gap to oracle", "area", "router's tokens",
+            "seconds"], lines
+
+
+def budget_lines(rows: Sequence["Row"], budget: float) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the lines of a table of what rows reach with `budget`, in USD per 1000 queries."""
+    lines = []
+    for row in rows:
+        for task in dict.fromkeys(r.query.task for r in row.rankings):
+            rankings = [r for r in row.rankings if r.query.task == task]
+            threshold, pairs = within(row, rankings, budget / 1000)
+            cost, performance = point(pairs)
+            kept = f"{threshold:.4g}" if 1000 * cost <= budget else "none keeps it"
+            reward = sum(q.rel[c.id] for q, c in pairs) / len(pairs)
+            lines.append([f"{task}: {row.name}", f"{performance:.3f}", f"{1000 * cost:.3f}", f"{reward:.3f}", kept])
+    lines.sort(key=lambda line: line[0].split(":")[0])
+    return [f"within ${budget:g} per 1000", "performance", "$ per 1000", "reward", "threshold"], lines
+
+
+def within(row: "Row", rankings: Sequence["Ranking"], budget: float) -> tuple[float, list[tuple[Query, Candidate]]]:
+    """Return (the lowest threshold that keeps a budget in USD a query, the choices under it).
+
+    Where none keeps it, the choices are the cheapest ones. The choices change where two candidates of a query have the
+    same score less threshold times price; between two such thresholds nothing changes.
+    """
+    price = {name: cost for name, (cost, _) in singles([r.query for r in rankings]).items()}
+    scores = [r.scores or {c: 1 - k / max(len(r.order) - 1, 1) for k, c in enumerate(r.order)} for r in rankings]
+    turns = {(of[a] - of[b]) / (price[a] - price[b]) for of in scores for a in of for b in of if price[a] > price[b]}
+    thresholds = [0.0, *sorted(np.nextafter(turn, np.inf) for turn in turns if turn > 0)]
+
+    def choose(threshold: float) -> list[tuple[Query, Candidate]]:
+        best = [min(of, key=lambda c: (threshold * price[c] - of[c], price[c])) for of in scores]
+        return [(r.query, chosen(row, r, c)) for r, c in zip(rankings, best)]
+
+    found = bisect_left(thresholds, True, key=lambda threshold: point(choose(threshold))[0] <= budget)
+    threshold = thresholds[min(found, len(thresholds) - 1)]
+    return float(threshold), choose(threshold)
 
 
 def plot(path: Path, rows: Sequence["Row"], queries: Sequence[Query]) -> None:

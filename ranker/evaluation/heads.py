@@ -12,16 +12,23 @@ def of_queries(args, config, orders: Sequence[Sequence[Query]], models, level: f
     decoding = f"temperature {config.llm.temperature:g}" if warm else "greedy decoding"
     how = f"{config.ranker['name']}, {decoding}, " if models else ""
     strict = " Strict: a query with an answer that could not be read counts 0." if models else ""
-    return (f"{len(orders[0])} queries of {source}; {how}{args.orders} candidate order(s), seed {config.run.seed}.\n"
-            f"{relevance_words(level)}; nDCG has linear gain, its ideal over the query's candidates.\n"
+    unlabelled = sum(not q.labelled for q in orders[0])
+    said = f"{len(orders[0])} queries of {source}; {how}{args.orders} candidate order(s), seed {config.run.seed}.\n"
+    said += f"{unlabelled} of them have no labels: they are ranked and not measured.\n" if unlabelled else ""
+    if unlabelled == len(orders[0]):
+        return said.rstrip() + warned(warnings)
+    return (f"{said}{relevance_words(level)}; nDCG has linear gain, its ideal over the query's candidates.\n"
             f"On average a positive stands at place {place(orders):.1f} of the order given.{strict}{warned(warnings)}")
 
 
-def of_run(args, config, name: str, count: int, absent: int, unjudged: int, level: float,
+def of_run(args, config, models: Sequence[str], count: int, absent: int, unjudged: int, level: float,
            warnings: Sequence[str]) -> str:
     """Say above the table what was judged and how."""
-    by = " and ".join(filter(None, (args.replay and f"{args.replay} replayed", name and f"ranked by {name}")))
+    by = " and ".join(filter(None, (args.replay and f"{args.replay} replayed",
+                                    models and f"ranked by {', '.join(models)}")))
     how = f"{by} with {' '.join(f'{k}={v}' for k, v in config.ranker.items())}" if by else "the run as it is"
+    if not args.qrels:
+        return f"{count} queries of {args.run}, {how}; nothing is measured without --qrels.{warned(warnings)}"
     strict = "\nStrict: a query with an answer that could not be read counts 0." if by else ""
     return (f"{count} judged queries of {args.qrels}, {how}; {absent} of them are not in the run and count 0,"
             f" {unjudged} of the run's have no judgements and are left out.\n{relevance_words(level)}; nDCG has"
@@ -30,7 +37,7 @@ def of_run(args, config, name: str, count: int, absent: int, unjudged: int, leve
 
 def place(orders: Sequence[Sequence[Query]]) -> float:
     """Return the mean place of the positives, from 1: half of the pool's size where nothing leaks through the order."""
-    places = [q.ids.index(c) + 1 for order in orders for q in order for c in q.positives]
+    places = [q.ids.index(c) + 1 for order in orders for q in order if q.labelled for c in q.positives]
     return sum(places) / len(places)
 
 

@@ -1,5 +1,8 @@
 """What an evaluation is of: its settings, the queries to rank, and the folder it is written to."""
 
+import hashlib
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +14,8 @@ from ranker.files import sha256
 
 MUST_AGREE = {"model.name", "model.chat_template", "model.quantize", "model.dtype", "model.max_prompt",
               "rollout.max_new_tokens", "eval.relevance_level"}  # and what begins with `ranker.` or `data.`
+# Settings that change no ranking: an evaluation with other patience or other prices is the same one.
+PATIENCE = (*(f"llm.{name}=" for name in api.CHANGES_NO_ANSWER), "eval.machine_price=")
 
 
 @dataclass
@@ -107,20 +112,55 @@ def test_queries(config: settings.Config, args, found: Sequence[Checkpoint]) -> 
     return sources.held_out(config.data, "test", args.limit or (config.eval.test_queries if of_world else None)), train
 
 
-def default_out(found: Sequence[Checkpoint], args, config: settings.Config) -> Path:
-    """Return `eval/` of the (first) run, with a folder of its own for each data file."""
+def default_out(found: Sequence[Checkpoint], args, config: settings.Config, overrides: Sequence[str]) -> Path:
+    """Return the folder of an evaluation of queries, named by all that tells it from another.
+
+    It lies in `eval/` of the (first) run. Plainly `test` is the best checkpoint on its own test data with nothing
+    changed; else the name says data, checkpoint and changes, and ends with a digest of them.
+    """
     data = args.data or ([] if found or args.config else [config.data.train])
-    name = Path(data[0]).stem if data else "test"
+    folders = [c.folder.resolve() for c in found]
+    words = [Path(data[0]).stem if data else "test"]
+    words += [f.name for c, f in zip(found, folders) if c.folder.name != "best" or len(found) > 1]
+    words += [f"{name}={value}" for name, value in changes(args).items()]
+    changed = [text.lstrip("-") for text in overrides if not text.lstrip("-").startswith(PATIENCE)]
+    words += [re.sub(r"^(ranker\.|llm\.(?=model=))?(name=|model=)?", "", text) for text in changed
+              if not text.startswith("llm.api=")]
+    name = named(words, [*map(str, folders), *words, *changed, *(sources.checksum(path) for path in data)]) if (
+        len(words) > 1 or data) else words[0]
     if found:
-        run = found[0].folder.resolve().parent
+        run = folders[0].parent
         return (run.parent if run.name == "checkpoints" else run) / "eval" / name
     return Path("runs") / (f"eval-{Path(args.config).stem}" if args.config else "eval-baselines") / name
+
+
+def changes(args) -> dict[str, object]:
+    """Return the arguments of an evaluation that change its results."""
+    values = {name: getattr(args, name) for name in ("limit", "tasks", "thoughts", "prompts", "metrics", "budget")}
+    values |= {"orders": args.orders if args.orders > 1 else None}
+    return {name: ",".join(value) if isinstance(value, list) else value for name, value in values.items() if value}
+
+
+def run_out(args, model: str, config: settings.Config, overrides: Sequence[str], files: Sequence[str]) -> Path:
+    """Return the folder of an evaluation of a run: the run's name and who ranked it again, with a digest of all."""
+    words = [args.replay.stem if args.replay else model.replace("/", "_") or "run", *(
+        f"{name}={value}" for name, value in {"ties": args.ties, "metrics": args.metrics}.items() if value)]
+    of = [*words, *overrides, *(sources.checksum(path) for path in files), *map(str, config.ranker.values())]
+    return Path("runs") / f"eval-{args.run.stem}" / named(words, of)
+
+
+def named(words: Sequence[str], of: Sequence[str]) -> str:
+    """Return a folder's name made of words, at most 80 characters of them, and a digest of what it is the name of."""
+    digest = hashlib.sha256(json.dumps(list(of)).encode()).hexdigest()[:6]
+    return "-".join([re.sub(r"[^\w.=,+-]+", "_", "-".join(words))[:80], digest])
 
 
 def identity(record: dict) -> dict:
     """Return what must be the same when a killed evaluation goes on."""
     llm = {key: value for key, value in record["config"]["llm"].items() if key not in api.CHANGES_NO_ANSWER}
-    return {"data": record["data"], "prompts": record["prompts"], "settings": record["config"] | {"llm": llm}}
+    eval = {key: value for key, value in record["config"]["eval"].items() if key != "machine_price"}
+    return {"data": record["data"], "prompts": record["prompts"],
+            "settings": record["config"] | {"llm": llm, "eval": eval}}
 
 
 def adapters(found: Sequence[Checkpoint], config: settings.Config) -> dict[str, str]:
@@ -128,3 +168,14 @@ def adapters(found: Sequence[Checkpoint], config: settings.Config) -> dict[str, 
     folders = {c.name: c.folder for c in found}
     folders |= {f"role {name}": checkpoint.find(r["adapter"]) for name, r in config.roles.items() if r["adapter"]}
     return {name: sha256(folder / "adapter_model.safetensors") for name, folder in folders.items()}
+
+
+def refuse_missing(args, models: Sequence[str]) -> None:
+    """Raise UserError where a file is missing that the evaluation of a run needs."""
+    if not (args.qrels or models or args.replay):
+        raise UserError("--run needs --qrels FILE to be judged, or somebody who ranks it again (--ckpt, "
+                        "--config, --replay)")
+    if args.replay and not args.corpus:
+        raise UserError("--replay needs --corpus FILE: an answer may name a passage by its text")
+    if models and not args.corpus:
+        raise UserError(f"--corpus FILE is needed: {models[0]} ranks by the texts of queries and documents")

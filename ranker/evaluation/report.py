@@ -9,6 +9,7 @@ by the first metric.
 import csv
 import io
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from ranker import metrics, trec_files
 from ranker.evaluation import baselines, cost_quality, stats
 from ranker.data import STATUSES, Query
 from ranker.drive import Cost, Ranking
-from ranker.files import write_text
+from ranker.files import write_text, writing
 from ranker.prompting import wording
 
 BASE = "untrained base"  # the name of the row that gains are measured against
@@ -51,11 +52,22 @@ class Row:
     spread: float = 0.0  # standard deviation of the first metric's mean over the orders
     trained: frozenset[str] = frozenset()  # the tasks trained on; empty: all of them, or none
     prices: tuple[float, float] = (0.0, 0.0)  # dollars per million prompt, completion tokens; 0: unknown
+    hourly: float = 0.0  # dollars an hour of the machine that ranks; 0: unknown
+
+    def dollars_of(self, cost: Cost) -> float:
+        """Return the dollars of a ranking, or of a role's part of it."""
+        return (self.prices[0] * cost.prompt_tokens + self.prices[1] * cost.completion_tokens) / 1e6 + (
+            self.hourly * cost.seconds / 3600)
 
     @property
     def dollars(self) -> float:
         """Return the dollars that all rankings of the row cost."""
-        return sum(self.prices[0] * r.prompt_tokens + self.prices[1] * r.completion_tokens for r in self.rankings) / 1e6
+        return sum(map(self.dollars_of, self.rankings))
+
+    def seconds(self, group: Callable[[str], bool] = lambda task: True) -> str:
+        """Return the mean seconds of ranking a query of the tasks that `group` accepts, as text; empty: not ranked."""
+        found = [r.seconds for r in self.rankings if group(r.query.task)]
+        return f"{sum(found) / len(found):.3f}" if found else ""
 
     @property
     def names(self) -> list[str]:
@@ -88,9 +100,14 @@ def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, trai
     """Return the row of a model from `orders`, which holds a list of rankings per candidate order.
 
     `level`: the least relevance that counts as relevant; `trained`: the tasks the model was trained on; `names`: the
-    metrics; `judged`: query id -> all its grades, where documents are judged that are no candidates.
+    metrics; `judged`: query id -> all its grades, where documents are judged that are no candidates. Queries without
+    labels are ranked and cost something, and have no metrics.
     """
+    ranked = [r for rankings in orders for r in rankings]
+    orders = [[r for r in rankings if judged or r.query.labelled] for rankings in orders]
     queries = [r.query for r in orders[0]]
+    if not queries:
+        return Row(name, {}, {}, {}, ranked, trained=frozenset(trained))
     known = [judged[q.id] for q in queries] if judged else None
     # [orders, metrics, Q]
     values = np.array([list(metrics.compute(names, [r.gains for r in rankings], known, level).values())
@@ -100,7 +117,7 @@ def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, trai
                             for q, row in zip(queries, matrix.mean(0).T.tolist())}
     spread = values[:, 0].mean(1).std(ddof=1) if len(orders) > 1 else 0.0
     return Row(name, {q.id: q.task for q in queries}, table(values), table(np.where(failed[:, None], 0.0, values)),
-               [r for rankings in orders for r in rankings], float(spread), frozenset(trained))
+               ranked, float(spread), frozenset(trained))
 
 
 def unread(rows: Sequence[Row]) -> list[str]:
@@ -131,14 +148,22 @@ def baseline_rows(orders: Sequence[Sequence[Query]], level: float, names: Sequen
     `orders` holds the queries once per candidate order, the same orders as the models rank. `level`, `names` and
     `judged` are those of `model_row`.
     """
-    chance = {q.id: metrics.random_order(q.relevance, level, names, judged and judged[q.id]) for q in orders[0]}
-    rows = [Row("random order", {q.id: q.task for q in orders[0]}, chance)]
+    measured = [q for q in orders[0] if judged or q.labelled]
+    chance = {q.id: metrics.random_order(q.relevance, level, names, judged and judged[q.id]) for q in measured}
+    rows = [Row("random order", {q.id: q.task for q in measured}, chance)]
     for name, rank in rankers.items():
-        row = model_row(name, [[Ranking(query=q, order=rank(q)) for q in queries] for queries in orders], level,
-                        names=names, judged=judged)
+        row = model_row(name, [[timed(rank, q) for q in queries] for queries in orders], level, names=names,
+                        judged=judged)
         row.strict = {}  # a baseline writes no answers that could fail to parse
         rows.append(row)
     return rows
+
+
+def timed(rank: Callable[[Query], list[str]], query: Query) -> Ranking:
+    """Return a baseline's ranking with the seconds that it took."""
+    start = time.perf_counter()
+    order = rank(query)
+    return Ranking(query=query, order=order, seconds=time.perf_counter() - start)
 
 
 def gain(base: Row, row: Row, scenario: str | None = None) -> dict[str, float]:
@@ -182,8 +207,8 @@ def task_table(rows: Sequence[Row]) -> str:
             values.append(row.mean(metric, strict=strict))
             spread = f" ±{row.spread:.3f}" if row.spread and not strict else ""
             lines.append([row.name + (", strict" if strict else "")] + [f"{v:.3f}" for v in values[:-1]]
-                         + [f"{values[-1]:.3f}{spread}"])
-    return markdown([metric, *tasks, "mean"], lines)
+                         + [f"{values[-1]:.3f}{spread}", row.seconds()])
+    return markdown([metric, *tasks, "mean", "seconds"], lines)
 
 
 def metric_table(rows: Sequence[Row], by: str) -> str:
@@ -194,8 +219,9 @@ def metric_table(rows: Sequence[Row], by: str) -> str:
         for row in rows:
             for strict in (False, True) if row.strict else (False,):
                 lines.append([f"{group}: {row.name}" + (", strict" if strict else ""),
-                              *(f"{row.mean(m, lambda task: key(task) == group, strict):.3f}" for m in row.names)])
-    return markdown([f"by {by}", *rows[0].names], lines)
+                              *(f"{row.mean(m, lambda task: key(task) == group, strict):.3f}" for m in row.names),
+                              row.seconds(lambda task: key(task) == group)])
+    return markdown([f"by {by}", *rows[0].names, "seconds"], lines)
 
 
 def gain_table(base: Row, rows: Sequence[Row], found: dict[str, dict[str, dict[str, float]]]) -> str:
@@ -210,9 +236,10 @@ def gain_table(base: Row, rows: Sequence[Row], found: dict[str, dict[str, dict[s
             name = f"{row.name}: {shown}" + (" (zero-shot)" if shown != "all" and row.zero_shot(shown) else "")
             lines.append([name, str(g["queries"]), f"{g['gain']:+.3f}", f"{g['low']:+.3f} to {g['high']:+.3f}",
                           f"{g['p']:.4f}", *([f"{g['holm']:.4f}"] if several else []),
-                          *(str(g[k]) for k in ("wins", "ties", "losses"))])
+                          *(str(g[k]) for k in ("wins", "ties", "losses")),
+                          row.seconds(lambda task, s=scenario: s == "all" or scenario_of(task) == s)])
     return markdown([f"{base.names[0]} against {base.name}", "queries", "gain", "95% interval", "p",
-                     *(["Holm"] if several else []), "better", "same", "worse"], lines)
+                     *(["Holm"] if several else []), "better", "same", "worse", "seconds"], lines)
 
 
 def cost_table(rows: Sequence[Row]) -> str:
@@ -222,12 +249,12 @@ def cost_table(rows: Sequence[Row]) -> str:
     status. Where several roles were asked, the cost of each stands below the row's.
     """
     failures = [status for status in STATUSES if status != "ok"]
-    priced, lines = any(any(row.prices) for row in rows), []
+    priced, lines = any(row.dollars for row in rows), []
     for row in rows:
         n, calls = len(row.rankings), sum(r.calls for r in row.rankings)
         statuses = sum((r.statuses for r in row.rankings), Counter())
         lines.append([row.name, *cost_of(row.rankings, n),
-                      *([f"{row.dollars / n:.5f}" if any(row.prices) else ""] if priced else []),
+                      *([f"{row.dollars / n:.5f}" if row.dollars else ""] if priced else []),
                       f"{sum(r.cut for r in row.rankings) / n:.1f}",
                       f"{sum(r.failed > 0 for r in row.rankings) / n:.1%}",
                       *(f"{statuses[s] / max(calls, 1):.2%}" for s in failures)])
@@ -252,24 +279,33 @@ def compared(rows: Sequence[Row], base: Row) -> list[Row]:
     return [row for row in rows if row is not base and row.rankings and (row.strict or not base.strict)]
 
 
-def tables(rows: Sequence[Row], base: Row, found: dict) -> str:
-    """Return the whole report as Markdown: gains are measured against `base`, `found` is the answer of `gains`."""
+def tables(rows: Sequence[Row], base: Row, found: dict, budget: float | None = None) -> str:
+    """Return the whole report as Markdown: gains are measured against `base`, `found` is the answer of `gains`.
+
+    Seconds are those of a query, in every table. `budget`: dollars per 1000 queries that routing may cost.
+    """
     models, others = [row for row in rows if row.strict], compared(rows, base)
     parts = [task_table(rows), *([gain_table(base, others, found)] if others else []), metric_table(rows, "scenario")]
     queries = list({r.query.id: r.query for r in base.rankings}.values())
     if cost_quality.measured(queries):
-        parts.append(markdown(*cost_quality.table_lines([row for row in rows if row.rankings], queries)))
+        ranked = [row for row in rows if row.rankings]
+        parts.append(markdown(*cost_quality.table_lines(ranked, queries)))
+        parts += [markdown(*cost_quality.budget_lines(ranked, budget))] if budget is not None else []
     return "\n\n".join([*parts, *([cost_table(models)] if models else [])]) + "\n"
 
 
-def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: dict) -> str:
+def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: dict, budget: float | None = None
+          ) -> str:
     """Write the files of an evaluation, and return the text to show.
 
     The files are table.md, results.json, per_query.csv, for routing routing.png, and TREC files: qrels.txt, and
     run.NAME.txt for each row with rankings.
     """
+    for stale in (path for name in ("run.*.txt", "routing.png") for path in folder.glob(name)):
+        with writing(stale):
+            stale.unlink()  # of an evaluation that stood here before
     found = gains(base, compared(rows, base))
-    text = f"{head}\n\n{tables(rows, base, found)}"
+    text = f"{head}\n\n{tables(rows, base, found, budget)}"
     write_text(folder / "table.md", f"{text}\n{metric_table(rows, 'task')}\n")
     write_text(folder / "results.json", json.dumps(provenance | {
         "head": head, "base": base.name, "metrics": base.names, "rows": {row.name: {
@@ -292,6 +328,31 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
     return text
 
 
+def write_rankings(folder: Path, rows: Sequence[Row], head: str, provenance: dict, shown: int = 3) -> str:
+    """Write the rankings of queries without labels, and return the text to show: the first queries, and the cost.
+
+    The files are table.md, results.json, rankings.jsonl (a line per row and query) and a TREC run per row.
+    """
+    models = [row for row in rows if any(r.calls for r in row.rankings)]
+    parts = [head]
+    for row in models:
+        for r in row.rankings[:shown]:
+            lines = [f"{place:3}. {c}  {' '.join(r.query.texts[c].split())[:80]}"
+                     for place, c in enumerate(r.order[:5], 1)]
+            parts.append("\n".join([f"{row.name}, query {r.query.id}:", *lines]))
+    text = "\n\n".join([*parts, *([cost_table(models)] if models else [])]) + "\n"
+    write_text(folder / "table.md", text)
+    write_text(folder / "results.json", json.dumps(provenance | {"head": head, "metrics": [], "rows": {
+        row.name: {"statuses": dict(sum((r.statuses for r in row.rankings), Counter()))} for row in models}}, indent=1)
+               + "\n")
+    write_text(folder / "rankings.jsonl", "".join(json.dumps(
+        {"row": row.name, "query": r.query.id, "ids": r.order, **({"scores": r.scores} if r.scores else {})},
+        ensure_ascii=False) + "\n" for row in models for r in row.rankings))
+    for row in models:
+        write_run(folder, row)
+    return text
+
+
 def averages(row: Row, strict: bool = False) -> dict:
     """Return every metric's mean over all tasks, per scenario and per task."""
     over = lambda group: {m: row.mean(m, group, strict) for m in row.names}  # noqa: E731
@@ -301,12 +362,12 @@ def averages(row: Row, strict: bool = False) -> dict:
 
 
 def costs(row: Row) -> dict[str, dict[str, float]]:
-    """Return scenario -> mean calls, prompt tokens and completion tokens of a query."""
+    """Return scenario -> mean calls, prompt tokens, completion tokens and seconds of a query."""
     found = {}
     for scenario in row.scenarios():
         rankings = [r for r in row.rankings if scenario_of(r.query.task) == scenario]
         found[scenario] = {name: sum(getattr(r, name) for r in rankings) / max(len(rankings), 1)
-                           for name in ("calls", "prompt_tokens", "completion_tokens")}
+                           for name in ("calls", "prompt_tokens", "completion_tokens", "seconds")}
     return found
 
 
@@ -318,11 +379,16 @@ def write_trec(folder: Path, rows: Sequence[Row]) -> None:
     queries = {r.query.id: r.query for row in rows for r in row.rankings}
     relevance = [value for q in queries.values() for value in q.relevance]
     whole = all(value == int(value) for value in relevance) and max(relevance) <= 100
-    grade = lambda value, best: int(value) if whole else round(100 * value / best)  # noqa: E731
+    grade = lambda value, best: int(value) if whole else round(100 * value / (best or 1))  # noqa: E731
     trec_files.write_qrels(folder / "qrels.txt", {q.id: {c: grade(q.rel[c], max(q.relevance)) for c in q.ids}
                                                   for q in queries.values()})
     for row in rows:
-        first = {r.query.id: r.order for r in reversed(row.rankings)}  # reversed: the first candidate order stays
-        if first:
-            tag = row.name.replace(" ", "_").replace("/", "_")
-            trec_files.write_run(folder / f"run.{tag}.txt", sorted(first.items()), tag)
+        write_run(folder, row)
+
+
+def write_run(folder: Path, row: Row) -> None:
+    """Write a row's rankings of the first candidate order as a TREC run."""
+    first = {r.query.id: r.order for r in reversed(row.rankings)}  # reversed: the first candidate order stays
+    if first:
+        tag = row.name.replace(" ", "_").replace("/", "_")
+        trec_files.write_run(folder / f"run.{tag}.txt", sorted(first.items()), tag)

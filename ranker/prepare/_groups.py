@@ -7,7 +7,7 @@ one are compared (prefix filtering, Chaudhuri et al., ICDE 2006).
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ranker.evaluation.baselines import tokens
 
@@ -44,15 +44,42 @@ def near_duplicates(sets: Sequence[frozenset[str]], alike: float) -> list[tuple[
             pairs.append((i, first[words]))
             continue
         first[words] = i
-        rare = sorted(words, key=lambda word: (frequency[word], word))
-        prefix = rare[:len(rare) - math.ceil(alike * len(rare)) + 1]
         seen = set()
-        for word in prefix:
+        for word in rarest(words, frequency, alike):
             for j in holders.setdefault(word, []):
-                if j not in seen and alike * len(words) <= len(sets[j]) <= len(words) / alike:
+                if j not in seen:
                     seen.add(j)
-                    shared = len(words & sets[j])
-                    if shared >= alike * (len(words) + len(sets[j]) - shared):
+                    if are_alike(words, sets[j], alike):
                         pairs.append((i, j))
             holders[word].append(i)
     return pairs
+
+
+def finder(contexts: Iterable[str], alike: float = ALIKE) -> Callable[[str], bool]:
+    """Return a function that tells whether a context is a near-duplicate of any of `contexts`."""
+    sets = {frozenset(tokens(context)) for context in contexts}
+    frequency = Counter(word for words in sets for word in words)
+    holders: dict[str, list[frozenset[str]]] = {}
+    for words in sets:
+        for word in rarest(words, frequency, alike):
+            holders.setdefault(word, []).append(words)
+
+    def found(context: str) -> bool:
+        words = frozenset(tokens(context))
+        return words in sets or any(are_alike(words, other, alike) for word in rarest(words, frequency, alike)
+                                    for other in holders.get(word, ()))
+    return found
+
+
+def rarest(words: frozenset[str], frequency: Counter, alike: float) -> list[str]:
+    """Return so many of the rarest words that a set without any of them is not alike."""
+    order = sorted(words, key=lambda word: (frequency[word], word))
+    return order[:len(order) - math.ceil(alike * len(order)) + 1]
+
+
+def are_alike(one: frozenset[str], other: frozenset[str], alike: float) -> bool:
+    """Tell whether two sets have a Jaccard similarity of at least `alike`."""
+    if not alike * len(one) <= len(other) <= len(one) / alike:
+        return False
+    shared = len(one & other)
+    return shared >= alike * (len(one) + len(other) - shared)

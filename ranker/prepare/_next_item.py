@@ -1,16 +1,55 @@
-"""Events of users -> a query per user: the history, the next item, and sampled items that the user never touched."""
+"""Events of users -> queries: a user's history, the next item, and sampled items that the user never touched.
+
+Decisions a reader could doubt:
+- A user gives a query about the last item. With `--windows N` the users that training sees give one for each of their
+  last N items, with the history before it; users of validation and test keep their last item. All queries of a user are
+  one group, whose split is written down with it, so that another data.seed does not mix them. An earlier history that
+  is nearly the same as one held out is dropped.
+- `--split time` holds out by time instead of by user. Two moments are taken from the users' last events: the latest
+  tenth (`--held_out`) is the test, the tenth before it the validation. Training gets, of every user, the last N items
+  before the first moment, with negatives that somebody had touched by then; so nothing it sees happened later than what
+  is held out. Near-duplicate histories are not joined, since a user's own ones are that alike.
+- Items without a title are left out as if nobody had touched them; they are counted.
+- `--min_history` counts all items before the next one, shown or not.
+"""
 
 import argparse
 import random
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from ranker.data import Candidate, Query
+from ranker.errors import UserError
+from ranker.prepare import _options
+from ranker.reading import open_text, short_ids
+from ranker.sources import HELD_OUT, in_split
 
-Sequence = tuple[str, list[str]]  # a user, and the user's items in the order of time
+
+class User(NamedTuple):
+    """Hold a user's items in the order of time, each once."""
+
+    name: str
+    items: list[str]
+    times: list[float] | None = None  # None: only their order is known
+
+
+def count_or_all(text: str) -> int | None:
+    """Read a number from 1, or `all` as None. Raise ValueError for other texts."""
+    if text != "all" and int(text) < 1:
+        raise ValueError("expected a number from 1, or all")
+    return None if text == "all" else int(text)
+
+
+def share(text: str) -> float:
+    """Read a share that leaves something to train on. Raise ValueError for other texts."""
+    if not 0 < float(text) <= 0.8:
+        raise ValueError("expected a share above 0, at most 0.8")
+    return float(text)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,57 +57,174 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--history", type=int, default=20, help="items shown, the newest")
     parser.add_argument("--min_history", type=int, help="users with fewer are dropped (default: as many as are shown)")
     parser.add_argument("--candidates", type=int, default=20, help="the next item and sampled ones")
+    parser.add_argument("--lists", type=Path, help="a file of the items that each user's negatives are drawn from, such"
+                        " as a retriever's: lines of a user, a tab, ids between spaces")
+    parser.add_argument("--windows", type=count_or_all, default=1, metavar="N|all",
+                        help="queries of a user that is trained on: one for each of the last N items")
+    parser.add_argument("--split", choices=("users", "time"), default="users",
+                        help="hold out users, or what happened last")
+    parser.add_argument("--held_out", type=share, metavar="SHARE",
+                        help=f"of users (with --split time: of last events) in the test (default: {HELD_OUT})")
+    _options.add_distinct(parser, "none that has the title of another is sampled")
 
 
-def by_time(events: Iterable[tuple[str, str, float]]) -> list[Sequence]:
-    """Return the items of every user by time, from events (user, item, time).
+def by_time(events: Iterable[tuple[str, str, float]], dropped: Counter) -> list[User]:
+    """Return the users, from events (user, item, time); events without a user or an item are counted in `dropped`.
 
     Items of equal time keep the order of the file; of a repeated item only the first event counts.
     """
     by_user: dict[str, list[tuple[float, str]]] = {}
     for user, item, time in tqdm(events, desc="events", unit="row"):
-        by_user.setdefault(user, []).append((time, item))
-    return [(user, list(dict.fromkeys(item for _, item in sorted(rows, key=lambda row: row[0]))))
-            for user, rows in by_user.items()]
-
-
-def queries(name: str, task: str, sequences: list[Sequence], titles: dict[str, str], args: argparse.Namespace,
-            dropped: Counter, lists: dict[str, list[str]] | None = None) -> Iterator[Query]:
-    """Yield a query per user, whose positive is the user's last item.
-
-    The other candidates are sampled from the items of all users, or from `lists[user]`.
-    """
-    needed = args.history if args.min_history is None else args.min_history
-    touched = sorted({item for _, items in sequences for item in items} & titles.keys(),
-                     key=lambda item: (len(item), item))
-    for user, items in tqdm(sequences, desc="queries", unit="user"):
-        *history, positive = items
-        history = history[max(len(history) - args.history, 0):]
-        rng = random.Random(f"{args.seed}/{name}/{user}")
-        seen = set(items)
-        if len(history) < max(needed, 1):
-            dropped[f"users with fewer than {max(needed, 1) + 1} items"] += 1
-        elif any(item not in titles for item in (*history, positive)):
-            dropped["users with an item that has no title"] += 1
-        elif lists is not None and user not in lists:
-            dropped["users without a list of candidates"] += 1
+        if user.strip() and item.strip():
+            by_user.setdefault(user, []).append((time, item))
         else:
-            pool = touched if lists is None else [c for c in lists[user] if c in titles]
-            negatives = unseen(pool, args.candidates - 1, seen, rng)
-            if negatives is None:
+            dropped["events without a user or an item"] += 1
+    found = []
+    for user, rows in by_user.items():
+        first: dict[str, float] = {}
+        for time, item in sorted(rows, key=lambda row: row[0]):
+            first.setdefault(item, time)
+        found.append(User(user, list(first), list(first.values())))
+    return found
+
+
+def queries(name: str, task: str, users: list[User], items: dict[str, str], args: argparse.Namespace,
+            dropped: Counter) -> Iterator[Query]:
+    """Yield the queries of all users, the last item's first. `items` maps ids to titles (empty for none)."""
+    lists = None if args.lists is None else candidate_lists(args.lists, items)
+    titles = {item: title for item, title in items.items() if title}
+    users = titled(users, titles, dropped)
+    needed = max(args.history if args.min_history is None else args.min_history, 1)
+    moments = cuts(users, needed, args) if args.split == "time" else None
+    pools = shared_pools(users, titles, moments, args.distinct)
+    ids = short_ids(args.folder, [user.name for user in users]) | short_ids(args.folder, pools[""].items)
+    for user in tqdm(users, desc="queries", unit="user"):
+        if len(user.items) <= needed:
+            dropped[f"users with fewer than {needed + 1} items"] += 1
+            continue
+        if lists is not None and user.name not in lists:
+            dropped["users without a list of candidates"] += 1
+            continue
+        own = lists and pool_of([c for c in lists[user.name] if c in titles], titles, args.distinct)
+        seen = set(user.items)
+        for place, split in targets(user, args.windows, moments):
+            if place < needed:
+                break
+            later = len(user.items) - 1 - place
+            key = f"{user.name}@{later}" if later else user.name
+            rng = random.Random(f"{args.seed}/{name}/{key}")
+            pool, positive = own or pools[split], user.items[place]
+            twin = pool.same.get(titles[positive], positive)
+            # The last event's draw is as it was before there were others.
+            lots = [args.candidates - 1 + len(seen) + (twin not in seen)]
+            shown = drawn(pool.items, args.candidates - 1, lambda item: item in seen or item == twin,
+                          [3 * args.candidates, *lots] if later else lots, rng)
+            if shown is None:
                 dropped[f"users with fewer than {args.candidates - 1} items they never touched to choose from"] += 1
-                continue
-            shown = [positive, *negatives]
+                break
+            shown.insert(0, positive)
             rng.shuffle(shown)
-            yield Query(f"{name}.{user}", task, tuple(titles[item] for item in history),
-                        tuple(Candidate(c, titles[c]) for c in shown), tuple(float(c == positive) for c in shown))
+            group = f"{name}.{ids[user.name]}"
+            yield Query(f"{group}@{later}" if later else group, task,
+                        tuple(titles[item] for item in user.items[max(place - args.history, 0):place]),
+                        tuple(Candidate(ids.get(c, c), titles[c]) for c in shown),
+                        tuple(float(c == positive) for c in shown),
+                        in_split(split, group) if split else group if later else "")
 
 
-def unseen(pool: list[str], count: int, seen: set[str], rng: random.Random) -> list[str] | None:
-    """Draw `count` items of `pool` that are not in `seen`, uniformly; return None where there are too few.
+def titled(users: list[User], titles: dict[str, str], dropped: Counter) -> list[User]:
+    """Return the users without their items that have no title, which are counted."""
+    untitled, found = set(), []
+    for user in users:
+        gone = [item for item in user.items if item not in titles]
+        if gone:
+            untitled.update(gone)
+            dropped["events of items without a title"] += len(gone)
+            kept = [place for place, item in enumerate(user.items) if item in titles]
+            user = User(user.name, [user.items[i] for i in kept], user.times and [user.times[i] for i in kept])
+        found.append(user)
+    if untitled:
+        dropped["items without a title"] += len(untitled)
+    return found
 
-    The cost does not grow with the pool: a little more is drawn than needed, and seen items are taken out.
+
+def cuts(users: list[User], needed: int, args: argparse.Namespace) -> tuple[float, float]:
+    """Return the moments at which the validation and the test begin. Raise UserError for users without times."""
+    if any(user.times is None for user in users):
+        raise UserError(f"{args.folder}: --split time needs the time of every event; this layout has their order only")
+    ends = sorted(user.times[-1] for user in users if len(user.items) > needed)
+    test = args.held_out or HELD_OUT
+    return tuple(ends[int(len(ends) * max(1 - held, 0))] if ends else 0.0 for held in (test + HELD_OUT, test))
+
+
+def targets(user: User, windows: int | None, moments: tuple[float, float] | None) -> list[tuple[int, str]]:
+    """Return (place of a next item, the split it is for), the last first; "" leaves the split to the user's hash."""
+    end, held = len(user.items), []
+    if moments:
+        last, end = user.times[-1], bisect_left(user.times, moments[0])
+        held = [(len(user.items) - 1, "test" if last >= moments[1] else "validation")] if last >= moments[0] else []
+    first = 0 if windows is None else max(end - windows, 0)
+    return held + [(place, "train" if moments else "") for place in range(end - 1, first - 1, -1)]
+
+
+class Pool(NamedTuple):
+    """Hold the items that negatives are drawn from."""
+
+    items: list[str]
+    same: dict[str, str] = {}  # where titles must differ: title -> the only item with it
+
+
+def pool_of(items: list[str], titles: dict[str, str], distinct: bool) -> Pool:
+    """Return a pool of the items; if `distinct`, of the first item of every title."""
+    if not distinct:
+        return Pool(items)
+    same: dict[str, str] = {}
+    for item in items:
+        same.setdefault(titles[item], item)
+    return Pool(list(same.values()), same)
+
+
+def shared_pools(users: list[User], titles: dict[str, str], moments: tuple[float, float] | None,
+                 distinct: bool) -> dict[str, Pool]:
+    """Return split -> the pool of its queries: what anybody touched, for training by time before the first moment."""
+    def pool(items: set[str]) -> Pool:
+        return pool_of(sorted(items, key=lambda item: (len(item), item)), titles, distinct)
+
+    every = pool({item for user in users for item in user.items})
+    if not moments:
+        return {"": every}
+    early = pool({item for user in users for item in user.items[:bisect_left(user.times, moments[0])]})
+    return {"": every, "train": early, "validation": every, "test": every}
+
+
+def drawn(items: list[str], count: int, seen: Callable[[str], bool], lots: list[int],
+          rng: random.Random) -> list[str] | None:
+    """Return `count` items that were not seen, uniformly; None where there are too few.
+
+    The cost does not grow with the items: some more are drawn than needed (`lots`, the last so many that they must
+    suffice), and those that were seen are taken out.
     """
-    drawn = rng.sample(pool, min(len(pool), count + len(seen)))
-    kept = [c for c in drawn if c not in seen][:count]
-    return kept if len(kept) == count else None
+    for lot in lots:
+        found = [item for item in rng.sample(items, min(len(items), lot)) if not seen(item)][:count]
+        if len(found) == count:
+            return found
+    return None
+
+
+def candidate_lists(path: Path, items: dict[str, str]) -> dict[str, list[str]]:
+    """Return user -> the listed items, each once. Raise UserError for an item that the folder does not have."""
+    lists: dict[str, list[str]] = {}
+    with open_text(path) as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            user, tab, listed = text.strip("\r\n").partition("\t")
+            if not tab:
+                raise UserError(f"{path}:{line}: expected a user, a tab, and ids between spaces")
+            if user in lists:
+                raise UserError(f"{path}:{line}: user '{user}' has a list already")
+            lists[user] = list(dict.fromkeys(listed.split()))
+            unknown = [item for item in lists[user] if item not in items]
+            if unknown:
+                raise UserError(f"{path}:{line}: item '{unknown[0]}' is not among the {len(items)} items of the folder")
+    return lists

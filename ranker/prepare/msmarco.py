@@ -3,7 +3,8 @@
 MS MARCO v1.1 and v2.1 are read as JSON lines whose passages are parallel lists or a list of objects, as v2.1's one
 object of columns ({"query": {"0": ...}, ...}), or as parquet (needs pyarrow). As in IRanker's paper, a row counts if
 exactly one of its passages is selected, it has 5, 7 or 9 passages, and these have at most 2600 characters together. A
-passage that is not selected need not be wrong: there is one label per question.
+passage that is not selected need not be wrong: there is one label per question. Passages without a text are left out
+before the filter; rows without a question or with an `is_selected` that is neither 0 nor 1 are dropped (and counted).
 
 With `--qrels` FILE is a list of {query, hits: [{content, qid, docid}]}. Each question and size gives one pool: a
 passage of grade 2 or more (the track's level for binary measures) and others judged 0. With `--graded` the pool is any
@@ -25,9 +26,12 @@ from tqdm import tqdm
 
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
+from ranker.prepare import _options
 from ranker.prompting import wording
-from ranker.reading import json_file, json_lines, words
+from ranker.reading import an_id, field, json_file, json_lines, parquet, usable
 from ranker.trec_files import read_qrels, read_run
+
+FLAGS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "False": 0.0, "True": 1.0}  # of is_selected, as text
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -41,6 +45,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--qrels", type=Path, help="the judgements of a TREC track")
     parser.add_argument("--run", type=Path, help="with --qrels: draw only passages of this TREC run")
     parser.add_argument("--graded", action="store_true", help="with --qrels: passages of any grade")
+    _options.add_distinct(parser, "rows with equal passages are dropped, and of a track's only one is drawn")
+    _options.add_columns(parser, "query_id", "query", "passages", "is_selected", "passage_text")
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
@@ -55,18 +61,28 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
 def selected(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
     """Yield a query for each of MS MARCO's rows that passes the paper's filter."""
     seen: dict[str, str] = {}
-    for where, row in tqdm(rows(args.file), desc="rows", unit="row"):
-        name, question, pool = (an_id(row, "query_id", where), words(row.get("query"), where, "'query'"),
-                                passages(row, where))
+    for where, row in tqdm(rows(args.file, args.columns), desc="rows", unit="row"):
+        name = an_id(field(row, "query_id", where, args.columns), where, "'query_id'")
+        question, pool = field(row, "query", where, args.columns), passages(row, where, args.columns)
         if seen.setdefault(name, where) != where:
             raise UserError(f"{where}: query_id {name} stood in {seen[name]} already")
-        positives = sum(flag for _, flag in pool)
-        if positives != 1:
+        if not all(usable(text) for text, _ in pool):
+            dropped["passages without a text"] += sum(not usable(text) for text, _ in pool)
+        flags = [flag for _, flag in pool]
+        pool = [(text, flag) for text, flag in pool if usable(text)]
+        positives = sum(flag == 1 for _, flag in pool)
+        if not usable(question):
+            dropped["rows without a question"] += 1
+        elif None in flags:
+            dropped["rows without a usable label (is_selected is not 0 or 1)"] += 1
+        elif positives != 1:
             dropped[f"rows with {'several' if positives else 'no'} selected passages"] += 1
         elif len(pool) not in args.sizes:
             dropped[f"rows whose number of passages is not {' or '.join(map(str, args.sizes))}"] += 1
         elif sum(len(text) for text, _ in pool) > args.max_characters:
             dropped[f"rows with more than {args.max_characters} characters of passages"] += 1
+        elif args.distinct and len({text for text, _ in pool}) < len(pool):
+            dropped["rows with equal passages"] += 1
         else:
             random.Random(f"{args.seed}/msmarco/{name}").shuffle(pool)
             yield Query(f"msmarco.{name}", f"passage-{len(pool)}", question,
@@ -74,58 +90,53 @@ def selected(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
                         tuple(flag for _, flag in pool))
 
 
-def rows(path: Path) -> Iterator[tuple[str, dict]]:
+def rows(path: Path, called: dict[str, str]) -> Iterator[tuple[str, dict]]:
     """Yield (where the row stands, the row) from a file in any layout of MS MARCO."""
     if path.suffix == ".parquet":
         yield from parquet(path)
         return
     for line, record in json_lines(path):
-        if isinstance(record.get("query"), dict):  # v2.1 as downloaded: a single line of columns
-            for key in record["query"]:
+        questions = record.get(called.get("query", "query"))
+        if isinstance(questions, dict):  # v2.1 as downloaded: a single line of columns
+            for key in questions:
                 yield (f"{path}:{line}: row '{key}'",
                        {name: column.get(key) for name, column in record.items() if isinstance(column, dict)})
         else:
             yield f"{path}:{line}", record
 
 
-def parquet(path: Path) -> Iterator[tuple[str, dict]]:
-    """Yield (file:number, row) from a parquet file. Raise UserError where pyarrow is missing or the file is broken."""
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(f"{path}: parquet needs pyarrow (pip install pyarrow), "
-                        "or convert the file to JSON lines") from None
-    try:
-        batches = pyarrow.parquet.ParquetFile(path).iter_batches(1000)
-        for count, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-            yield f"{path}:{count}", row
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+def passages(row: dict, where: str, called: dict[str, str]) -> list[tuple[object, float | None]]:
+    """Return (text, 1 if selected else 0) per passage, from parallel lists or a list of objects.
 
-
-def passages(row: dict, where: str) -> list[tuple[str, float]]:
-    """Return (text, 1 if selected else 0) per passage, from parallel lists or a list of objects."""
-    found = row.get("passages")
-    if isinstance(found, list):
-        found = {name: [p.get(name) if isinstance(p, dict) else None for p in found]
-                 for name in ("is_selected", "passage_text")}
-    flags, texts = (found.get(name) if isinstance(found, dict) else None for name in ("is_selected", "passage_text"))
+    A label that is neither 0 nor 1 is None. Raise UserError for another layout.
+    """
+    found = field(row, "passages", where, called)
+    if isinstance(found, list) and all(isinstance(p, dict) for p in found):
+        objects = {name for p in found for name in p}
+        found = {name: [p.get(name) for p in found] for name in objects} if found else None
+    if found is None:
+        return []
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: 'passages' must have is_selected and passage_text, as lists or in a list of objects")
+    texts = field(found, "passage_text", f"{where}: 'passages'", called)
+    flags = found.get(called.get("is_selected", "is_selected"), texts and [None] * len(texts))
     if not isinstance(flags, list) or not isinstance(texts, list):
         raise UserError(f"{where}: 'passages' must have is_selected and passage_text, as lists or in a list of objects")
     if len(flags) != len(texts):
         raise UserError(f"{where}: {len(texts)} passage_text for {len(flags)} is_selected")
-    if any(flag not in (0, 1) for flag in flags):
-        raise UserError(f"{where}: is_selected must be 0 or 1, got {flags}")
-    return [(words(text, where, "passage_text"), float(flag)) for text, flag in zip(texts, flags)]
+    return [(text, FLAGS.get(str(flag))) for text, flag in zip(texts, flags)]
 
 
 def judged(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
     """Yield a query with a pool of judged passages for each question and size."""
     qrels = read_qrels(args.qrels)
     run = read_run(args.run, ties="input") if args.run else None  # only its set of passages matters
-    for name, question, texts in retrieved(args.file):
+    for name, question, texts in retrieved(args.file, dropped):
         known = qrels.get(name, {})
         grades = {d: max(known[d], 0) for d in texts if d in known and (run is None or d in run.get(name, ()))}
+        if args.distinct:
+            best = {texts[d]: d for d in sorted(grades, key=lambda d: grades[d])}  # of equal ones the highest grade
+            grades = {d: grades[d] for d in grades if best[texts[d]] == d}
         for size in args.sizes:
             rng = random.Random(f"{args.seed}/msmarco/{name}/{size}")
             pool = drawn(grades, size, args.graded, rng)
@@ -154,7 +165,7 @@ def drawn(grades: dict[str, int], size: int, graded: bool, rng: random.Random) -
     return pool
 
 
-def retrieved(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
+def retrieved(path: Path, dropped: Counter) -> Iterator[tuple[str, str, dict[str, str]]]:
     """Yield (query id, question, document id -> text) from a list of {query, hits: [{content, qid, docid}]}."""
     entries, seen = json_file(path), set()
     for count, entry in enumerate(entries if isinstance(entries, list) else [entries], 1):
@@ -162,18 +173,19 @@ def retrieved(path: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
         hits = entry.get("hits") if isinstance(entry, dict) else None
         if not isinstance(hits, list) or not hits or not all(isinstance(hit, dict) for hit in hits):
             raise UserError(f"{where}: expected {{query, hits: [{{content, qid, docid}}, ...]}}")
-        names = {an_id(hit, "qid", where) for hit in hits}
+        names = {an_id(hit.get("qid"), where, "'qid'") for hit in hits}
         if len(names) > 1 or names & seen:
             raise UserError(f"{where}: its hits must share a qid that no other question has, "
                             f"got {', '.join(sorted(names))}")
         seen |= names
-        texts = {an_id(hit, "docid", where): words(hit.get("content"), where, "'content'") for hit in hits}
-        yield *names, words(entry.get("query"), where, "'query'"), texts
-
-
-def an_id(record: dict, name: str, where: str) -> str:
-    """Return an id as text, since some files write ids as numbers. Raise UserError for an id with spaces or none."""
-    text = str(record[name]) if type(record.get(name)) in (int, str) else ""
-    if text.split() != [text]:
-        raise UserError(f"{where}: '{name}' must be an id without spaces, got {record.get(name)!r}")
-    return text
+        texts: dict[str, str] = {}
+        for hit in hits:
+            document, text = an_id(hit.get("docid"), where, "'docid'"), hit.get("content")
+            if not usable(text):
+                dropped["passages without a text"] += 1
+            elif texts.setdefault(document, text) != text:
+                raise UserError(f"{where}: passage '{document}' had another text before")
+        if usable(entry.get("query")):
+            yield *names, entry["query"], texts
+        else:
+            dropped["questions without a text"] += 1

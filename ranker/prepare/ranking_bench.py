@@ -12,7 +12,8 @@ and `iterative` (pools of every size, drawn from the same queries), each with th
     gt           the positive: a title, an LLM name, or the id of a passage as the problem spells it ("passage 3")
 
 The published rows are assumed to follow these scripts; since the scripts disagree on names, passages may be listed by
-id too. A row that does not fit ends the run with its number; nothing is guessed.
+id too. A row that does not fit ends the run with its number; nothing is guessed. Rows whose label is none of their
+candidates, or with a candidate without a text, are dropped and counted.
 
 Decisions a reader could doubt:
 - Candidates are c1, c2, ... in the order listed. Where several have the positive's title, all are positive.
@@ -30,13 +31,21 @@ from pathlib import Path
 
 from ranker.data import Candidate, Query
 from ranker.errors import UserError, nearest
-from ranker.reading import clean, json_lines
+from ranker.reading import clean_title, json_lines
 
 NAME = "ulab-ai/Ranking-bench"
 FIELDS = {"task_name": str, "problem": str, "candidates": list, "gt": str}
 TASKS = ("rec-movie", "rec-music", "rec-game", "router-performance", "router-balance", "router-cost",
          "passage-5", "passage-7", "passage-9")
 Parts = tuple[str | tuple[str, ...], list[str], list[str]]  # the context, the names that `gt` may have, the texts
+
+
+class Unusable(ValueError):
+    """A row of the right form that gives no query, and the reason to count it by."""
+
+    def __init__(self, message: str, reason: str):
+        super().__init__(message)
+        self.reason = reason
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +56,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
-    """Yield a query per row; no row is dropped. Raise UserError for the first row that does not fit."""
+    """Yield a query per row with a usable label and texts. Raise UserError for the first row that does not fit."""
     for where, name, row in rows(args):
         try:
             found = query(row, f"ranking-bench.{name}")
+        except Unusable as error:
+            dropped[error.reason] += 1
+            continue
         except ValueError as error:
             raise UserError(f"{where}: {error}; the row has {', '.join(map(str, row))}, "
                             f"expected are {', '.join(FIELDS)}") from None
@@ -64,7 +76,8 @@ def rows(args: argparse.Namespace) -> Iterator[tuple[str, str, dict]]:
     """
     path = Path(args.name)
     stem = "-".join(path.name.split(".")[0].split())
-    if path.suffix in (".jsonl", ".json", ".gz"):
+    a_file = path.exists() and not path.is_dir()
+    if path.suffix in (".jsonl", ".json", ".gz") or a_file and path.suffix != ".parquet":
         yield from ((f"{path}:{line}", f"{stem}.{line}", row) for line, row in json_lines(path))
         return
     if path.suffix == ".parquet" and not path.is_file():
@@ -96,7 +109,9 @@ def query(row: dict, name: str) -> Query:
     "".join([problem, *candidates]).encode()  # raises ValueError for half a surrogate pair, which can't be written
     context, names, texts = KINDS[task.split("-")[0]](problem, [c.strip() for c in candidates])
     if gold not in names:
-        raise ValueError(f"gt '{gold}' is none of the candidates")
+        raise Unusable(f"gt '{gold}' is none of the candidates", "rows whose gt is none of their candidates")
+    if not all(texts):
+        raise Unusable("a candidate has no text", "rows with a candidate without a text")
     return Query(name, task, context, tuple(Candidate(f"c{i}", text) for i, text in enumerate(texts, 1)),
                  tuple(float(n == gold) for n in names))
 
@@ -105,7 +120,7 @@ def recommendation(problem: str, candidates: list[str]) -> Parts:
     """Return the parts of a problem of recommendation: its context is the history."""
     (listed,) = parts(r"in order:\s*(\[.*\])\s*Now there are", problem,
                       "history between 'in order:' and 'Now there are'")
-    return tuple(clean(title) for title in numbered(listed)), candidates, [clean(title) for title in candidates]
+    return tuple(map(clean_title, numbered(listed))), candidates, [clean_title(title) for title in candidates]
 
 
 def routing(problem: str, candidates: list[str]) -> Parts:

@@ -1,8 +1,9 @@
 """rank_llm's request files (JSON lines of {query: {text, qid}, candidates: [{docid, score, doc}]}) -> queries.
 
 The text of a candidate is `doc` itself, or its `contents`, `text`, `segment`, `passage` or `body`, after its `title`.
-Relevance comes from a qrels file, since requests hold none. `write` turns queries into a request file, so that other
-rerankers can rank the same candidates as ours.
+Relevance comes from a qrels file, since requests hold none. Candidates without a text, or with an id that stood before
+in the request, are left out and counted, as are requests without a question. `write` turns queries into a request file,
+so that other rerankers can rank the same candidates as ours.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from ranker.evaluation.baselines import context_text
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
 from ranker.files import open_whole
-from ranker.reading import clean, json_lines
+from ranker.prepare import _options
+from ranker.prompting import wording
+from ranker.reading import an_id, clean, json_lines, usable
 
 TEXTS = ("contents", "text", "segment", "passage", "body")
 
@@ -28,39 +31,52 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("qrels", type=Path, help="qid 0 docid grade")
     parser.add_argument("--depth", type=int, default=20, help="candidates of a query")
     parser.add_argument("--task", default="rank", help="the wording, from prompts/tasks.yaml")
+    _options.add_distinct(parser, "of equal ones the most relevant stays")
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
     """Yield a query per request that has judgements. Raise UserError with file and line for broken requests."""
-    qrels = trec_files.read_qrels(args.qrels)
+    wording(args.task)
+    qrels, seen = trec_files.read_qrels(args.qrels), {}
     for line, record in tqdm(json_lines(args.requests), desc="requests", unit="request"):
         where = f"{args.requests}:{line}"
-        query, candidates = record.get("query"), record.get("candidates")
-        if not isinstance(query, dict) or not isinstance(query.get("text"), str) or not isinstance(candidates, list):
+        query, listed = record.get("query"), record.get("candidates")
+        if not isinstance(query, dict) or not {"text", "qid"} <= query.keys() or not isinstance(listed, list):
             raise UserError(f"{where}: a request needs 'query' with 'text' and 'qid', and 'candidates'")
-        name = str(query.get("qid"))
-        shown = [candidate(item, f"{where}: candidate {i}") for i, item in enumerate(candidates[:args.depth], 1)]
+        name = an_id(query["qid"], where, "'qid'")
+        if seen.setdefault(name, line) != line:
+            raise UserError(f"{where}: qid '{name}' stood in line {seen[name]} already")
+        shown: dict[str, Candidate] = {}
+        for i, item in enumerate(listed[:args.depth], 1):
+            found = candidate(item, f"{where}: candidate {i}")
+            if not found.text:
+                dropped["candidates without a text"] += 1
+            elif shown.setdefault(found.id, found) is not found:
+                dropped["candidates whose id stood before in their request"] += 1
         grades = qrels.get(name, {})
-        relevance = tuple(float(max(grades.get(c.id, 0), 0)) for c in shown)
-        if not grades:
+        relevance = tuple(float(max(grades.get(c, 0), 0)) for c in shown)
+        if not usable(query["text"]):
+            dropped["requests without a question"] += 1
+        elif not grades:
             dropped["requests without judgements"] += 1
         elif len(shown) < 2:
             dropped["requests with fewer than two candidates"] += 1
         elif max(relevance) <= 0:
             dropped[f"requests without a relevant candidate in the first {args.depth}"] += 1
         else:
-            yield Query(name, args.task, clean(query["text"]), tuple(shown), relevance)
+            made = Query(name, args.task, clean(query["text"]), tuple(shown.values()), relevance)
+            yield from _options.pools([made], args.distinct, dropped)
 
 
 def candidate(item: object, where: str) -> Candidate:
-    """Return a candidate of a request. Raise UserError where it has no id or no text."""
+    """Return a candidate of a request, its text empty where it has none. Raise UserError for another layout."""
     doc = item.get("doc") if isinstance(item, dict) else None
-    text = (doc if isinstance(doc, str)
-            else next((doc[name] for name in TEXTS if name in doc), None) if isinstance(doc, dict) else None)
-    if not isinstance(text, str) or not isinstance(item.get("docid"), (str, int)):
+    names = [name for name in TEXTS if name in doc] if isinstance(doc, dict) else []
+    if not isinstance(item, dict) or not {"docid", "doc"} <= item.keys() or isinstance(doc, dict) and not names:
         raise UserError(f"{where} needs 'docid' and 'doc', a text or an object with one of {', '.join(TEXTS)}")
-    title = doc.get("title") if isinstance(doc, dict) else None
-    return Candidate(str(item["docid"]), clean(f"{title} {text}" if isinstance(title, str) else text))
+    text, title = (doc[names[0]], doc.get("title")) if names else (doc, None)
+    text = f"{title} {text}" if isinstance(title, str) and usable(text) else text
+    return Candidate(an_id(item["docid"], where, "'docid'"), clean(text) if usable(text) else "")
 
 
 def write(path: Path, queries: Iterable[Query]) -> None:

@@ -1,10 +1,10 @@
 """LLM routing -> a query per question and objective: which model to send the question to.
 
-Reads CSV, gzipped or not: RouterBench's wide table (sample_id, eval_name, prompt, a column of scores per model, and
-`MODEL|total_cost` in USD) or a long table (task_id, query_id, llm, effect, cost_usd or cost; the question in `query` or
-`prompt`, or in the prompts of a wide table: `--prompts`). `--models` describes the models: {name: {feature,
-input_price, output_price}}, prices in USD per million tokens; names must be equal, since a similar name is another
-model.
+Reads CSV or TSV, gzipped or not: RouterBench's wide table (sample_id, eval_name, prompt, a column of scores per model,
+and `MODEL|total_cost` in USD) or a long table (task_id, query_id, llm, effect, cost_usd or cost; the question in
+`query` or `prompt`, or in the prompts of a wide table: `--prompts`). `--columns` says what other tables call these.
+`--models` describes the models: {name: {feature, input_price, output_price}}, prices in USD per million tokens; names
+must be equal, since a similar name is another model.
 
 Decisions a reader could doubt:
 - Relevance is the utility a * performance - b * cost, minus the utility of the worst model. Equal models share a grade,
@@ -14,6 +14,8 @@ Decisions a reader could doubt:
   beside `cost_usd`, which was normalised over test questions too. Candidates keep the raw performance and cost.
 - A prompt of worked examples with the question last (RouterBench's ARC and WinoGrande) becomes the question alone: the
   examples are the same in every prompt, would make all prompts near-duplicates, and push the question out of sight.
+- A score or a cost that is missing or no number leaves the model out of that question; a column of numbers without a
+  `|total_cost` beside it counts as a model without costs. Both are counted by model.
 """
 
 import argparse
@@ -30,14 +32,17 @@ from tqdm import tqdm
 
 from ranker.data import Candidate, Query
 from ranker.errors import UserError, nearest
+from ranker.prepare import _options
 from ranker.prepare._groups import merged
 from ranker.prompting import wording
+from ranker.reading import columns, finite, json_file, number, place, rows, short_ids, usable, words
 from ranker.sources import split_of
-from ranker.reading import columns, header, json_file, number, words
 
 COST = "|total_cost"
+OTHER = ("sample_id", "eval_name", "prompt", "split", "oracle_model_to_route_to")  # columns that are no model
 EXAMPLE = re.compile(r"Answer:\n[^\n]+\n\n")  # the end of a worked example: its answer, then a blank line
 Rows = Iterator[tuple[str, str, str, str, str, str, str]]  # where, task, sample, question, model, performance, cost
+Table = Iterator[tuple[int, list[str]]]  # line, fields
 log = logging.getLogger(__name__)
 
 
@@ -67,6 +72,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         help="of performance and of cost")
     parser.add_argument("--prompts", type=Path, metavar="CSV",
                         help="a table of sample_id and prompt, for a long table without questions")
+    _options.add_columns(parser, "sample_id", "eval_name", "prompt", "task_id", "query_id", "llm", "effect", "cost_usd",
+                         "cost", "query")
 
 
 def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
@@ -79,9 +86,12 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
         wording(f"router-{name}")
         if name not in args.weights:
             raise UserError(f"--weights has none for the objective '{name}'{nearest(name, args.weights)}")
-    questions = gathered(wide(args) if any(name.endswith(COST) for name in header(args.file, ",")) else long(args))
-    samples, models = (ids(args.file, questions),
-                       ids(args.file, dict.fromkeys(m for q in questions.values() for m in q.measured)))
+    table = rows(args.file)
+    _, header = next(table, (1, []))
+    read = wide if any(name.endswith(COST) for name in header) else long
+    questions = gathered(read(args, header, table, dropped), dropped)
+    samples, models = (short_ids(args.file, questions),
+                       short_ids(args.file, dict.fromkeys(m for q in questions.values() for m in q.measured)))
     texts = described(args.models, models)
     ranges = cost_ranges(samples, questions)
     for sample, question in tqdm(questions.items(), desc="questions", unit="question"):
@@ -124,50 +134,81 @@ def cost_ranges(samples: dict[str, str], questions: dict[str, Question]) -> dict
     return {task: (min(found), max(found)) for task, found in costs.items()}
 
 
-def gathered(rows: Rows) -> dict[str, Question]:
+def gathered(measurements: Rows, dropped: Counter) -> dict[str, Question]:
     """Return sample -> its question, from rows in any order. Raise UserError for rows that contradict each other."""
     questions: dict[str, Question] = {}
-    for where, task, sample, text, model, performance, cost in tqdm(rows, desc="scores", unit="row"):
+    for where, task, sample, text, model, performance, cost in tqdm(measurements, desc="scores", unit="row"):
         question = questions.setdefault(sample, Question(task, text, {}))
         if (task, text) != question[:2]:
             raise UserError(f"{where}: '{sample}' had another task or question in an earlier row")
         if model in question.measured:
             raise UserError(f"{where}: '{sample}' had a score of '{model}' in an earlier row")
-        question.measured[model] = (number(performance, where, f"the score of '{model}'"),
-                                    number(cost, where, f"the cost of '{model}'"))
-    return questions
+        values = measure(performance), measure(cost)
+        if None in values:
+            dropped[f"questions for model '{model}', whose {'cost' if values[1] is None else 'score'} is missing or "
+                    "no number"] += 1
+        else:
+            question.measured[model] = values
+    few = [sample for sample, question in questions.items() if len(question.measured) < 2]
+    if few:
+        dropped["questions with fewer than two measured models"] += len(few)
+    return {sample: question for sample, question in questions.items() if len(question.measured) > 1}
 
 
-def wide(args: argparse.Namespace) -> Rows:
+def measure(text: str) -> float | None:
+    """Return a score or a cost as a number that a data file may hold, or None."""
+    value = finite(text)
+    return value if value is not None and abs(value) <= 1e9 else None
+
+
+def wide(args: argparse.Namespace, header: list[str], table: Table, dropped: Counter) -> Rows:
     """Yield the rows of a wide table: a row per sample and model."""
     if args.prompts:
         raise UserError(f"--prompts is for a long table; {args.file} has its own")
-    models = [name.removesuffix(COST) for name in header(args.file, ",") if name.endswith(COST)]
-    names = ("sample_id", "eval_name", "prompt", *models, *(model + COST for model in models))
-    for line, (sample, task, prompt, *values) in columns(args.file, ",", names):
-        text = from_list(prompt, f"{args.file}:{line}")
-        for model, performance, cost in zip(models, values, values[len(models):]):
-            yield f"{args.file}:{line}", task, sample, text, model, performance, cost
-
-
-def long(args: argparse.Namespace) -> Rows:
-    """Yield the rows of a long table, with the questions of `--prompts` where the table has none."""
-    found = header(args.file, ",")
-    texts, own = {}, "query" if "query" in found else "prompt"
-    if args.prompts:
-        own = "query_id"
-        for line, (sample, prompt) in columns(args.prompts, ",", ("sample_id", "prompt")):
-            texts[sample] = from_list(prompt, f"{args.prompts}:{line}")
-    elif own not in found:
-        raise UserError(f"{args.file}:1: no column 'query' or 'prompt' (found: {', '.join(found)}); "
-                        "name a table that has them: --prompts")
-    names = ("task_id", "query_id", "llm", "effect", "cost_usd" if "cost_usd" in found else "cost", own)
-    for line, (task, sample, model, performance, cost, text) in columns(args.file, ",", names):
+    models = [name.removesuffix(COST) for name in header if name.endswith(COST)]
+    places = [place(header, name, f"{args.file}:1", args.columns) for name in ("sample_id", "eval_name", "prompt")]
+    pairs = [(m, header.index(m), header.index(m + COST)) for m in models if m in header]
+    if not pairs:
+        raise UserError(f"{args.file}:1: no column '{models[0]}' with the scores of that model "
+                        f"(found: {', '.join(header)})")
+    known = {header[i] for i in places} | {*models, *OTHER}
+    unpriced = {name: i for i, name in enumerate(header) if name not in known and "|" not in name}  # if all are numbers
+    lines = 0
+    for lines, (line, row) in enumerate(table, 1):
         where = f"{args.file}:{line}"
-        if args.prompts and sample not in texts:
-            raise UserError(f"{where}: '{sample}' has no prompt in {args.prompts}")
-        text = texts[sample] if args.prompts else last_question(words(text, where, f"'{own}'"))
-        yield where, task, sample, text, model, performance, cost
+        unpriced = {name: i for name, i in unpriced.items() if finite(row[i]) is not None}
+        sample, task, prompt = (row[i] for i in places)
+        text = from_list(prompt, where) if prompt.strip() else ""
+        if not text:
+            dropped["rows without a question"] += 1
+            continue
+        for model, score, cost in pairs:
+            yield where, task, sample, text, model, row[score], row[cost]
+    for name in unpriced if lines else ():
+        dropped[f"questions for '{name}', a column of numbers without costs (no column '{name}{COST}')"] += lines
+    for name in set(models) - {name for name, _, _ in pairs}:
+        dropped[f"questions for model '{name}', which has no scores (no column '{name}')"] += lines
+
+
+def long(args: argparse.Namespace, header: list[str], table: Table, dropped: Counter) -> Rows:
+    """Yield the rows of a long table, with the questions of `--prompts` where the table has none."""
+    texts = {}
+    for line, (sample, prompt) in columns(args.prompts, ("sample_id", "prompt"), args.columns) if args.prompts else ():
+        texts[sample] = from_list(prompt, f"{args.prompts}:{line}") if prompt.strip() else ""
+    own = args.columns.get("query", "query" if "query" in header else args.columns.get("prompt", "prompt"))
+    if not args.prompts and own not in header:
+        raise UserError(f"{args.file}:1: no column 'query' or 'prompt' (found: {', '.join(header)}); name it "
+                        "(--columns query=COLUMN), or a table that has it (--prompts FILE)")
+    cost_name = "cost_usd" if args.columns.get("cost_usd", "cost_usd") in header else "cost"
+    places = [place(header, name, f"{args.file}:1", args.columns)
+              for name in ("task_id", "query_id", "llm", "effect", cost_name)]
+    for line, row in table:
+        task, sample, model, performance, cost = (row[i] for i in places)
+        text = texts.get(sample, "") if args.prompts else row[header.index(own)]
+        if usable(text):
+            yield f"{args.file}:{line}", task, sample, last_question(text), model, performance, cost
+        else:
+            dropped[f"rows without a question{f' in {args.prompts}' if args.prompts else ''}"] += 1
 
 
 def from_list(prompt: str, where: str) -> str:
@@ -178,7 +219,7 @@ def from_list(prompt: str, where: str) -> str:
         value = None
     if not isinstance(value, list) or len(value) != 1:
         raise UserError(f"{where}: the prompt is no Python list of one string; it begins with {prompt[:40]!r}")
-    return last_question(words(value[0], where, "the prompt"))
+    return last_question(words(value[0], where, "the prompt")) if value[0] != "" else ""
 
 
 def last_question(prompt: str) -> str:
@@ -204,14 +245,3 @@ def described(path: Path | None, models: Iterable[str]) -> dict[str, str]:
         prices = [number(entries[name].get(field), where, f"'{field}'") for field in ("input_price", "output_price")]
         texts[name] = f"{name}: {feature} USD per million tokens: {prices[0]:g} for input, {prices[1]:g} for output."
     return texts
-
-
-def ids(path: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return name -> the name without spaces. Raise UserError for an empty name, or two names that become the same."""
-    found: dict[str, str] = {}
-    for name in names:
-        other = found.setdefault("_".join(name.split()), name)
-        if other != name or not name.strip():
-            raise UserError(f"{path}: the names '{other}' and '{name}' would have one id" if name.strip()
-                            else f"{path}: a name is empty")
-    return {name: short for short, name in found.items()}
