@@ -13,6 +13,8 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ranker.evaluation.baselines import context_text
 from ranker.data import Query, iter_queries, write_queries
 from ranker.errors import Parser, UserError, exit_status, nearest
@@ -49,7 +51,8 @@ def main() -> None:
         if not contexts:
             raise UserError("no query came out of it; dropped: "
                             f"{', '.join(f'{n} {reason}' for reason, n in dropped.items()) or 'nothing'}")
-        queries, group = iter_queries(ungrouped), final_groups(contexts, args)
+        group = final_groups(contexts, args)
+        queries = tqdm(iter_queries(ungrouped), desc="splits", unit="query")
         if has_windows(args):
             queries = for_training(queries, group, contexts, dropped)
         write_queries(args.out, counted(queries, group, counts))
