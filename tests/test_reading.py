@@ -86,7 +86,8 @@ def test_windows_1252_is_read_and_told(tmp_path, caplog, text):
 @pytest.mark.parametrize("content, words", [
     (b"PK\3\4rest", "a zip archive (or an Excel file, to be saved as CSV), not text"),
     (b"PAR1rest", "a parquet file, not text"), (b"\x28\xb5\x2f\xfdrest", "compressed by zstd, not text"),
-    (gzip.compress(b"x" * 9999, mtime=0)[:-9], "the gzip file is cut short"), (b"\x1f\x8b" + bytes(20), "cannot be read")])
+    (gzip.compress(b"x" * 9999, mtime=0)[:-9], "the gzip file is cut short"),
+    (b"\x1f\x8b" + bytes(20), "cannot be read")])
 def test_what_is_no_text_is_named(tmp_path, content, words):
     (tmp_path / "x").write_bytes(content)
     assert complaint(tmp_path / "x").startswith(f"{tmp_path / 'x'}: {words}")
