@@ -10,7 +10,7 @@ import evaluate
 from ranker import config as settings
 from ranker.data import Candidate, Query, write_queries
 from ranker.evaluation import inputs
-from test_train import ROOT, call, finished_run  # noqa: F401  fixtures
+from test_train import call, finished_run  # noqa: F401  fixtures
 
 
 def query(name, relevance=(0.0, 0.0, 0.0)):
@@ -86,7 +86,7 @@ def test_a_plain_evaluation_of_the_best_checkpoint_stands_in_test_and_a_changed_
                 budget=None)
     best, step = (inputs.Checkpoint(name, Path("runs/a") / name) for name in ("best", "checkpoints/step_20"))
     out = lambda found, overrides=(), **changes: inputs.default_out(  # noqa: E731
-        found, SimpleNamespace(**args | changes), settings.Config(), overrides).relative_to(ROOT.cwd())
+        found, SimpleNamespace(**args | changes), settings.Config(), overrides)
     names = [out([best]), out([step]), out([best], ["--ranker.name=setwise"]), out([best], orders=3),
              out([best], limit=5)]
     assert names[0] == Path("runs/a/eval/test") and len(set(names)) == 5

@@ -130,7 +130,8 @@ def default_out(found: Sequence[Checkpoint], args, config: settings.Config, over
         len(words) > 1 or data) else words[0]
     if found:
         run = folders[0].parent
-        return (run.parent if run.name == "checkpoints" else run) / "eval" / name
+        out = (run.parent if run.name == "checkpoints" else run) / "eval" / name
+        return out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
     return Path("runs") / (f"eval-{Path(args.config).stem}" if args.config else "eval-baselines") / name
 
 
