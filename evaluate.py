@@ -88,14 +88,7 @@ def evaluate_queries(args: argparse.Namespace, overrides: list[str], names: list
     asked = AskLog(out, inputs.identity(record) | {
         "checkpoint": inputs.adapters(found, config), "orders": args.orders, "queries": len(queries),
         "thoughts": args.thoughts and sha256(args.thoughts)})
-    total = len(models) * args.orders * sum(ranker.calls(len(q.ids)) for q in queries)
-    with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar:
-        for name, folder, examples, trained in models:
-            bar.set_description(name)
-            model = None  # let go of the one before, before the next is loaded
-            model = load_roles(config, folder, out, bar.update)
-            model = thoughts.with_thoughts(model, examples) if examples else model
-            rows.append(table.model_row(name, ranker, orders, model, asked, trained, bar.update))
+    rows += table.model_rows(models, ranker, orders, out, asked)
     head = heads.of_queries(args, config, orders, models, table.level, warnings + report.unread(rows))
     base = next(row for row in rows if row.name == (report.BASE if models and not config.llm.api else "input order"))
     base = base if any(q.labelled for q in queries) else None  # nothing can be measured
@@ -109,9 +102,10 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str], names: list[str
     """
     found = inputs.checkpoints(args.ckpt, args.config)
     config = inputs.read_config(found, args, overrides)
-    models = [(c.name, c.folder) for c in found] or (
-        [(config.llm.model or report.BASE, None)] if config.llm.model or args.config else [])
-    inputs.refuse_missing(args, [name for name, _ in models])
+    models = [(c.name, c.folder, None, ()) for c in found] or (
+        [(config.llm.model or report.BASE, None, None, ())] if config.llm.model or args.config else [])
+    ranked_by = [name for name, *_ in models]
+    inputs.refuse_missing(args, ranked_by)
     prompting.use(args.prompts, [c.record for c in found if c.record])
     ranker = load_ranker(config.ranker, args.config or "command line")
     qrels = trec_files.read_qrels(args.qrels) if args.qrels else None
@@ -126,11 +120,11 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str], names: list[str
     rows = report.baseline_rows([queries], table.level, table.names, {args.run.name: baselines.input_order},
                                 table.judged)
     files = [str(path) for path in (args.run, args.qrels, args.corpus, args.topics, args.replay) if path]
-    out = args.out or inputs.run_out(args, ",".join(name for name, _ in models), config, overrides, files)
+    out = args.out or inputs.run_out(args, ",".join(ranked_by), config, overrides, files)
     prompter = load_prompter(config.model) if models and not config.llm.api else None
     if prompter:
         prompter.check(llms.rehearsal(ranker, max(queries, key=lambda q: len(q.ids))))
-        check_adapters(config.model, [folder for _, folder in models if folder])
+        check_adapters(config.model, [c.folder for c in found])
     chat = prompter.chat.version if prompter else ""
     record = provenance(config, pick_device(config.model.device if models else "cpu"), files, chat)
     record |= {"queries": len(queries), "checkpoints": args.ckpt}
@@ -140,21 +134,16 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str], names: list[str
     asked = AskLog(out, inputs.identity(record) | {"ties": args.ties, "checkpoint": inputs.adapters(found, config)},
                    anew=True)
     ways = {"replay": answers.parse_recorded} if args.parse == "answer" else {}
-    for row, read in (ways | {"replay, digits": answers.digits}).items() if args.replay else ():
+    recording = llms.replay(args.replay) if args.replay else None
+    for row, read in (ways | {"replay, digits": answers.digits}).items() if recording else ():
         # Costs nothing, and what the recording lacks or has too much shows before anything is written.
-        recorded = llms.replay(args.replay, read)
-        rank(ranker, queries, recorded)
-        recorded.finish(unjudged)
-        rows.append(table.model_row(row, ranker, [queries], llms.replay(args.replay, read), asked))
-    total = len(models) * sum(ranker.calls(len(q.ids)) for q in queries)
-    with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar:
-        for name, folder in models:
-            bar.set_description(name)
-            model = load_roles(config, folder, out, bar.update)
-            rows.append(table.model_row(name, ranker, [queries], model, asked, (), bar.update))
+        rehearsed = recording.again(read)
+        rank(ranker, queries, rehearsed)
+        rehearsed.finish(unjudged)
+        rows.append(table.model_row(row, ranker, [queries], recording.again(read), asked))
+    rows += table.model_rows(models, ranker, [queries], out, asked)
     warnings += report.unread(rows[-len(models):] if models else [])
-    head = heads.of_run(args, config, [name for name, _ in models], len(queries), absent, len(unjudged), table.level,
-                        warnings)
+    head = heads.of_run(args, config, ranked_by, len(queries), absent, len(unjudged), table.level, warnings)
     finish(out, rows, rows[1] if qrels else None, head, record, asked)
 
 
@@ -177,6 +166,19 @@ class Table:
         row.prices = self.config.llm.price_in, self.config.llm.price_out
         row.hourly = self.config.eval.machine_price * (not self.config.llm.api)
         return row
+
+    def model_rows(self, models: Sequence[tuple], ranker: Plugin, orders: Sequence[Sequence[Query]], out: Path,
+                   asked: AskLog) -> list[Row]:
+        """Return rows of models (name, adapter, how examples are found, tasks trained on), one loaded at a time."""
+        rows, total = [], len(models) * sum(ranker.calls(len(q.ids)) for order in orders for q in order)
+        with tqdm(total=total, unit="ask", dynamic_ncols=True, disable=not models) as bar:
+            for name, folder, examples, trained in models:
+                bar.set_description(name)
+                model = None  # let go of the one before, before the next is loaded
+                model = load_roles(self.config, folder, out, bar.update)
+                model = thoughts.with_thoughts(model, examples) if examples else model
+                rows.append(self.model_row(name, ranker, orders, model, asked, trained, bar.update))
+        return rows
 
 
 def load_roles(config: settings.Config, folder: Path | None, out: Path, progress: Callable[[int], None]) -> Models:

@@ -13,7 +13,6 @@ of one group, such as those of one user, never stand in two splits), and for rou
 """
 
 import difflib
-import gzip
 import json
 import logging
 import os.path
@@ -28,6 +27,7 @@ from pathlib import Path
 
 from ranker.errors import UserError, nearest, one_line
 from ranker.files import open_whole
+from ranker.reading import unpacked
 
 # `tokens` (or `words`) that each text was cut to, items of the `history` that are left; None: all is whole
 Cut = dict[str, int] | None
@@ -312,8 +312,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (number, text) of each line that is not blank, of a file or a pipe, gzipped or not, with BOM or without."""
     number = 0
     try:
-        with path.open("rb") as raw:
-            for number, line in enumerate(gzip.open(raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw, 1):
+        with unpacked(path) as file:
+            for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError:

@@ -75,6 +75,10 @@ class Replay:
             completions.append((0, Completion([], [], text, True, self.read(text, ask))))
         return completions
 
+    def again(self, read: Callable[[str, Ask], Answer]) -> "Replay":
+        """Return a replay of the same completions from the start, read by another parser."""
+        return replace(self, read=read, asked=Counter())
+
     def finish(self, unranked: Collection[str] = ()) -> None:
         """Raise UserError where completions are left over, but for the queries `unranked`, which nobody asked about."""
         left = {name: len(texts) - self.asked[name] for name, texts in self.recorded.items()

@@ -1,33 +1,23 @@
-"""What an answer names: the text inside an answer -> candidate ids.
+"""Read what an answer names: the text inside an answer -> candidate ids.
 
 Every rule of `RULES` is applied, and where two whole readings differ the answer is unclear, a failure; so no reading
 depends on the order of the rules. Identifiers `[k]` win: where one stands, bare numbers and texts are labels, which may
 not contradict it. A bare number is an identifier, unless another candidate is called so. In a list only separators,
 list marks, labels and words like `then` may stand between two candidates; a list may be introduced, said again and
 followed by a remark. Words of negation and of the other direction (`least` in a list of the best), and `<` or `=`
-between identifiers, make any answer a failure, outside of the candidates' own texts.
-
-A candidate's text is named by an equal text; else by the one text that stands in the answer among words of choosing,
-or that the answer is a good part of; else by a close spelling. Numbers and roman numerals must agree (years aside):
-`Rocky` is not `Rocky II`.
+between identifiers, make any answer a failure, outside of the candidates' own texts. Which candidate a text names,
+`titles.py` finds.
 """
 
-import difflib
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
 
 from ranker.data import Ask
-from ranker.prompting import harmless, wordings
+from ranker.titles import (INTRODUCTION, LINKS, as_shown, close, match, normal, nouns, numerals, says_only, yearless)
 
-LONGEST_TITLE = 300  # characters; longer texts are not compared by spelling
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
 
 
 def _any_of(patterns: list[str]) -> re.Pattern:
@@ -50,23 +40,6 @@ _BEST = ["first to last", *("best better most top highest strongest descending d
 _TURNED = {False: _any_of(_NOT + _WORST), True: _any_of(_NOT + _BEST)}  # by whether the worst is asked for
 _ENDS = {False: re.compile(r"\b(?:most|best|highest|top)(?: \w+){0,3}? to (?:the )?(?:least|worst|lowest)\b"),
          True: re.compile(r"\b(?:least|worst|lowest)(?: \w+){0,3}? to (?:the )?(?:most|best|highest)\b")}
-
-# Words that say nothing by themselves: between two candidates, before an answer, beside a candidate's text.
-_LINKS = _words("""
-    and then next finally lastly followed by before over rank place position is which better more relevant likely than
-    ahead of beats""")
-_INTRODUCTION = _LINKS | _words("""
-    the my your our a an i so thus therefore hence ok okay sure here s d ll m are be would will should final answer
-    answers best worst least most relevance ranking rankings ranked ranks order ordering ordered sorted list result
-    results output choice choices pick picks choose select selection selected decision prediction preference preferred
-    identifier identifiers id ids number first to in from for with on based their its this that as follows below query
-    question user viewer top chosen correct right suggested recommend recommended recommendation overall descending
-    decreasing highest lowest half keep kept k score rating likelihood eliminate eliminated eliminates drop dropped
-    remove removed discard out""")
-_CARRIERS = _INTRODUCTION | _words("watch watched it was because since")
-NOUNS = _words("""
-    candidate passage item option choice document doc movie film album game model product text title answer identifier
-    id""")  # and the nouns of prompts/tasks.yaml
 
 INVISIBLE = "\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff"
 _MARKUP = re.compile(r"```\w*|\\[a-zA-Z]+\s*(?=\{)|^#+ |</?(?:b|i|u|em|strong|code|pre|span)\s*/?>|"
@@ -91,9 +64,6 @@ _INTRODUCED = re.compile(r":|=(?!>)|\n|\b(?:is|are|be|choose|pick|select|recomme
 _WORD, _NUMBER = re.compile(r"\w+"), re.compile(r"\d{1,9}")
 _ROW = re.compile(r"[(\s]*\d{1,9}(?: \d{1,9})+[).\s]*")
 _BULLETS, _LINKED = re.compile(r"^(?:[-•–—>+#] )+"), re.compile(r"^(?:next|finally|lastly|and|then) ", re.IGNORECASE)
-_MARKER = re.compile(r"\s*(?:[-*•>]|(\d{1,3})[.)]\s)\s*")
-_YEAR = re.compile(r"\b(?:18|19|20)\d\d\b")
-_NUMERAL = re.compile(r"\d+|\b(?:[ivx]{2,}|[vx])\b")
 
 
 class Unclear(ValueError):
@@ -110,7 +80,7 @@ class Shown:
     length: int = field(init=False)  # characters that a list of all, with labels and introduction, may have
 
     def __post_init__(self):
-        self.titles = {c: _shown(self.ask.query.texts[c]) for c in self.ask.left}
+        self.titles = {c: as_shown(self.ask.query.texts[c]) for c in self.ask.left}
         self.length = 300 + sum(map(len, self.titles.values())) + 40 * len(self.titles)
 
     def at(self, k: int) -> str | None:
@@ -124,19 +94,19 @@ class Shown:
             self.found[name] = match(name, self.titles)
         found = self.found[name]
         if not found and spelled and not _MARKS.search(text):  # a list of several is no misspelled text
-            found = {_close(name, self.titles)}
+            found = {close(name, self.titles)}
         [candidate] = found if len(found) == 1 else [None]
         return candidate if candidate and numerals(self.titles[candidate]) == numerals(name) else None
 
     def called(self, text: str) -> set[str]:
         """Return the candidates that are called exactly like a label, years aside."""
-        name = _yearless(normal(text))
-        return {c for c, title in self.titles.items() if name and _yearless(title) == name}
+        name = yearless(normal(text))
+        return {c for c, title in self.titles.items() if name and yearless(title) == name}
 
     def owns(self, candidate: str | None, text: str) -> bool:
         """Tell whether a label is the candidate's text, or a part of it."""
         name, title = normal(text), self.titles.get(candidate, "")
-        return bool(name) and (_yearless(name) == _yearless(title) or len(name) >= 4 and f" {name} " in f" {title} ")
+        return bool(name) and (yearless(name) == yearless(title) or len(name) >= 4 and f" {name} " in f" {title} ")
 
     def check(self, candidates: set[str | None], *labels: str) -> None:
         """Raise Unclear where a label beside candidates' identifiers is the name or the number of another candidate."""
@@ -177,8 +147,8 @@ def views(text: str) -> Iterator[str]:
     """Yield a text as it is, and what follows each introduction to it, such as `The final answer is` or `Ranking:`."""
     yield text
     word = _WORD.search(text)
-    for end in _INTRODUCED.finditer(text, 0, 300) if word and _says_only(word[0], _INTRODUCTION) else ():
-        if not _says_only(text[:end.end()], _INTRODUCTION):
+    for end in _INTRODUCED.finditer(text, 0, 300) if word and says_only(word[0], INTRODUCTION) else ():
+        if not says_only(text[:end.end()], INTRODUCTION):
             return
         yield text[end.end():].strip()
 
@@ -198,7 +168,7 @@ def turned(text: str, titles: dict[str, str], worst: bool) -> bool:
 
 def identifiers(text: str, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
     """Yield the number of each identifier in brackets, and where it stands: `[2]`, `[doc2]`, or a list `[2, 1]`."""
-    for found in _patterns(_nouns())[0].finditer(text, begin, len(text) if end is None else end):
+    for found in _patterns(nouns())[0].finditer(text, begin, len(text) if end is None else end):
         if found[2]:
             yield from ((int(k[0]), k.start(), k.end()) for k in _NUMBER.finditer(text, *found.span()))
         else:
@@ -258,7 +228,7 @@ def _list_of(text: str, found: list[tuple], shown: Shown) -> tuple[int, ...]:
     ends = [*(start for _, start, _ in found[1:]), len(text)]
     for i, (k, _, end) in enumerate(found):
         behind = text[end:ends[i]].partition("\n")[0]
-        if links[i] == "line" and not (shown.owns(shown.at(k), behind) or _says_only(behind, _INTRODUCTION)):
+        if links[i] == "line" and not (shown.owns(shown.at(k), behind) or says_only(behind, INTRODUCTION)):
             links[i] = ""  # what is remarked on is no entry of the list above it
     chains = []
     for linking in (("same", "line", "remark"), ("same",)):  # from line to line until one is said again; in a line
@@ -307,13 +277,7 @@ def _link(text: str, left: tuple, right: tuple, shown: Shown) -> str:
 
 def _links(text: str) -> bool:
     """Tell whether nothing stands in `text` but words that link candidates, their nouns, list marks and separators."""
-    return not _STRANGE.search(text) and _says_only(normal(text), _LINKS)
-
-
-def _says_only(text: str, words: frozenset[str]) -> bool:
-    """Tell whether a text consists of such words and of nouns of candidates."""
-    nouns = _nouns()
-    return all(word in words or word in nouns for word in _WORD.findall(text.casefold()))
+    return not _STRANGE.search(text) and says_only(normal(text), LINKS)
 
 
 def _said(lists: set[tuple]) -> tuple:
@@ -398,7 +362,7 @@ def _numbers(text: str, shown: Shown, one: bool, whole: bool) -> Iterator[tuple]
 
 def _number(part: str, shown: Shown) -> tuple | None:
     """Return the list mark, the number, the sign and the label of `1. Movie 2: Heat` or `Heat (2)`, or None."""
-    _, entry, behind = _patterns(_nouns())
+    _, entry, behind = _patterns(nouns())
     before, after = entry.fullmatch(part), behind.search(part)
     if after and after.start() and not (before and shown.at(int(before["k"]))):
         return None, int(after[1]), "(", part[:after.start()].strip()
@@ -441,7 +405,7 @@ def _name(part: str, shown: Shown, spelled: bool) -> tuple[int | None, str | Non
     elif mark:
         part = part[mark.end():]
         name = shown.named(part, spelled)
-    number = _patterns(_nouns())[2].search(part)
+    number = _patterns(nouns())[2].search(part)
     if name is None and number and shown.at(int(number[1])):
         name = shown.named(part[:number.start()], spelled)
         shown.check({name}, number[1])
@@ -477,113 +441,12 @@ def ranking_lines(whole: str, ask: Ask) -> str | None:
     if not kept or not other <= {k for _, k, _ in kept}:
         return None
     clean = {i for i, *_ in kept}
-    return "\n".join(line if i in clean else _patterns(_nouns())[0].sub(" ", line) for i, line in enumerate(lines))
+    return "\n".join(line if i in clean else _patterns(nouns())[0].sub(" ", line) for i, line in enumerate(lines))
 
 
 def _introduces(text: str) -> bool:
     """Tell whether `text` holds nothing but separators, numbers and words that introduce or link."""
-    return _says_only(re.sub(r"\b\d+\b", " ", text), _INTRODUCTION)
-
-
-# Texts of candidates.
-
-@lru_cache(256)
-def normal(text: str) -> str:
-    """Return a text in NFKC, case folded, without list marker and punctuation, with single spaces."""
-    text = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    text = text[_MARKER.match(text).end():] if _MARKER.match(text) else text
-    return " ".join(_WORD.findall(text.casefold()))
-
-
-@lru_cache(4096)
-def _shown(text: str) -> str:
-    """Return the `normal` form of a candidate's text as the prompt showed it.
-
-    It is cached, since every completion of a group and every ask about a query needs it again.
-    """
-    return normal(harmless(text))
-
-
-@lru_cache(4096)
-def _yearless(name: str) -> str:
-    """Return a `normal` text without its years, unless it consists of them."""
-    return " ".join(_YEAR.sub(" ", name).split()) or name
-
-
-@lru_cache(4096)
-def numerals(name: str) -> list[str]:
-    """Return the numbers and roman numerals of a `normal` text, years aside."""
-    return _NUMERAL.findall(_YEAR.sub(" ", name))
-
-
-def match(name: str, titles: dict[str, str]) -> set[str | None]:
-    """Return the candidates that a `normal` text names, {None} for an unclear name. `titles`: id -> `normal` text."""
-    equal = {c for c, title in titles.items() if title == name}
-    equal = equal or {c for c, title in titles.items() if name and _yearless(title) == name}
-    if equal or not re.search(r"[^\W\d_]{2}", name):  # a number, a letter or nothing names no other candidate
-        return equal or {None}
-    return {c for rule in TITLE_RULES for c in rule(name, titles)}
-
-
-def holding(name: str, titles: dict[str, str]) -> set[str | None]:
-    """Return the candidate whose text stands in `name` among words of choosing, {None} for several."""
-    padded = f" {name} "
-    inside = sorted({title for title in titles.values() if title and f" {title} " in padded}, key=lambda t: (len(t), t))
-    if not inside:
-        return set()
-    before, _, behind = padded.partition(f" {inside[-1]} ")
-    if any(f" {title} " in f"{before}  {behind}" for title in inside[:-1]):
-        return {None}  # "Alien or Heat" names no candidate
-    # "Alien Resurrection" is another film, and a word in a sentence ("none of them") may be no title at all.
-    beside = " ".join(word for word in (*before.split()[-1:], *behind.split()[:1]) if not _YEAR.fullmatch(word))
-    if not _says_only(beside, _CARRIERS) or " " not in inside[-1] and len(name.split()) > 2:
-        return set()
-    holders = {c for c, title in titles.items() if title == inside[-1]}
-    return holders if len(holders) == 1 else {None}
-
-
-def within(name: str, titles: dict[str, str]) -> set[str | None]:
-    """Return the candidates of whose texts `name` is the beginning, the half or three words."""
-    if len(name) < 4 or name == "none":
-        return set()
-    begins = tuple(f"{article}{name} " for article in ("", "the ", "a ", "an "))
-    return {c for c, title in titles.items() if f" {name} " in f" {title} "
-            and (name.count(" ") > 1 or 2 * len(name) >= len(title) or f"{title} ".startswith(begins))}
-
-
-TITLE_RULES = (holding, within)
-
-
-def _close(name: str, titles: dict[str, str]) -> str | None:
-    """Return the candidate whose title is spelled most like `name`, or None.
-
-    The similarity must be at least 0.85, and 0.08 above that of the second.
-    """
-    length, words = len(name), set(name.split())
-    alike = {c: title for c, title in titles.items() if max(length, len(title)) <= LONGEST_TITLE
-             and min(length, len(title)) >= 0.385 * (length + len(title))  # else the similarity is below 0.77
-             and (len(words) < 3 or not words.isdisjoint(title.split()))}
-    scores, bound = [], difflib.SequenceMatcher(None, "", name if alike else "", autojunk=False)  # indexes `name` once
-    for candidate, title in alike.items():
-        bound.set_seq1(title)
-        if bound.quick_ratio() >= 0.77:
-            # Computed anew, since the ratio depends on the order of the two texts.
-            scores.append((difflib.SequenceMatcher(None, name, title, autojunk=False).ratio(), candidate))
-    scores.sort(reverse=True)
-    if not scores or scores[0][0] < 0.85 or (len(scores) > 1 and scores[0][0] - scores[1][0] < 0.08):
-        return None
-    return scores[0][1]
-
-
-_NOUNS: list = []  # the wordings of tasks in use, and all nouns of candidates
-
-
-def _nouns() -> frozenset[str]:
-    """Return the nouns of candidates, those of the prompts' tasks among them."""
-    if not _NOUNS or _NOUNS[0] is not wordings():
-        tasks = [task[key].casefold() for task in wordings().values() for key in ("noun", "nouns")]
-        _NOUNS[:] = wordings(), frozenset([*tasks, *NOUNS, *(f"{noun}s" for noun in NOUNS)])
-    return _NOUNS[1]
+    return says_only(re.sub(r"\b\d+\b", " ", text), INTRODUCTION)
 
 
 @lru_cache(8)

@@ -38,6 +38,14 @@ _UNLIKELY = re.compile("[^\0-\x7f‘’“”–—…€]{3}|[ÃÂâ][^\0-\x7f�
 
 
 @contextmanager
+def unpacked(path: Path) -> Iterator[BinaryIO]:
+    """Open a file or a pipe, gzipped (whatever its name says) or not, to read its bytes from start to end."""
+    with path.open("rb") as raw:
+        with gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw as file:
+            yield file
+
+
+@contextmanager
 def open_text(path: Path, encoding: str | None = None) -> Iterator[TextIO]:
     """Open a text file, gzipped or not, or a pipe; `encoding` is tried for what is not UTF-8.
 
@@ -45,9 +53,8 @@ def open_text(path: Path, encoding: str | None = None) -> Iterator[TextIO]:
     """
     path = Path(path)
     try:
-        with path.open("rb") as raw:
-            with gzip.GzipFile(fileobj=raw) if raw.peek(2)[:2] == b"\x1f\x8b" else raw as file:
-                yield _decoded(file, path, encoding)
+        with unpacked(path) as file:
+            yield _decoded(file, path, encoding)
     except EOFError:
         raise UserError(f"{path}: the gzip file is cut short; download it again") from None
     except UnicodeDecodeError as error:

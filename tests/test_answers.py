@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from ranker import answers, naming, prompting
+from ranker import answers, naming, prompting, titles
 from ranker.answers import parse, place, span
 from ranker.data import STATUSES, Ask, Candidate, Query
 
@@ -92,7 +92,7 @@ FRAGMENTS = ("<think>", "</think>", "<thinking>", "[THINK]", "<|channel|>final<|
              "{", "\\", "")
 
 
-PERMUTED = ("RULES", "TITLE_RULES", "_SPLITS")
+PERMUTED = {"RULES": naming, "TITLE_RULES": titles, "_SPLITS": naming}
 
 
 def readings(completions) -> list:
@@ -118,12 +118,12 @@ def test_no_reading_depends_on_the_order_of_the_rules(monkeypatch):
               for pool in [rng.sample(POOL, rng.randint(1, len(POOL)))]]
     expected = readings(golden), readings(fuzzed)
     assert sum(answer.ok for answer in expected[0]) > 200 and sum(answer.ok for answer in expected[1]) > 300
-    kept = {name: getattr(naming, name) for name in PERMUTED}
-    orders = [list(itertools.permutations(kept[name])) for name in PERMUTED[:2]]
+    kept = {name: getattr(module, name) for name, module in PERMUTED.items()}
+    orders = [list(itertools.permutations(kept[name])) for name in ("RULES", "TITLE_RULES")]
     orders.append([kept["_SPLITS"][i:] + kept["_SPLITS"][:i] for i in range(len(kept["_SPLITS"]))])
     for i, chosen in enumerate(itertools.product(*orders)):
         for name, order in zip(PERMUTED, chosen):
-            monkeypatch.setattr(naming, name, order)
+            monkeypatch.setattr(PERMUTED[name], name, order)
         some = slice(i % 5, None, 5), slice(i % 20, None, 20)
         assert readings(golden[some[0]]) == expected[0][some[0]] and readings(fuzzed[some[1]]) == expected[1][some[1]]
 

@@ -1,5 +1,5 @@
-"""What all recommendation sets share: several queries a user for training alone, hold-out by time, shares of users,
-a retriever's lists, untitled items, equal titles."""
+"""Check what all recommendation sets share: several queries a user for training alone, hold-out by time, shares of
+users, a retriever's lists, untitled items, equal titles."""
 
 import itertools
 import random

@@ -38,10 +38,21 @@ def measured(queries: Sequence[Query]) -> bool:
 
 def choices(row: "Row") -> dict[str, list[tuple[Query, Candidate]]]:
     """Return task -> pairs (query, the candidate that the row ranks first, its cost with the router's own)."""
-    found: dict[str, list[tuple[Query, Candidate]]] = {}
+    return {task: [(r.query, chosen(row, r, r.order[0])) for r in rankings]
+            for task, rankings in by_task(row).items()}
+
+
+def by_task(row: "Row") -> dict[str, list["Ranking"]]:
+    """Return task -> the row's rankings of its queries."""
+    found: dict[str, list[Ranking]] = {}
     for ranking in row.rankings:
-        found.setdefault(ranking.query.task, []).append((ranking.query, chosen(row, ranking, ranking.order[0])))
+        found.setdefault(ranking.query.task, []).append(ranking)
     return found
+
+
+def reward(pairs: Sequence[tuple[Query, Candidate]]) -> float:
+    """Return the mean relevance of the chosen candidates."""
+    return sum(q.rel[c.id] for q, c in pairs) / len(pairs)
 
 
 def chosen(row: "Row", ranking: "Ranking", identity: str) -> Candidate:
@@ -126,14 +137,13 @@ def table_lines(rows: Sequence["Row"], queries: Sequence[Query]) -> tuple[list[s
     lines = []
     for row in rows:
         under = area(curve(points(row, shared), alone), low, high)
-        for task, pairs in choices(row).items():
-            cost, performance = point(pairs)
-            reward = sum(q.rel[c.id] for q, c in pairs) / len(pairs)
+        chosen_by_task, rankings_by_task = choices(row), by_task(row)
+        for task, pairs in chosen_by_task.items():
+            (cost, performance), rankings = point(pairs), rankings_by_task[task]
             best = sum(max(q.relevance) for q, _ in pairs) / len(pairs)
-            rankings = [r for r in row.rankings if r.query.task == task]
             tokens = sum(r.prompt_tokens + r.completion_tokens for r in rankings) / len(rankings)
-            lines.append([f"{task}: {row.name}", f"{performance:.3f}", f"{1000 * cost:.3f}", f"{reward:.3f}",
-                          f"{best - reward:.3f}", f"{under:.3f}", f"{tokens:.0f}",
+            lines.append([f"{task}: {row.name}", f"{performance:.3f}", f"{1000 * cost:.3f}", f"{reward(pairs):.3f}",
+                          f"{best - reward(pairs):.3f}", f"{under:.3f}", f"{tokens:.0f}",
                           f"{sum(r.seconds for r in rankings) / len(rankings):.3f}"])
     lines.sort(key=lambda line: line[0].split(":")[0])  # a stable sort: by task, then rows as given
     return ["routing", "performance", "$ per 1000", "reward", "gap to oracle", "area", "router's tokens",
@@ -144,13 +154,12 @@ def budget_lines(rows: Sequence["Row"], budget: float) -> tuple[list[str], list[
     """Return the header and the lines of a table of what rows reach with `budget`, in USD per 1000 queries."""
     lines = []
     for row in rows:
-        for task in dict.fromkeys(r.query.task for r in row.rankings):
-            rankings = [r for r in row.rankings if r.query.task == task]
+        for task, rankings in by_task(row).items():
             threshold, pairs = within(row, rankings, budget / 1000)
             cost, performance = point(pairs)
             kept = f"{threshold:.4g}" if 1000 * cost <= budget else "none keeps it"
-            reward = sum(q.rel[c.id] for q, c in pairs) / len(pairs)
-            lines.append([f"{task}: {row.name}", f"{performance:.3f}", f"{1000 * cost:.3f}", f"{reward:.3f}", kept])
+            lines.append([f"{task}: {row.name}", f"{performance:.3f}", f"{1000 * cost:.3f}", f"{reward(pairs):.3f}",
+                          kept])
     lines.sort(key=lambda line: line[0].split(":")[0])
     return [f"within ${budget:g} per 1000", "performance", "$ per 1000", "reward", "threshold"], lines
 

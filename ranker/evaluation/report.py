@@ -64,6 +64,11 @@ class Row:
         """Return the dollars that all rankings of the row cost."""
         return sum(map(self.dollars_of, self.rankings))
 
+    @property
+    def statuses(self) -> Counter:
+        """Return how often each status was that of an answer."""
+        return sum((r.statuses for r in self.rankings), Counter())
+
     def seconds(self, group: Callable[[str], bool] = lambda task: True) -> str:
         """Return the mean seconds of ranking a query of the tasks that `group` accepts, as text; empty: not ranked."""
         found = [r.seconds for r in self.rankings if group(r.query.task)]
@@ -124,7 +129,7 @@ def unread(rows: Sequence[Row]) -> list[str]:
     """Return a warning for every row with mostly unreadable answers: their number, by status, and the remedy."""
     warnings = []
     for row in rows:
-        statuses = sum((r.statuses for r in row.rankings), Counter())
+        statuses = row.statuses
         failed = Counter({status: count for status, count in statuses.items() if status != "ok"})
         if failed.total() > statuses.total() / 2:
             counts = ", ".join(f"{count} {status}" for status, count in failed.most_common())
@@ -252,7 +257,7 @@ def cost_table(rows: Sequence[Row]) -> str:
     priced, lines = any(row.dollars for row in rows), []
     for row in rows:
         n, calls = len(row.rankings), sum(r.calls for r in row.rankings)
-        statuses = sum((r.statuses for r in row.rankings), Counter())
+        statuses = row.statuses
         lines.append([row.name, *cost_of(row.rankings, n),
                       *([f"{row.dollars / n:.5f}" if row.dollars else ""] if priced else []),
                       f"{sum(r.cut for r in row.rankings) / n:.1f}",
@@ -311,7 +316,7 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
         "head": head, "base": base.name, "metrics": base.names, "rows": {row.name: {
             "repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
             "spread_over_orders": row.spread, "prompts_cut": sum(r.cut for r in row.rankings), "cost": costs(row),
-            "statuses": dict(sum((r.statuses for r in row.rankings), Counter()))} for row in rows}, "gains": found,
+            "statuses": dict(row.statuses)} for row in rows}, "gains": found,
     }, indent=1) + "\n")
     sheet = io.StringIO()
     writer = csv.writer(sheet, lineterminator="\n")
@@ -343,8 +348,7 @@ def write_rankings(folder: Path, rows: Sequence[Row], head: str, provenance: dic
     text = "\n\n".join([*parts, *([cost_table(models)] if models else [])]) + "\n"
     write_text(folder / "table.md", text)
     write_text(folder / "results.json", json.dumps(provenance | {"head": head, "metrics": [], "rows": {
-        row.name: {"statuses": dict(sum((r.statuses for r in row.rankings), Counter()))} for row in models}}, indent=1)
-               + "\n")
+        row.name: {"statuses": dict(row.statuses)} for row in models}}, indent=1) + "\n")
     write_text(folder / "rankings.jsonl", "".join(json.dumps(
         {"row": row.name, "query": r.query.id, "ids": r.order, **({"scores": r.scores} if r.scores else {})},
         ensure_ascii=False) + "\n" for row in models for r in row.rankings))

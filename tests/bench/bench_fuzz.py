@@ -19,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 from test_answers import DECISIONS, FRAGMENTS, POOL, ask, check, junk  # noqa: E402
 
-from ranker import naming  # noqa: E402
+from ranker import titles  # noqa: E402
 from ranker.answers import parse  # noqa: E402
 from ranker.evaluation import report  # noqa: E402
 
@@ -48,7 +48,7 @@ def completion(rng: random.Random, texts: list[str]) -> str:
 def milliseconds(text: str, question, finished: bool, times: int) -> float:
     best = float("inf")
     for _ in range(times):
-        naming.normal.cache_clear()  # of this completion's own texts, which no other completion has
+        titles.normal.cache_clear()  # of this completion's own texts, which no other completion has
         started = time.thread_time_ns()
         parse(text, question, finished)
         best = min(best, (time.thread_time_ns() - started) / 1e6)
@@ -65,7 +65,7 @@ def main() -> int:
         question = ask(decision, rng.sample(texts, rng.randint(1, len(texts))))
         text = completion(rng, texts)
         try:
-            naming._shown.cache_clear(), naming.numerals.cache_clear(), naming._yearless.cache_clear()
+            titles.as_shown.cache_clear(), titles.numerals.cache_clear(), titles.yearless.cache_clear()
             # the first completion about a pool cleans its texts for all
             cold = max(cold, milliseconds(text, question, finished, 1))
             answer = parse(text, question, finished)
