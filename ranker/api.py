@@ -32,7 +32,7 @@ from ranker.data import Ask, Completion, Cut
 from ranker.drive import Model
 from ranker.errors import UserError
 from ranker.files import write_text
-from ranker.prompting import Chat
+from ranker.prompting import Chat, scored_texts
 
 # Settings of the section `llm` that change no answer.
 CHANGES_NO_ANSWER = ("key_env", "concurrency", "timeout_s", "retries", "cache", "price_in", "price_out")
@@ -105,6 +105,8 @@ def server_model(llm: settings.Llm, chat: Chat, max_new_tokens: int, path: Path,
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
         if any(ask.by_logits for ask in asks):
             raise UserError("a server gives no logits of identifiers: leave out ranker.final")
+        if any(map(scored_texts, asks)):
+            raise UserError("a server gives no log-probabilities of texts, which ranker.name=likelihood needs")
         chats = [chat.fitted(ask) for ask in asks]
         bodies = [{"model": llm.model, "messages": messages, "temperature": llm.temperature,
                    llm.limit_field: max_new_tokens} for messages, _ in chats]

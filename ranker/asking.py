@@ -18,7 +18,7 @@ from ranker.drive import Model
 from ranker.engine.policy import STOP, Policy
 from ranker.engine.sampler import Known, Sampler, batches_of
 from ranker.engine.scoring import pack, score_all
-from ranker.prompting import Chat
+from ranker.prompting import Chat, scored_texts
 
 
 @dataclass
@@ -116,6 +116,37 @@ def by_logits(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int], N
     return groups
 
 
+def by_likelihood(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int], None] = lambda asks: None,
+                  kept: dict | None = None) -> list[Group]:
+    """Answers of which nothing is written: the log-probabilities of texts as completions, a packed row for each ask.
+
+    What was scored before behind the same prompt is not scored again where it stands in `kept`: the unconditional
+    score of a text is that for all queries.
+    """
+    prompter, limit, kept = sampler.policy.prompter, sampler.settings.max_new_tokens, {} if kept is None else kept
+    fitted, started = [prompter.fitted(ask) for ask in asks], time.perf_counter()
+    endings = [prompter.endings(ask, limit) for ask in asks]
+    keys = [[(tuple(prompt), tuple(ids)) for ids in texts] for (prompt, _), texts in zip(fitted, endings)]
+    fresh = list(dict.fromkeys(key for texts in keys for key in texts if key not in kept))
+    by_prompt: dict[tuple[int, ...], list[list[int]]] = {}
+    for prompt, ids in fresh:
+        by_prompt.setdefault(prompt, []).append(list(ids))
+    budget = sampler.settings.tokens_per_prefill
+    rows = pack([list(prompt) for prompt in by_prompt], list(by_prompt.values()), budget)
+    found, _ = score_all(sampler.policy, rows, 1.0, budget)
+    flat = [(prompt, tuple(ids)) for prompt, texts in by_prompt.items() for ids in texts]
+    kept |= {key: found[i].sum().item() for i, key in enumerate(flat)}
+    share, groups = (time.perf_counter() - started) / max(len(asks), 1), []
+    for ask, (prompt, cut), texts, ids in zip(asks, fitted, keys, endings):
+        scores = [kept[key] for key in texts]
+        order = sorted(range(len(scores)), key=lambda k: -scores[k]) if len(scores) == len(ask.pool) else []
+        text = f"<answer>{' > '.join(f'[{k + 1}]' for k in order)}</answer>"
+        answer = Answer("ok", tuple(ask.pool[k] for k in order), len(order), tuple(scores), tuple(map(len, ids)))
+        groups.append(Group(ask, prompt, [Completion([], [], text, True, answer, share, cut)]))
+        progress(1)
+    return groups
+
+
 def local_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks: None, role: str = "policy",
                 seed: int = 0) -> Model:
     """Return the policy behind the driver, as it plays a role: the completions of asks, sampled where they want that.
@@ -124,6 +155,7 @@ def local_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks:
     about the query again and `rollout.tokens_kept` has room for it. What is sampled depends on `seed` and the ask.
     """
     shelf: dict[str, Known] = {}  # by query
+    kept: dict = {}  # log-probabilities of texts behind prompts
 
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
         for query in shelf.keys() - {ask.query.id for ask in asks}:
@@ -131,17 +163,20 @@ def local_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks:
         alike: dict[object, list[int]] = {}  # asks that are samples of one another are one group
         for i, ask in enumerate(asks):
             alike.setdefault(replace(ask, sample=0) if ask.temperature else i, []).append(i)
-        batches: dict[tuple[bool, float], list[list[int]]] = {}
+        batches: dict[tuple[str, float], list[list[int]]] = {}
         for places in alike.values():
             first = asks[places[0]]
-            batches.setdefault((first.by_logits, first.temperature), []).append(places)
+            way = "logits" if first.by_logits else "likelihood" if scored_texts(first) else "words"
+            batches.setdefault((way, first.temperature), []).append(places)
         answered: list[tuple[int, Completion] | None] = [None] * len(asks)
         with sampler.policy.playing(role):
-            for (logits, temperature), found in batches.items():
+            for (way, temperature), found in batches.items():
                 wanted = [asks[places[0]] for places in found]
                 known = [shelf.setdefault(ask.query.id, Known(shelf, sampler.settings.tokens_kept)) for ask in wanted]
-                if logits:
+                if way == "logits":
                     groups = by_logits(sampler, wanted, progress, known)
+                elif way == "likelihood":
+                    groups = by_likelihood(sampler, wanted, progress, kept)
                 else:
                     seeds = [random.Random(f"{seed}/{ask.query.id}/{ask.described()}").getrandbits(60)
                              for ask in wanted]

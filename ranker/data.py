@@ -138,8 +138,9 @@ class Answer:
     status: str
     value: tuple = ()
     named: int = field(default=0, compare=False)  # identifiers or texts named, repeated and foreign ones included
-    # of the decision's ALTERNATIVES, where somebody knows them
+    # probabilities of the decision's ALTERNATIVES, or log-probabilities of its `texts`, where somebody knows them
     scores: tuple[float, ...] = field(default=(), compare=False)
+    lengths: tuple[int, ...] = field(default=(), compare=False)  # of the texts, in tokens
     text: str = field(default="", compare=False, repr=False)  # the whole completion
     places: tuple[tuple[int, int], ...] = field(default=(), compare=False, repr=False)  # of `value`'s identifiers in it
 

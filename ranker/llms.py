@@ -13,6 +13,7 @@ from ranker.answers import alternatives, parse, parse_recorded
 from ranker.data import Answer, Ask, Completion, Query
 from ranker.drive import run
 from ranker.errors import UserError
+from ranker.prompting import scored_texts
 from ranker.reading import json_lines, words
 
 FIT = "do --ranker, --window, --step and --depth fit the recording?"
@@ -47,6 +48,9 @@ def rehearsal(ranker, query: Query) -> list[Ask]:
         for ask, (_, completion) in zip(asks, answered):
             if count := len(alternatives(ask)):  # the policy would give probabilities of the alternatives
                 completion.answer = replace(completion.answer, scores=(1 / count,) * count)
+            if texts := scored_texts(ask):  # and log-probabilities of texts
+                relevance = [ask.query.rel[c] for c in ask.pool] if len(texts) == len(ask.pool) else [0.0] * len(texts)
+                completion.answer = replace(completion.answer, scores=tuple(relevance), lengths=(1,) * len(texts))
         return answered
 
     run(ranker, [query], model, on_ask=lambda ask, *_: asked.append(ask))

@@ -173,6 +173,17 @@ def ndcg_of(orders: Tensor, relevance: Tensor, k: int) -> Tensor:
     return (relevance[orders] * discounts).sum(-1) / ideal
 
 
+class Scale(torch.nn.Module):
+    """A learned positive factor of scores, 1 / temperature: mean log-probabilities of texts differ by little."""
+
+    def __init__(self, start: float):
+        super().__init__()
+        self.log = torch.nn.Parameter(torch.tensor([math.log(start)]))
+
+    def forward(self, scores: Tensor) -> Tensor:
+        return scores * self.log.exp()
+
+
 RANK_LOSSES = ("ranknet", "weighted_ranknet", "lambdarank", "ndcg2", "listnet", "top1", "pointwise")
 
 

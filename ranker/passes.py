@@ -11,7 +11,7 @@ process of a run passes over its own rows, and all know the results.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -34,6 +34,15 @@ class Batch:
     mask: torch.Tensor  # [N, T], True for tokens of the completion
     step: int = 1  # of the stage
     seed: int = 0  # of what a loss draws
+    own: dict[str, torch.nn.Module] = field(default_factory=dict)  # parameters of objectives, `policy.own`
+
+    @property
+    def scores(self) -> torch.Tensor:
+        """Return what candidates score [N]: the sum over their tokens (by the signal `share`: a weighted sum), times
+        the learned scale where there is one."""
+        share = self.get("share", torch.ones_like(self.logprobs))
+        scores = (self.logprobs * share * self.mask).sum(-1)
+        return self.own["scale"](scores) if "scale" in self.own else scores
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return stack([c.signals[name] for c in self.completions], self.mask)
@@ -61,7 +70,7 @@ def batched(policy: Policy, rows: Sequence[Row], temperature: float, budget: int
         for row in chosen:
             ends.append(ends[-1] + len(row.keys))
         yield Batch([c for row in chosen for c in row.keys], [slice(*ends[i:i + 2]) for i in range(len(chosen))],
-                    logprobs, values, mask, step, seed + number)
+                    logprobs, values, mask, step, seed + number, policy.own)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from ranker.data import Ask, Cut
 from ranker.errors import UserError, nearest
 
 FOLDER = Path(__file__).resolve().parent.parent / "prompts"
+TAIL = 80  # characters of a prompt that decide how a text behind it is tokenized
 LETTERS = "ABCDEFGHIJKLMNOPQRST"
 WORDING = ("scenario", "heading", "noun", "nouns", "criterion")
 FIELDS = ("context", "count", "half", "drop", "pool", *WORDING)  # fields that every template may have
@@ -109,10 +110,10 @@ def wording(task: str) -> dict[str, str]:
 
 
 @cache
-def template(name: str, told: tuple[str, ...] = ()) -> str:
+def template(name: str, told: tuple[str, ...] = (), shows: tuple[str, ...] = ("context", "pool")) -> str:
     """Return the text of prompts/NAME.txt. `told` names fields that are filled beside FIELDS.
 
-    Raise UserError for a field that nothing fills, and for a decision's template that shows no context or no pool.
+    Raise UserError for a field that nothing fills, and for a template that lacks a field that it must show.
     """
     path = FOLDER / f"{name}.txt"
     text = _text(path).strip()
@@ -124,7 +125,7 @@ def template(name: str, told: tuple[str, ...] = ()) -> str:
         raise UserError(f"{path}: broken field ({error}; known: {', '.join(FIELDS)}); a bracket that is none is "
                         "written twice") from None
     wrong = [f"unknown field '{{{field}}}'" for field in fields if field not in (*FIELDS, *told)]
-    wrong += [f"no field '{{{field}}}'" for field in ("context", "pool") if field not in fields]
+    wrong += [f"no field '{{{field}}}'" for field in shows if field not in fields]
     if wrong:
         raise UserError(f"{path}: {wrong[0]} (known: {', '.join(FIELDS)})")
     return text
@@ -224,7 +225,14 @@ def messages(ask: Ask, shown: Callable[[str], str] = harmless, told: Callable[[s
 
     examples = [t for example, completion in ask.examples
                 for t in (*asked(example), turn("assistant", told(completion)))]
-    return [turn("system", template("system")), *examples, *asked(ask)]
+    system = [] if scored_texts(ask) else [turn("system", template("system"))]  # where nothing is written
+    return [*system, *examples, *asked(ask)]
+
+
+def scored_texts(ask: Ask) -> list[str]:
+    """Return the texts whose log-probabilities answer the ask; none: an answer is written."""
+    texts = getattr(plugins.module("decision", ask.decision), "texts", None)
+    return texts(ask) if texts else []
 
 
 def _question(ask: Ask, pool: str, shown: Callable[[str], str], history: int | None) -> str:
@@ -240,7 +248,8 @@ def _question(ask: Ask, pool: str, shown: Callable[[str], str], history: int | N
     fields |= {name: shown(text) for name, text in ask.told}
     name = decision.template(ask) if hasattr(decision, "template") else ask.decision
     try:
-        question = template(name, getattr(decision, "TOLD", ())).format_map(fields)
+        question = template(name, getattr(decision, "TOLD", ()), getattr(decision, "SHOWS", ("context", "pool"))
+                            ).format_map(fields)
     except (ValueError, KeyError) as error:  # the template wants a conversion or a format that texts do not have
         raise UserError(f"{FOLDER / name}.txt: a field cannot be filled ({error})") from None
     if ask.out is not None:
@@ -395,6 +404,21 @@ class Prompter:
                                 "ranker.window)")
             self.identifiers.append(whole[len(before)])
         return self.identifiers[:count]
+
+    def endings(self, ask: Ask, limit: int) -> list[list[int]]:
+        """Return the tokens of each text whose log-probability answers the ask, with the end of the turn.
+
+        At most `limit` tokens each; of a longer text the beginning is left, and no end.
+        """
+        before = self._prompt(ask, self.harmless, 0)[-TAIL:]  # enough to know how a text behind it begins
+        texts = [self.behind(before, self.harmless(text)) for text in scored_texts(ask)]
+        return [[*ids, self.end][:limit] for ids in texts]
+
+    @cached_property
+    def end(self) -> int:
+        """Return the token that ends a completion, as the chat template writes it."""
+        own = self.tokenizer.eos_token_id
+        return own if own in self.chat.ends or not self.chat.ends else min(self.chat.ends)
 
     def check(self, asks: Sequence[Ask]) -> None:
         """Raise UserError for asks that logits cannot answer, since their identifiers are several tokens."""

@@ -12,8 +12,11 @@ and may hold
     TOLD = ("chains",)              texts that its asks tell by name (`Ask.told`), fields of its template
     ALTERNATIVES = ("0", "1")       answers whose probabilities the policy gives beside the one it wrote
                                     (`Answer.scores`)
+    texts(ask) -> list[str]         nothing is written: the log-probabilities of these texts as completions are the
+                                    answer (`Answer.scores`, sums over their tokens and the end; `Answer.lengths`)
+    SHOWS = ("context", "pool")     fields that its template must have
 
-The template prompts/NAME.txt must show {context} and {pool}. An example, with a template of the same two fields:
+The template prompts/NAME.txt must show {context} and {pool}, or what SHOWS says. An example, with a template of the same two fields:
 
     from ranker import answers
 
@@ -24,6 +27,6 @@ The template prompts/NAME.txt must show {context} and {pool}. An example, with a
         return answers.written(ask, answers.by_relevance(ask)[:2])
 """
 
-CONTRACT = {"parse": ("inside", "ask"), "right": ("ask",), "template": ("ask",)}
-OPTIONAL = {"template": None, "TOLD": (), "ALTERNATIVES": ()}
+CONTRACT = {"parse": ("inside", "ask"), "right": ("ask",), "template": ("ask",), "texts": ("ask",)}
+OPTIONAL = {"template": None, "TOLD": (), "ALTERNATIVES": (), "texts": None, "SHOWS": ("context", "pool")}
 HAS_OPTIONS = False  # rankers name decisions, a config does not

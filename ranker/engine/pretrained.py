@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from transformers.utils import logging as transformers_logging
 
 from ranker import config as settings
+from ranker.engine import gguf_file
 from ranker.engine.attention import PREFILLING
 from ranker.errors import UserError, nearest
 
@@ -106,6 +107,8 @@ def load(model: settings.Model, tokenizer, device: torch.device, dtype: torch.dt
 
 def source(model: settings.Model) -> Path | str:
     """Return the folder of the base model, or its name on a hub. Raise UserError for a folder that holds no model."""
+    if gguf_file.is_named(model.name):
+        return gguf_file.folder(model.name)
     where = TINY if model.name == "tiny" else Path(os.path.expanduser(model.name))
     if where.is_dir():
         if not (where / "config.json").is_file():
