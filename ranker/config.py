@@ -59,10 +59,11 @@ class Run:
 
 @dataclass
 class Model:
-    name: str = "tiny"  # `tiny` (built in), a local folder, or a model hub name
-    quantize: str = setting("nf4", choices=("none", "nf4"))
+    name: str = "tiny"  # `tiny` (built in), a local folder, a GGUF file, `smollm2` (a package), or a model hub name
+    # auto: nf4 on CUDA and for `tiny`; on a CPU none where the weights fill at most a third of the memory
+    quantize: str = setting("auto", choices=("auto", "none", "nf4"))
     device: str = setting("auto", choices=("auto", "cpu", "cuda"))
-    # compute; auto: bfloat16 on CUDA, else float32
+    # compute; auto: bfloat16 on CUDA and, for all but small models, on CPUs that multiply it natively, else float32
     dtype: str = setting("auto", choices=("auto", "float32", "bfloat16"))
     attention: str = setting("auto", choices=("auto", "sdpa", "flash_attention_2"))  # for sampling; scoring is SDPA
     max_prompt: int = setting(1400, low=32)  # tokens; longer prompts have their texts cut

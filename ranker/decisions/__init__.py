@@ -13,10 +13,11 @@ and may hold
     ALTERNATIVES = ("0", "1")       answers whose probabilities the policy gives beside the one it wrote
                                     (`Answer.scores`)
     texts(ask) -> list[str]         nothing is written: the log-probabilities of these texts as completions are the
-                                    answer (`Answer.scores`, sums over their tokens and the end; `Answer.lengths`)
+                                    answer (`Answer.scores`, sums over tokens and end; `Answer.lengths`)
     SHOWS = ("context", "pool")     fields that its template must have
 
-The template prompts/NAME.txt must show {context} and {pool}, or what SHOWS says. An example, with a template of the same two fields:
+The template prompts/NAME.txt must show {context} and {pool}, or what SHOWS says. An example, with a template
+of those two fields:
 
     from ranker import answers
 

@@ -119,7 +119,10 @@ def read_tokenizer(path: Path):
     except ImportError:
         raise UserError(f"model.name: {path.name} needs the package gguf to be read; type: {INSTALL}") from None
     try:
-        reader = GGUFReader(path)  # it also finds out whether all tensors lie inside the file
+        reader = GGUFReader(path)
+        end = max(tensor.data_offset + tensor.n_bytes for tensor in reader.tensors)
+        if end > path.stat().st_size:
+            raise ValueError(f"it ends at byte {path.stat().st_size}, its tensors at {end}")
         kind, splitter = (reader.fields[f"tokenizer.ggml.{name}"].contents() if f"tokenizer.ggml.{name}" in
                           reader.fields else "" for name in ("model", "pre"))
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

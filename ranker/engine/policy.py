@@ -28,7 +28,7 @@ from ranker.engine import pretrained
 from ranker.engine.attention import PACKED
 from ranker.errors import UserError
 from ranker.engine.peft_folder import check_adapter_config, check_adapters, load_adapter  # noqa: F401  for evaluations
-from ranker.engine.pretrained import pick_attention, pick_device
+from ranker.engine.pretrained import pick_attention, pick_device, pick_dtype
 from ranker.prompting import Prompter
 
 STOP = "</answer>"
@@ -240,8 +240,7 @@ def load(model: settings.Model, lora: plugins.Plugin | None = None, adapter: Pat
     # PEFT's own call
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
     device = pick_device(model.device)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
-        model.dtype, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    dtype = pick_dtype(model, device)
     attention = pick_attention(model.attention, device, dtype)
     # The fp32 products of LoRA beside a bf16 base may be TF32: they cost a third of a forward pass otherwise.
     torch.set_float32_matmul_precision("high" if dtype == torch.bfloat16 and device.type == "cuda" else "highest")

@@ -106,6 +106,7 @@ def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, complet
             "prompt_tokens": prompt_tokens, "tokens": completion.tokens, "finished": completion.finished,
             "seconds": completion.seconds, "status": completion.answer.status, "answer": completion.answer.value,
             **({"scores": completion.answer.scores} if completion.answer.scores else {}),
+            **({"lengths": completion.answer.lengths} if completion.answer.lengths else {}),
             **({"cut": completion.cut} if completion.cut is not None else {})}
 
 
@@ -115,6 +116,6 @@ def recorded(record: dict, ask: Ask, path: Path) -> tuple[int, Completion]:
         raise UserError(f"{path}: ask {record['ask']} about query '{record['query']}' was another one; "
                         "delete unfinished.json beside it to begin anew")
     answer = Answer(record["status"], tuple(record["answer"]), scores=tuple(record.get("scores", ())),
-                    text=record["text"])
+                    lengths=tuple(record.get("lengths", ())), text=record["text"])
     return record["prompt_tokens"], Completion([], [], record["text"], record["finished"], answer, record["seconds"],
                                                record.get("cut"), record["tokens"])

@@ -1,10 +1,10 @@
 """A policy gradient over whole rankings (Plackett-Luce), from the scores of a list and nothing but its reward.
 
-Every candidate is a completion (draw `identifiers` or `likelihood`), its score the log-probability of its tokens. The loss draws
-`permutations` of the candidates from the Plackett-Luce distribution of the scores, pays each the nDCG@`k` of its order,
-subtracts the group's mean (leave-one-out), and follows the gradient of their log-probabilities: no text is sampled, so
-a group costs one forward pass (PL-Rank's estimator, arXiv 2204.10872, without its variance reduction). The relevance is
-the task reward of the candidates.
+Every candidate is a completion (draw `identifiers` or `candidates`), its score the log-probability of its tokens. The
+loss draws `permutations` of the candidates from the Plackett-Luce distribution of the scores, pays each the nDCG@`k` of
+its order, subtracts the group's mean (leave-one-out), and follows the gradient of their log-probabilities: no text is
+sampled, so a group costs one forward pass (PL-Rank's estimator, arXiv 2204.10872, without its variance reduction). The
+relevance is the task reward of the candidates.
 """
 
 from collections.abc import Sequence

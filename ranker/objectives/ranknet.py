@@ -1,9 +1,10 @@
 """Learning to rank from the scores of a list (FIRST, arXiv 2406.15657; RankGPT's distillation, arXiv 2304.09542).
 
-Every candidate is a completion (draw `identifiers`: one token; draw `likelihood`: its text), so the log-probabilities of
-a group are the list's scores: those losses that see differences only do not tell them from logits. The order taught is that of the relevance,
-as integer ranks; equal relevance forms no pair. With `lm_weight` the written list of the same group, the completion
-without a reward, is imitated as well: FIRST's joint loss. Lists weigh the same whatever their length.
+Every candidate is a completion (draw `identifiers`: one token; draw `candidates`: its text), so the log-probabilities
+of a group are the list's scores: those losses that see differences only do not tell them from logits. The order
+taught is that of the relevance, as integer ranks; equal relevance forms no pair. With `lm_weight` the written list of
+the same group, the completion without a reward, is imitated as well: FIRST's joint loss. Lists weigh the same whatever
+their length.
 """
 
 from collections.abc import Sequence

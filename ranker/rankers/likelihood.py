@@ -7,7 +7,7 @@ so that common texts do not win (one more row, of which a text that stood there 
 (UPR, arXiv 2204.07496), for passages.
 
 Any model ranks like that. One trained by `objectives/ranknet.py` or `objectives/plackett_luce.py` on the draw
-`likelihood` is trained for it.
+`candidates` is trained for it.
 """
 
 import random

@@ -25,7 +25,7 @@ class Options:
 def draw(source, sample, judge: Callable, state: dict, options: Options) -> list[Group]:
     ranker, prompter = sample.ranker, sample.policy.prompter
     if ranker.name != "likelihood" or ranker.options.direction == "query" or ranker.options.score == "pmi":
-        raise UserError("draw.name=likelihood needs ranker.name=likelihood with score sum or mean of candidates; pmi"
+        raise UserError("draw.name=candidates needs ranker.name=likelihood with score sum or mean of candidates; pmi"
                         " and direction=query are for ranking")
     seed, groups = sample.seed(state), []
     for i, query in source.take(sample.rollout.prompts_per_step, state):
