@@ -20,6 +20,8 @@ from ranker.engine.sampler import Known, Sampler, batches_of
 from ranker.engine.scoring import pack, score_all
 from ranker.prompting import Chat, scored_texts
 
+LIKELIHOOD_TOKENS = 1024  # of texts that are scored together; larger batches are slower on a CPU
+
 
 @dataclass
 class Sample:
@@ -123,27 +125,32 @@ def by_likelihood(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int
     What was scored before behind the same prompt is not scored again where it stands in `kept`: the unconditional
     score of a text is that for all queries.
     """
-    prompter, limit, kept = sampler.policy.prompter, sampler.settings.max_new_tokens, {} if kept is None else kept
-    fitted, started = [prompter.fitted(ask) for ask in asks], time.perf_counter()
-    endings = [prompter.endings(ask, limit) for ask in asks]
-    keys = [[(tuple(prompt), tuple(ids)) for ids in texts] for (prompt, _), texts in zip(fitted, endings)]
-    fresh = list(dict.fromkeys(key for texts in keys for key in texts if key not in kept))
-    by_prompt: dict[tuple[int, ...], list[list[int]]] = {}
-    for prompt, ids in fresh:
-        by_prompt.setdefault(prompt, []).append(list(ids))
-    budget = sampler.settings.tokens_per_prefill
-    rows = pack([list(prompt) for prompt in by_prompt], list(by_prompt.values()), budget)
-    found, _ = score_all(sampler.policy, rows, 1.0, budget)
-    flat = [(prompt, tuple(ids)) for prompt, texts in by_prompt.items() for ids in texts]
-    kept |= {key: found[i].sum().item() for i, key in enumerate(flat)}
-    share, groups = (time.perf_counter() - started) / max(len(asks), 1), []
-    for ask, (prompt, cut), texts, ids in zip(asks, fitted, keys, endings):
-        scores = [kept[key] for key in texts]
-        order = sorted(range(len(scores)), key=lambda k: -scores[k]) if len(scores) == len(ask.pool) else []
-        text = f"<answer>{' > '.join(f'[{k + 1}]' for k in order)}</answer>"
-        answer = Answer("ok", tuple(ask.pool[k] for k in order), len(order), tuple(scores), tuple(map(len, ids)))
-        groups.append(Group(ask, prompt, [Completion([], [], text, True, answer, share, cut)]))
-        progress(1)
+    prompter, kept = sampler.policy.prompter, {} if kept is None else kept
+    fitted = [prompter.fitted(ask) for ask in asks]
+    endings = [prompter.endings(ask, sampler.settings.max_new_tokens) for ask in asks]
+    budget, groups = min(sampler.settings.tokens_per_prefill, LIKELIHOOD_TOKENS), [None] * len(asks)
+    for chosen in batches_of([len(fitted[i][0]) + sum(map(len, endings[i])) for i in range(len(asks))], [1] * len(asks),
+                             4 * budget):
+        started = time.perf_counter()
+        fresh = {(tuple(fitted[i][0]), tuple(ids)): None for i in chosen for ids in endings[i]}
+        by_prompt: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+        for prompt, ids in fresh.keys() - kept.keys():
+            by_prompt.setdefault(prompt, []).append(ids)
+        rows = pack([list(prompt) for prompt in by_prompt], [list(map(list, texts)) for texts in by_prompt.values()],
+                    budget)
+        found, _ = score_all(sampler.policy, rows, 1.0, budget)
+        flat = [(prompt, ids) for prompt, texts in by_prompt.items() for ids in texts]
+        kept |= {key: found[i].sum().item() for i, key in enumerate(flat)}
+        share = (time.perf_counter() - started) / len(chosen)
+        for i in chosen:
+            ask, (prompt, cut) = asks[i], fitted[i]
+            scores = [kept[tuple(prompt), tuple(ids)] for ids in endings[i]]
+            order = sorted(range(len(scores)), key=lambda k: -scores[k]) if len(scores) == len(ask.pool) else []
+            answer = Answer("ok", tuple(ask.pool[k] for k in order), len(order), tuple(scores),
+                            tuple(map(len, endings[i])))
+            text = f"<answer>{' > '.join(f'[{k + 1}]' for k in order)}</answer>"
+            groups[i] = Group(ask, prompt, [Completion([], [], text, True, answer, share, cut)])
+        progress(len(chosen))
     return groups
 
 
@@ -225,8 +232,9 @@ def add_scores(policy: Policy, groups: Sequence[Group], budget: int) -> None:
 
 
 def tokens_within(policy: Policy, ids: list[int], characters: int) -> int:
-    """How many tokens a completion may begin with for a text of at most so many characters."""
-    return next(k for k in range(len(ids), -1, -1) if len(written(policy, ids[:k])) <= characters)
+    """How many tokens a completion may begin with for a text of at most so many characters; what the prompt has
+    begun counts as none."""
+    return next((k for k in range(len(ids), 0, -1) if len(written(policy, ids[:k])) <= characters), 0)
 
 
 def written(policy: Policy, ids: list[int]) -> str:

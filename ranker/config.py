@@ -68,6 +68,7 @@ class Model:
     attention: str = setting("auto", choices=("auto", "sdpa", "flash_attention_2"))  # for sampling; scoring is SDPA
     max_prompt: int = setting(1400, low=32)  # tokens; longer prompts have their texts cut
     chat_template: str = ""  # a Jinja file, or `plain` (for base models) or `chatml`; empty: the tokenizer's own
+    think: bool = True  # false: no thought is asked for, and the prompt begins the answer
     gradient_checkpointing: bool = False
 
 

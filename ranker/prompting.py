@@ -117,7 +117,7 @@ def template(name: str, told: tuple[str, ...] = (), shows: tuple[str, ...] = ("c
     """
     path = FOLDER / f"{name}.txt"
     text = _text(path).strip()
-    if name in ("system", "out", "hint", "example"):
+    if name in ("system", "direct", "out", "hint", "example"):
         return text
     try:
         fields = [field for _, field, _, _ in string.Formatter().parse(text) if field is not None]
@@ -202,8 +202,10 @@ def _disarmed(found: re.Match) -> str:
 
 def messages(ask: Ask, shown: Callable[[str], str] = harmless, told: Callable[[str], str] = str,
              history: int | None = None, multi_turn: bool = False,
-             name: Callable[[int], str] = str) -> list[dict[str, str]]:
+             name: Callable[[int], str] = str, system: str = "system") -> list[dict[str, str]]:
     """Return the chat messages of an ask; `shown` makes untrusted texts harmless, and a history is cut.
+
+    `system` names the template of the system's turn.
 
     Of a history the newest `history` items are left (None: all). Worked examples are earlier turns of the same chat,
     their completions as `told` returns them. The k-th candidate is called `[name(k)]`. With `multi_turn` the question
@@ -225,8 +227,8 @@ def messages(ask: Ask, shown: Callable[[str], str] = harmless, told: Callable[[s
 
     examples = [t for example, completion in ask.examples
                 for t in (*asked(example), turn("assistant", told(completion)))]
-    system = [] if scored_texts(ask) else [turn("system", template("system"))]  # where nothing is written
-    return [*system, *examples, *asked(ask)]
+    begin = [] if scored_texts(ask) else [turn("system", template(system))]  # where nothing is written
+    return [*begin, *examples, *asked(ask)]
 
 
 def scored_texts(ask: Ask) -> list[str]:
@@ -292,6 +294,7 @@ class Prompter:
     tokenizer: object
     max_tokens: int = 1400
     chat_template: str | None = None  # Jinja; None: the tokenizer's own
+    think: bool = True  # whether a thought is asked for; else the prompt begins the answer
     chat: ChatTemplate = field(init=False)
     control_strings: tuple[str, ...] = field(init=False)  # added tokens, and words between turns that are none
     identifiers: list[int] = field(init=False, default_factory=list)  # tokens of `[1]`, `[2]`, ... found so far
@@ -302,13 +305,18 @@ class Prompter:
 
     @property
     def prefill(self) -> str:
-        """Return the part of the completion that the chat template has already written."""
-        return self.chat.prefill
+        """Return the part of the completion that the prompt has already written, of it the chat template's first."""
+        return self.chat.prefill + self.begun
+
+    @property
+    def begun(self) -> str:
+        """Return what is written behind the chat template, where no thought is asked for."""
+        return "" if self.think else "\n</think>\n<answer>" if self.chat.prefill else "<answer>"
 
     @cached_property
     def to_answer(self) -> str:
         """Return the text written for a model whose logits are the answer: an answer up to where identifiers differ."""
-        opening = "\n</think>\n<answer>" if self.prefill else "<answer>"
+        opening = "\n</think>\n<answer>" if self.chat.prefill else "<answer>"
         first = self.identifier(1)
         one_more = len(self._tokens(opening)) + 1
         return opening + ("[" if len(self._tokens(f"{opening}[{first}]")) > one_more else "")  # else `[1]` is one token
@@ -329,7 +337,8 @@ class Prompter:
     def messages(self, ask: Ask, shown: Callable[[str], str] | None = None,
                  history: int | None = None) -> list[dict[str, str]]:
         """Return the chat messages of an ask; `shown` (by default harmless and whole) and `history`: see `messages`."""
-        return messages(ask, shown or self.harmless, self.told, history, name=self.identifier if ask.by_logits else str)
+        return messages(ask, shown or self.harmless, self.told, history, name=self.identifier if ask.by_logits else str,
+                        system="system" if self.think else "direct")
 
     def harmless(self, text: str) -> str:
         """Return `text` with nothing left in it that could speak for the system of this tokenizer."""
@@ -433,7 +442,17 @@ class Prompter:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _prompt(self, ask: Ask, shown: Callable[[str], str], history: int | None) -> str:
-        return self.render(self.messages(ask, shown, history)) + (self.to_answer if ask.by_logits else "")
+        begun = self.to_answer if ask.by_logits else "" if scored_texts(ask) else self.begun
+        return self.render(self.messages(ask, shown, history)) + begun
+
+    def completion(self, text: str) -> list[int]:
+        """Return the tokens of a completion that somebody else wrote, behind what the prompt begins of it.
+
+        Where no thought is asked for its answer alone is left.
+        """
+        if not self.think:
+            text = self.prefill + text[text.rindex("<answer>") + len("<answer>"):]
+        return self.behind(self.chat.opening + self.begun, text.removeprefix(self.prefill))
 
     def _cut(self, text: str, ids: list[int], tokens: int) -> str:
         """Return `text`, whose tokens are `ids`, without its middle where it has more than `tokens` tokens."""

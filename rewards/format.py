@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ranker.data import Group
 
 TASK = False
+WANTS_THOUGHT = True
 
 _FORM = re.compile(r"\s*<think>\s*\S.*?</think>\s*<answer>\s*\S.*?</answer>\s*", re.DOTALL)
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")

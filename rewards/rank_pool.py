@@ -27,6 +27,7 @@ from ranker.plugins import setting
 from rewards.format import exact
 
 TASK = True
+WANTS_THOUGHT = True
 THRESHOLDS = {"worst_positive": max, "best_positive": min}
 
 

@@ -13,6 +13,7 @@ from ranker.errors import UserError
 from rewards.format import exact
 
 TASK = True
+WANTS_THOUGHT = True
 
 
 @dataclass

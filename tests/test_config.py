@@ -113,7 +113,7 @@ def test_the_command_line_has_the_last_word(tmp_path, text, read, value):
     ("model: {name: 7}", ["model.name must be text", "7", "quote"]),
     ("model: {quantize: no}", ["model.quantize must be text", "False"]),
     ("model: {gradient_checkpointing: 1}", ["model.gradient_checkpointing must be true or false"]),
-    ("model: {quantize: nf5}", ["model.quantize must be one of none, nf4", "did you mean 'nf4'?"]),
+    ("model: {quantize: nf5}", ["model.quantize must be one of auto, none, nf4", "did you mean 'nf4'?"]),
     ("train: {schedule: cosin}", ["train.schedule must be one of", "did you mean 'cosine'?"]),
     ("data: {tasks: [1, 2]}", ["data.tasks must be a list of names"]),
     ("ranker: {name: 7}", ["ranker.name must be text", "7"]),

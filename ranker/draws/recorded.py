@@ -34,7 +34,7 @@ def draw(source: Source, sample, judge: Callable, state: dict, options: Options)
     prompter, groups = sample.policy.prompter, []
     sample.seed(state)
     for i, (ask, text) in source.take(sample.rollout.prompts_per_step, state):
-        ids = prompter.behind(prompter.chat.opening, text.removeprefix(prompter.prefill))
+        ids = prompter.completion(text)
         prompt, cut = prompter.fitted(ask)
         trace = complete(sample.policy, ask, ids, [math.nan] * len(ids), True, cut=cut)
         trace.cohort = i

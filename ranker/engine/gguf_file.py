@@ -98,9 +98,9 @@ def convert(path: Path, into: Path) -> None:
     if absent := [*info["missing_keys"], *info["mismatched_keys"]]:
         raise UserError(f"model.name: {path} lacks {min(map(str, absent))} and {len(absent) - 1} more of its tensors")
     state = model.state_dict()
-    largest = max(float(value.abs().max()) for value in state.values())
-    if not largest < 1e30:  # NaN fails this too
+    if not all(value.isfinite().all() for value in state.values()):
         raise UserError(f"model.name: {path} is damaged: some of its weights are no numbers; download it again")
+    largest = max(value.abs().max().item() for value in state.values())
     config.dtype = torch.float16 if largest < 6e4 else torch.bfloat16
     whole = AutoModelForCausalLM.from_config(config, dtype=config.dtype)  # without the mark of a quantised model
     whole.load_state_dict(state)

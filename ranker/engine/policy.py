@@ -223,7 +223,7 @@ def load_prompter(model: settings.Model) -> Prompter:
     """Return what makes the prompts of a model, without its weights. Raises UserError."""
     tokenizer, template = pretrained.load_tokenizer(model), chats.read(model.chat_template)
     try:
-        return Prompter(tokenizer, model.max_prompt, template)
+        return Prompter(tokenizer, model.max_prompt, template, model.think)
     except UserError as error:
         raise UserError(f"model '{model.name}': {error}") from None
 

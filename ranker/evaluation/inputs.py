@@ -12,7 +12,7 @@ from ranker.data import Query
 from ranker.errors import UserError, one_line
 from ranker.files import sha256
 
-MUST_AGREE = {"model.name", "model.chat_template", "model.quantize", "model.dtype", "model.max_prompt",
+MUST_AGREE = {"model.name", "model.think", "model.chat_template", "model.quantize", "model.dtype", "model.max_prompt",
               "rollout.max_new_tokens", "eval.relevance_level"}  # and what begins with `ranker.` or `data.`
 # Settings that change no ranking: an evaluation with other patience or other prices is the same one.
 PATIENCE = (*(f"llm.{name}=" for name in api.CHANGES_NO_ANSWER), "eval.machine_price=")

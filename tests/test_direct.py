@@ -1,0 +1,65 @@
+"""model.think=false: no thought is asked for, the prompt begins the answer, and the policy learns right answers."""
+
+import pytest
+
+import evaluate
+import train
+from ranker import asking, drive
+from ranker.answers import parse
+from ranker.config import Rollout
+from ranker.data import Ask
+from ranker.engine.sampler import Sampler
+from ranker.prompting import Prompter
+from test_likelihood import query
+from test_train import ROOT, call, records  # noqa: F401  a fixture
+
+PREFILLED = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+             "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}")
+ASK = Ask(query(), query().ids, "eliminate")
+
+
+@pytest.mark.parametrize("template", [None, PREFILLED])
+def test_the_prompt_begins_the_answer_and_a_completion_goes_on_with_it(tokenizer, template):
+    direct, thinking = (Prompter(tokenizer, 1000, template, think) for think in (False, True))
+    prompt, other = (tokenizer.decode(prompter.encode(ASK)) for prompter in (direct, thinking))
+    assert prompt.endswith("<answer>") and "think inside" not in prompt and "think inside" in other
+    closed = "<think>\n</think>\n<answer>" if template else "<answer>"
+    assert direct.prefill.replace("\n", "") == closed.replace("\n", "") and thinking.begun == ""
+    ids = direct.completion("<think>why</think>\n<answer>[2]</answer>")
+    assert tokenizer.decode(ids) == "[2]</answer>"
+    assert parse(direct.prefill + tokenizer.decode(ids), ASK).value == ("c1",)
+    assert direct.encode(Ask(query(), query().ids, "order", by_logits=True)) != prompt  # and logits still have a place
+    assert direct.identifier_tokens(4) == thinking.identifier_tokens(4)
+
+
+def test_what_is_sampled_is_read_with_what_the_prompt_begins(make_policy):
+    policy = make_policy(think=False)
+    sampler = Sampler(policy, Rollout(max_new_tokens=12))
+    [group] = asking.sample_groups(sampler, [ASK], 4, 1.0)
+    assert all(c.text.startswith("<answer>") for c in group.completions)
+    assert all(asking.answer_mask(policy, c.ids).all() for c in group.completions)
+    [ranking] = drive.run(drive.load_ranker({"name": "elimination"}), [query()], asking.local_model(sampler))
+    assert sorted(ranking.order) == sorted(query().ids)
+
+
+def test_the_config_begins_with_right_answers_and_goes_on_with_samples(call, tmp_path):  # noqa: F811
+    def write(name, text):
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    options = ["--model.name=tiny", "--data.train=world", "--data.tasks=passage-5", "--train.steps=3",
+               "--train.warmup=0", "--rollout.prompts_per_step=4", "--eval.every=3", "--eval.queries=2",
+               "--model.device=cpu"]
+    short = (ROOT / "configs/smollm2_direct.yaml").read_text().replace("steps: 40", "steps: 2")
+    status, _, err = call(train, write("smollm2_direct.yaml", short), *options)
+    assert status == 0, err
+    texts = [r["text"] for r in records("runs/smollm2_direct/completions.jsonl")]
+    assert len(texts) == 2 * 4 + 4 * 8 and all(t.startswith("<answer>") for t in texts)
+    steps = records("runs/smollm2_direct/metrics.jsonl")
+    assert steps[1]["reward"] == 1.0 and steps[1]["parsed"] == 1.0
+    status, _, err = call(evaluate, "--ckpt", "runs/smollm2_direct/last", "--limit", 1, "--tasks", "passage-5")
+    assert status == 0, err
+    for changed, words in (("--model.think=true", "draw.name=right_answers writes no thought"),
+                           ("--reward.format=0.1", "no thought is written, and reward format wants one")):
+        status, _, err = call(train, "smollm2_direct.yaml", *options, "--run.dir=x", changed)
+        assert status == 2 and words in err, err
