@@ -30,8 +30,8 @@ def check(config, where: str) -> None:
     wanting = [name for name in config.reward
                if getattr(plugins.module("reward", name, where), "WANTS_THOUGHT", False)]
     if wanting and not config.model.think:
-        raise UserError(f"{where}: with model.think=false no thought is written, and reward {wanting[0]} wants one; take"
-                        " another reward, such as top1_hit, ndcg or half")
+        raise UserError(f"{where}: with model.think=false no thought is written, and reward {wanting[0]} wants one;"
+                        " take another reward, such as top1_hit, ndcg or half")
     if not config.model.think and llm.api:
         raise UserError(f"{where}: a server's prompt cannot begin the answer: leave out model.think=false")
     for lesson in config.data.lessons:

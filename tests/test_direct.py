@@ -56,7 +56,7 @@ def test_the_config_begins_with_right_answers_and_goes_on_with_samples(call, tmp
     texts = [r["text"] for r in records("runs/smollm2_direct/completions.jsonl")]
     assert len(texts) == 2 * 4 + 4 * 8 and all(t.startswith("<answer>") for t in texts)
     steps = records("runs/smollm2_direct/metrics.jsonl")
-    assert steps[1]["reward"] == 1.0 and steps[1]["parsed"] == 1.0
+    assert steps[1]["reward"] == 1.0 and steps[1]["parse_rate"] == 1.0
     status, _, err = call(evaluate, "--ckpt", "runs/smollm2_direct/last", "--limit", 1, "--tasks", "passage-5")
     assert status == 0, err
     for changed, words in (("--model.think=true", "draw.name=right_answers writes no thought"),

@@ -1,16 +1,18 @@
 """The right answers of training queries, without a thought: a cold start where the policy answers at once.
 
-Each is a group of its own; nobody sampled it, so its log-probabilities are NaN. Needs `model.think: false`.
+Where several answers are right, as any of nineteen films may be the least likely one, one is drawn; else the policy
+would learn the place in the list at which the rule of ties picks it. Each is a group of its own; nobody sampled it, so
+its log-probabilities are NaN. Needs `model.think: false`.
 """
 
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ranker import plugins
 from ranker.asking import complete
-from ranker.data import Group
+from ranker.data import Ask, Group
 from ranker.errors import UserError
 
 GIVES, EPISODES = "texts", False
@@ -26,10 +28,19 @@ def draw(source, sample, judge: Callable, state: dict, options: Options) -> list
     if prompter.think:
         raise UserError("draw.name=right_answers writes no thought: add model.think=false, or take draw.name=recorded")
     for i, query in source.take(sample.rollout.prompts_per_step, state):
-        [ask, *_] = sample.ranker.sampled_asks(query, random.Random(f"{seed}/ask/{i}"), None)
-        ids = prompter.completion(f"<answer>{plugins.module('decision', ask.decision).right(ask)}</answer>")
+        rng = random.Random(f"{seed}/ask/{i}")
+        [ask, *_] = sample.ranker.sampled_asks(query, rng, None)
+        right = plugins.module("decision", ask.decision).right(untied(ask, rng))
+        ids = prompter.completion(f"<answer>{right}</answer>")
         prompt, cut = prompter.fitted(ask)
         trace = complete(sample.policy, ask, ids, [math.nan] * len(ids), True, cut=cut)
         trace.cohort = i
         groups.append(Group(ask, prompt, [trace]))
     return judge(groups)
+
+
+def untied(ask: Ask, rng: random.Random) -> Ask:
+    """Return the ask with its candidates' relevance replaced by their ranks, those of equal relevance at random."""
+    order = sorted(ask.query.ids, key=lambda c: (ask.query.rel[c], rng.random()))
+    relevance = tuple(float(order.index(c)) for c in ask.query.ids)
+    return replace(ask, query=replace(ask.query, relevance=relevance))
