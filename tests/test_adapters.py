@@ -105,3 +105,12 @@ def test_a_run_of_an_older_layout_is_refused_with_the_key_that_moved(finished_ru
     record.write_text(json.dumps(found | {"config": found["config"] | {"rollout": {"states": "sampled"}}}))
     status, _, error = call(evaluate, "--ckpt", "runs/iranker/last")
     assert status == 2 and "unknown key 'rollout.states'; it is now draw.name" in error
+
+
+def test_an_adapter_of_the_last_layers_leaves_the_others_without_gradients(make_policy):
+    policy = make_policy(lora=plugins.load("lora", {"name": "lora", "rank": 4, "layers": 1}))
+    assert {name.split("layers.")[1][0] for name in policy.adapter_parameters()} == {"1"}
+    hidden = policy.trunk(torch.tensor([[1, 2, 3]]), output_hidden_states=True, use_cache=False).hidden_states
+    assert [state.requires_grad for state in hidden] == [False, False, True]
+    whole = make_policy(lora=plugins.load("lora", {"name": "lora", "rank": 4, "layers": 9}))
+    assert len(whole.adapter_parameters()) == 2 * len(policy.adapter_parameters())

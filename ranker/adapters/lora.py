@@ -1,5 +1,6 @@
 """Plain LoRA (arXiv 2106.09685) in fp32 on linear layers, made anew or begun from a PEFT adapter made elsewhere."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ class Options:
     rank: int = setting(16, low=1)
     alpha: float = setting(32.0, low=1e-6)
     targets: str = setting("all-linear")  # as in PEFT: `all-linear`, or module names joined by commas
+    layers: int = setting(0, low=0)  # only the last so many: the backward pass ends there; 0: all
     start: str = setting("", file=True)  # a folder with a PEFT adapter to begin with; its rank and targets count then
 
 
@@ -37,9 +39,14 @@ def make(causal_lm: torch.nn.Module, options: Options) -> PeftModel:
         if not found:
             raise UserError(f"lora.targets: no module of the model is called '{target}'"
                             f"{nearest(target, {name.split('.')[-1] for name in modules})}")
-    if targets == "all-linear" and is_mixture(causal_lm.config):  # PEFT would adapt router gates as well
+    if targets == "all-linear" and (options.layers or is_mixture(causal_lm.config)):
+        # By name: PEFT would adapt router gates as well, and knows no layers of `all-linear`.
         targets = [name for name, module in modules.items()
                    if isinstance(module, torch.nn.Linear) and name != head and not ROUTER.search(name)]
+    count = causal_lm.config.get_text_config().num_hidden_layers
+    if options.layers:
+        targets = [name for name in modules if any(f".{name}".endswith(f".{target}") for target in targets)
+                   and (layer := re.search(r"\.(\d+)\.", name)) and int(layer[1]) >= count - options.layers]
     try:
         adapted = get_peft_model(causal_lm, LoraConfig(
             r=options.rank, lora_alpha=options.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"))
