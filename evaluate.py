@@ -28,7 +28,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ranker import answers, api, config as settings, llms, metrics, prompting, thoughts, trec_files
+from ranker import answers, api, config as settings, llms, metrics, prompting, sources, thoughts, trec_files
 from ranker.asking import load_models, local_model
 from ranker.data import Query
 from ranker.drive import Models, load_ranker, run as rank
@@ -228,6 +228,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     add("--thoughts", type=Path, help="thoughts.jsonl of a training run: also the base, shown its traces")
     add("--metrics", help="names joined by commas, such as ndcg_cut_10,mrr@10,hr@1; rows are compared by the first")
     add("--budget", type=float, help="dollars per 1000 queries that routing may cost: the threshold that keeps them")
+    add("--split", choices=sources.SPLITS, default="test", help="of the config's data; train: to make traces from")
     add("--limit", type=int, help="at most this many queries per task")
     add("--orders", type=int, default=1, help="rank this many shuffles of each query's candidates")
     add("--out", type=Path, help="where to write (default: eval/ in the run folder)")

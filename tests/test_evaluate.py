@@ -83,7 +83,7 @@ def test_two_files_of_one_name_never_share_a_folder_and_nothing_stale_stays(call
 
 def test_a_plain_evaluation_of_the_best_checkpoint_stands_in_test_and_a_changed_one_elsewhere():
     args = dict(data=[], config=None, limit=None, tasks=[], thoughts=None, prompts=None, metrics=None, orders=1,
-                budget=None)
+                budget=None, split="test")
     best, step = (inputs.Checkpoint(name, Path("runs/a") / name) for name in ("best", "checkpoints/step_20"))
     out = lambda found, overrides=(), **changes: inputs.default_out(  # noqa: E731
         found, SimpleNamespace(**args | changes), settings.Config(), overrides)

@@ -3,7 +3,6 @@
 import random
 from dataclasses import dataclass, replace
 
-import hybrid
 import pytest
 
 from ranker import config as settings, credit, drive, llms, plugins, rewarding, world
@@ -47,8 +46,8 @@ def test_a_cascade_asks_each_role_for_its_part_and_its_cost_is_told_by_role():
 
 def test_a_hybrid_mixes_two_rankers_in_the_rounds_of_the_longer_one():
     def mixed(weight):
-        options = hybrid.Options({"name": "listwise"}, {"name": "elimination"}, weight, "small")
-        return plugins.Plugin("ranker", "hybrid", hybrid, options)
+        return drive.load_ranker({"name": "hybrid", "first": {"name": "listwise"}, "second": {"name": "elimination"},
+                                  "weight": weight, "first_role": "small"})
 
     driver = drive.Driver(mixed(0.9), {"small": PERFECT, "policy": WRONG})
     ranking = driver.add(query(6))

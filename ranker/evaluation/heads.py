@@ -7,7 +7,7 @@ from ranker.data import Query
 
 def of_queries(args, config, orders: Sequence[Sequence[Query]], models, level: float, warnings: Sequence[str]) -> str:
     """Say above the table what was ranked and how."""
-    source = ", ".join(args.data) or config.data.test or f"{config.data.train}, the test split"
+    source = ", ".join(args.data) or config.data.test or f"{config.data.train}, the {args.split} split"
     warm = config.llm.api and config.llm.temperature
     decoding = f"temperature {config.llm.temperature:g}" if warm else "greedy decoding"
     how = f"{config.ranker['name']}, {decoding}, " if models else ""

@@ -109,7 +109,11 @@ def test_queries(config: settings.Config, args, found: Sequence[Checkpoint]) -> 
             sources.refuse_shared(queries, replace(data, tasks=[]), ", ".join(args.data))
         return queries, train
     of_world = (config.data.test or config.data.train) == "world"
-    return sources.held_out(config.data, "test", args.limit or (config.eval.test_queries if of_world else None)), train
+    if of_world and args.split == "train":
+        raise UserError("--split train: the training queries of the built-in world have no end; write some to a file: "
+                        "python -m ranker.prepare world --out FILE")
+    limit = args.limit or (config.eval.test_queries if of_world else None)
+    return sources.held_out(config.data, args.split, limit), train
 
 
 def default_out(found: Sequence[Checkpoint], args, config: settings.Config, overrides: Sequence[str]) -> Path:
@@ -138,7 +142,7 @@ def default_out(found: Sequence[Checkpoint], args, config: settings.Config, over
 def changes(args) -> dict[str, object]:
     """Return the arguments of an evaluation that change its results."""
     values = {name: getattr(args, name) for name in ("limit", "tasks", "thoughts", "prompts", "metrics", "budget")}
-    values |= {"orders": args.orders if args.orders > 1 else None}
+    values |= {"orders": args.orders if args.orders > 1 else None, "split": args.split.replace("test", "")}
     return {name: ",".join(value) if isinstance(value, list) else value for name, value in values.items() if value}
 
 

@@ -1,7 +1,7 @@
-"""A hybrid of two rankers for test_roles.py, which run side by side: candidates are ordered by a weighted sum of both.
+"""A hybrid of two rankers, which run side by side: candidates are ordered by a weighted sum of both.
 
-Each counts by its scores where it gives them, else by 1 / (60 + place) (reciprocal rank fusion, Cormack et al. 2009),
-standardised within the query.
+Each counts by its scores where it gives them (`likelihood`), else by 1 / (60 + place) (reciprocal rank fusion, Cormack
+et al. 2009), standardised within the query as ERank (arXiv 2509.00520) mixes a first stage in.
 """
 
 import random
@@ -17,7 +17,7 @@ from ranker.rankers.pointwise import standardised
 
 @dataclass
 class Options:
-    first: dict = setting({"name": "pointwise"})  # a section like `ranker`
+    first: dict = setting({"name": "likelihood"})  # a section like `ranker`
     second: dict = setting({"name": "elimination"})
     weight: float = setting(0.5, low=0.0, high=1.0)  # of the first
     first_role: str = setting("policy")
