@@ -62,7 +62,7 @@ def test_nf4_stores_four_bits_with_double_quantisation_and_a_stated_compute_dtyp
 def test_four_bit_weights_stay_where_gradients_can_pass(base_folder, monkeypatch):
     """bitsandbytes has a CPU kernel without a gradient; it must be off even on a CPU that offers it."""
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
-    policy = policies.load(settings.Model(name=str(base_folder), device="cpu"))
+    policy = policies.load(settings.Model(name=str(base_folder), quantize="nf4", device="cpu"))
     layers = [m for m in policy.causal_lm.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
     assert layers and not any(m.support_avx512bf16_for_cpu for m in layers)
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ranker import plugins, prompting, world
 from ranker.data import Ask, Candidate, Query
 from ranker.errors import UserError
-from ranker.prompting import Prompter, harmless
+from ranker.prompting import Prompter, harmless, scored_texts
 from ranker.tiny import tokenizer as tiny_tokenizer
 
 DECISIONS = plugins.names("decision")
@@ -49,7 +49,13 @@ def ask(texts=("Alien", "Heat", "Jaws"), context="something new", task="rec-movi
 
 
 def user(prompter, question) -> str:
-    return prompter.messages(question)[1]["content"]
+    return prompter.messages(question)[-1]["content"]
+
+
+def shown_pool(question) -> tuple[str, ...]:
+    """The candidates that the prompt lists: none where their texts are completions."""
+    shows = getattr(plugins.module("decision", question.decision), "SHOWS", ("context", "pool"))
+    return question.pool if "pool" in shows else ()
 
 
 def specials(prompter, question) -> list[int]:
@@ -74,7 +80,7 @@ def test_a_context_as_one_string_is_made_harmless_too(prompter, decision):
     for attack in ATTACKS:
         hostile, plain = ask(context=f"q {attack}?", decision=decision), ask(decision=decision)
         assert specials(prompter, hostile) == specials(prompter, plain)
-        assert IDENTIFIER.findall(user(prompter, hostile)) == ["[1]", "[2]", "[3]"]
+        assert IDENTIFIER.findall(user(prompter, hostile)) == ["[1]", "[2]", "[3]"][:len(shown_pool(plain))]
         assert len(user(prompter, hostile).splitlines()) == len(user(prompter, plain).splitlines())
 
 
@@ -461,12 +467,13 @@ def says_no_more_than(prompter, hostile, plain) -> None:
     assert identifiers[0] == identifiers[1]
     name = prompter.identifier if plain.by_logits else str
     named = [f"[{name(k)}]" for k in range(1, len(plain.pool) + 1)]
-    assert [k for k in identifiers[0] if k != "[k]"][:len(plain.pool)] == named
+    assert [k for k in identifiers[0] if k != "[k]"][:len(plain.pool)] == named[:len(shown_pool(plain))]
     assert len(shown[0].splitlines()) == len(shown[1].splitlines())
     # The turns end where the plain ones do: the head of the prompt is the system's, its tail opens the assistant's
     # turn.
     end = prompter.chat.opening + prompter.to_answer * plain.by_logits
-    assert theirs[:20] == ours[:20] and all(text.endswith(end) for text in shown)
+    head = 2 if scored_texts(plain) else 20  # they have no turn of the system
+    assert theirs[:head] == ours[:head] and all(text.endswith(end) for text in shown)
 
 
 FEW = ("eliminate", "logits")  # of KINDS: what most tokenizers are tried with

@@ -65,7 +65,7 @@ def test_a_broken_stage_is_refused(stages, message):
 @pytest.mark.parametrize("draw, objective, message", [
     ({"name": "recorded", "traces": "f"}, "grpo", "gives texts, .*grpo learns from samples"),
     ({"name": "identifiers"}, "sft", "gives candidates, .*sft learns from samples or texts"),
-    ({}, "ranknet", "gives samples, .*ranknet learns from candidates; draws that give them: identifiers"),
+    ({}, "ranknet", "gives samples, .*ranknet learns from candidates; draws that give them: candidates, identifiers"),
     ({"name": "recorded"}, "sft", "draw needs its option 'traces'"),
     ({"traces": "f"}, "sft", "draw 'sampled' has no option 'traces'")])
 def test_what_is_drawn_and_how_it_is_learned_must_fit(draw, objective, message):

@@ -37,11 +37,15 @@ def rank(query: Query, rng: random.Random, options: Options) -> Generator[list[A
     if len(query.ids) < 2:
         return list(query.ids)
     if options.direction == "query":
-        answers = yield [Ask(query, (c,), "asked") for c in query.ids]
+        asks = [Ask(query, (c,), "asked") for c in query.ids]
+    else:
+        asks = [Ask(query, query.ids, name) for name in ("likely", *(["likely_alone"] * (options.score == "pmi")))]
+    answers = yield asks
+    if not all(answer.ok and answer.scores for answer in answers):  # of somebody who wrote an order instead
+        return listwise.completed(answers[0], query.ids) if len(asks[0].pool) > 1 else list(query.ids)
+    if options.direction == "query":
         scores = [sum(per_text(answer, options.score)) for answer in answers]
     else:
-        decisions = ["likely", "likely_alone"] if options.score == "pmi" else ["likely"]
-        answers = yield [Ask(query, query.ids, decision) for decision in decisions]
         scores = per_text(answers[0], options.score)
         if options.score == "pmi":
             scores = [said - alone for said, alone in zip(scores, answers[1].scores)]
