@@ -90,9 +90,10 @@ class Run:
         """Write the line people watch. With one update per rollout the loss is about zero by construction: left out."""
         parts = {p.name: f"{record[f'reward/{p.name}']:.2f}" for p in rewards}
         kl = {"kl": f"{record['kl']:.4f}"} if "kl" in record else {}
+        lists = {name: f"{record[name]:.3f}" for name in ("mrr", "drawn_reward") if name in record}  # of scored lists
         self.bar.set_postfix({
-            "reward": f"{record['reward']:.3f}", **parts, "parsed": f"{record['parse_rate']:.0%}",
-            "dead": f"{record['dead']:.0%}", "len": f"{record['length']:.0f}", **kl,
+            "reward": f"{record['reward']:.3f}", **parts, **lists,
+            "parsed": f"{record['parse_rate']:.0%}", "dead": f"{record['dead']:.0%}", "len": f"{record['length']:.0f}", **kl,
             "tok/s": f"{record['tokens_per_second']:.0f}"})
 
     def keep(self, record: dict, groups: Sequence[Group], policy: Policy,

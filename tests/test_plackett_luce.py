@@ -84,7 +84,7 @@ def test_steps_along_it_put_the_best_first():
         with torch.no_grad():
             scores -= 0.5 * scores.grad
             scores.grad = None
-    assert scores.argsort(descending=True).tolist() == [3, 0, 2, 1] and parts["drawn_ndcg"] > 0.9
+    assert scores.argsort(descending=True).tolist() == [3, 0, 2, 1] and parts["drawn_reward"] > 0.9
 
 
 def test_the_same_seed_draws_the_same():

@@ -62,7 +62,7 @@ def loss(batch: Batch, options: Options) -> tuple[torch.Tensor, dict[str, float]
         advantages = losses.leave_one_out(rewards, torch.zeros(len(rewards), dtype=torch.long, device=rewards.device))
         total = total - (advantages * losses.plackett_luce(scores[group], orders)).mean()
         earned += rewards.mean().item()
-    return total, {"drawn_ndcg": earned}
+    return total, {"drawn_reward": earned}
 
 
 def paid(orders: torch.Tensor, relevance: torch.Tensor, options: Options) -> torch.Tensor:

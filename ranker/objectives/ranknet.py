@@ -61,11 +61,14 @@ def targets(groups: Sequence[Group], options: Options) -> dict[str, float]:
 def loss(batch: Batch, options: Options) -> tuple[torch.Tensor, dict[str, float]]:
     ranks, scores = batch["rank"][:, 0], batch.scores  # [N]
     rank_loss = lm_loss = batch.logprobs.new_zeros(())
+    mrr = 0.0
     for group in batch.groups:
         logprobs, mask, rank = batch.logprobs[group], batch.mask[group], ranks[group]
         listed, written = rank > 0, rank == 0
         rank_loss = rank_loss + losses.rank_loss(scores[group][listed], rank[listed], options.rank_loss)
+        best = scores[group][rank == 1].max()
+        mrr += 1 / (1 + (scores[group][listed] > best).sum().item())
         if written.any():
             lm_loss = lm_loss - (logprobs * mask)[written].sum() / mask[written].sum()
     return options.rank_weight * rank_loss + options.lm_weight * lm_loss, {
-        "rank_loss": rank_loss.item(), "lm_loss": lm_loss.item()}
+        "rank_loss": rank_loss.item(), "lm_loss": lm_loss.item(), "mrr": mrr}
