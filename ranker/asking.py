@@ -132,10 +132,10 @@ def by_likelihood(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int
     for chosen in batches_of([len(fitted[i][0]) + sum(map(len, endings[i])) for i in range(len(asks))], [1] * len(asks),
                              4 * budget):
         started = time.perf_counter()
-        fresh = {(tuple(fitted[i][0]), tuple(ids)): None for i in chosen for ids in endings[i]}
         by_prompt: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-        for prompt, ids in fresh.keys() - kept.keys():
-            by_prompt.setdefault(prompt, []).append(ids)
+        for prompt, ids in dict.fromkeys((tuple(fitted[i][0]), tuple(ids)) for i in chosen for ids in endings[i]):
+            if (prompt, ids) not in kept:
+                by_prompt.setdefault(prompt, []).append(ids)
         rows = pack([list(prompt) for prompt in by_prompt], [list(map(list, texts)) for texts in by_prompt.values()],
                     budget)
         found, _ = score_all(sampler.policy, rows, 1.0, budget)

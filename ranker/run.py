@@ -93,8 +93,8 @@ class Run:
         lists = {name: f"{record[name]:.3f}" for name in ("mrr", "drawn_reward") if name in record}  # of scored lists
         self.bar.set_postfix({
             "reward": f"{record['reward']:.3f}", **parts, **lists,
-            "parsed": f"{record['parse_rate']:.0%}", "dead": f"{record['dead']:.0%}", "len": f"{record['length']:.0f}", **kl,
-            "tok/s": f"{record['tokens_per_second']:.0f}"})
+            "parsed": f"{record['parse_rate']:.0%}", "dead": f"{record['dead']:.0%}",
+            "len": f"{record['length']:.0f}", **kl, "tok/s": f"{record['tokens_per_second']:.0f}"})
 
     def keep(self, record: dict, groups: Sequence[Group], policy: Policy,
              optimizer: torch.optim.Optimizer) -> int | None:
