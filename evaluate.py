@@ -55,8 +55,7 @@ def evaluate_queries(args: argparse.Namespace, overrides: list[str], names: list
     found = inputs.checkpoints(args.ckpt, args.config)
     config = inputs.read_config(found, args, overrides)
     if config.llm.api and args.ckpt:
-        raise UserError("a server's model takes no checkpoint: name one of --ckpt and --llm.api, or evaluate them one"
-                        " after the other")
+        raise UserError("a server's model takes no checkpoint: name --ckpt or --llm.api, one evaluation for each")
     prompting.use(args.prompts, [c.record for c in found if c.record])
     prompter = load_prompter(config.model) if (args.ckpt or args.config) and not config.llm.api else None
     chat = prompter.chat.version if prompter else ""
