@@ -10,7 +10,7 @@ from ranker.engine import distributed, memory
 from ranker.engine.policy import Policy
 from ranker.evaluation import report
 from ranker.plugins import Plugin
-from ranker.prompting import Prompter
+from ranker.prompting import Prompter, scored_texts
 from ranker.sources import Source
 from ranker.stages import Stage
 
@@ -52,7 +52,10 @@ def show(config: settings.Config, stage: Stage, policy: Policy, plan: memory.Pla
     """
     ask = ranker.sampled_asks(validation[0], random.Random(f"{config.run.seed}/ask/0"), None)[0]
     print(policy.tokenizer.decode(policy.prompter.encode(ask)))
-    for name, write in (("right", llms.right_answer), ("wrong", llms.wrong_answer)):
+    scored = scored_texts(ask)  # nothing is written
+    if scored:
+        print("\n--- scored behind it\n" + "\n".join(scored))
+    for name, write in () if scored else (("right", llms.right_answer), ("wrong", llms.wrong_answer)):
         c = judged(stage.rewards, ask, write)
         shown = "  ".join(f"{part} {value:g}" for part, value in c.rewards.items())
         print(f"\n--- a {name} completion\n{c.text}\n    "
@@ -65,7 +68,9 @@ def show(config: settings.Config, stage: Stage, policy: Policy, plan: memory.Pla
     done, asks = len(credit.completions(groups)), sum(ranker.calls(len(q.ids)) for q in validation)
     validations = 1 + math.ceil(config.train.steps / config.eval.every)
     # A validation ask has a prompt of its own, so it costs more than a sampled completion: this is a lower bound.
-    whole = config.train.steps * (sampling + learning) + validations * asks * sampling / done
+    # Scoring is a forward pass, about a third of learning.
+    one = learning / len(groups) / 3 if scored else sampling / done
+    whole = config.train.steps * (sampling + learning) + validations * asks * one
     print(f"steps      {config.train.steps}, the first one of {len(groups)} prompts with {done} completions in all\n"
           f"validation {validations} times, {len(validation)} queries, {asks} asks each\n"
           f"time       about {whole / 60:.0f} min on {policy.device}: {sampling:.1f} s sampling and at most"

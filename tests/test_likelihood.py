@@ -148,3 +148,11 @@ def test_the_configs_train_and_rank_with_any_model(call, config):  # noqa: F811
     assert status == 0 and "0.0%" in out, err
     status, _, err = call(train, ROOT / f"configs/{config}.yaml", *options, "--run.dir=x", "--ranker.score=pmi")
     assert status == 2 and "draw.name=candidates needs ranker.name=likelihood" in err
+
+
+def test_a_dry_run_shows_what_is_scored_and_plans_for_whole_lists(call):  # noqa: F811
+    status, out, err = call(train, ROOT / "configs/smollm2_likelihood.yaml", "--model.name=tiny",
+                            "--data.train=world", "--ranker.pool=4", "--rollout.prompts_per_step=4", "--dry_run")
+    assert status == 0, err
+    assert out.split("--- scored behind it\n")[1].split("\n\n")[0].count("\n") == 3  # four texts
+    assert "a right completion" not in out and "4 prompts with 16 completions" in out

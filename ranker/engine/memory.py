@@ -228,13 +228,14 @@ class Plan:
     queries: int  # of a validation, in this process
     asks: int  # about a query of a validation
     drawn: int  # asks about a query of a training step
+    listed: int = 0  # completions of an ask that are its candidates; 0: it has `rollout.completions_per_prompt`
     measured: dict[str, int] = field(default_factory=dict)  # phase -> its peak so far, bytes
     seconds: dict[str, float] = field(default_factory=dict)  # phase -> its seconds so far
 
     def items(self, config: settings.Config) -> dict[str, dict[str, float]]:
         """Return phase -> item -> bytes at the peak of the phase, for `config`."""
         costs, rollout, budget, group = (self.costs, config.rollout, config.train.tokens_per_batch,
-                                         config.rollout.completions_per_prompt)
+                                         self.listed or config.rollout.completions_per_prompt)
         prompt, new, queries = (min(self.longest, config.model.max_prompt), rollout.max_new_tokens,
                                 len(distributed.share(rollout.prompts_per_step)) * self.drawn)
         within = lambda count, most: max(1, min(count, most))  # noqa: E731
@@ -256,8 +257,9 @@ class Plan:
                  "logits": total(costs.decode, row_terms(rows))}])
                     | {"dense copy": costs.dense if rollout.weights == "dense" else 0})
 
-        def learning(length: int) -> list[dict[str, float]]:
-            """Return the items of learning from full batches of completions of that length: before and in backward."""
+        def learning(length: int, prompt: int) -> list[dict[str, float]]:
+            """Return the items of learning from full batches of prompts and completions of these lengths: before and
+            in backward."""
             split = within((budget - prompt) // length, group)  # completions in a row
             rows = within(budget // (prompt + split * length),
                           queries * (self.asks if episodes else 1) * -(-group // split))
@@ -275,8 +277,9 @@ class Plan:
         phases = {"validation": sampling(self.queries, 1,
                                          min(self.queries, rollout.tokens_kept // prompt) if self.asks > 1 else 0),
                   "sampling": sampling(queries * group, 1) if episodes else sampling(queries, group),
+                  # Several rows of shorter prompts may fill a batch further than one of the longest.
                   "learning": highest(moment for length in range(new, 0, -(new // 100 + 1))
-                                      for moment in learning(length))}
+                                      for part in range(1, 5) for moment in learning(length, -(-prompt // part)))}
         return {name: costs.held | items for name, items in phases.items()}
 
     def peaks(self, config: settings.Config) -> dict[str, float]:
@@ -347,9 +350,10 @@ def plan(config: settings.Config, policy: Policy, sampler: Sampler, optimizer: t
     """Return the plan of a loaded policy, given its longest ask, the queries of a validation and their ranker."""
     tokens, candidates = len(policy.prompter.encode(longest)), len(longest.query.ids)
     costs = measure(policy, sampler, optimizer, tokens)
-    drawn = len(ranker.sampled_asks(longest.query, random.Random(0), None))  # asks about a query of a training step
-    asks = ranker.calls(candidates)
-    return Plan(costs, config, policy.device, tokens, -(-queries // distributed.size()), asks, drawn)
+    drawn = ranker.sampled_asks(longest.query, random.Random(0), None)  # asks about a query of a training step
+    listed = len(drawn[0].pool) if plugins.load("draw", config.draw).GIVES == "candidates" else 0
+    return Plan(costs, config, policy.device, tokens, -(-queries // distributed.size()), ranker.calls(candidates),
+                len(drawn), listed)
 
 
 def lowered(config: settings.Config, name: str) -> Iterator[tuple[object, settings.Config]]:
