@@ -4,10 +4,11 @@ import pytest
 
 import evaluate
 import train
-from ranker import asking, drive
+from ranker import asking, drive, llms
 from ranker.answers import parse
 from ranker.config import Rollout
 from ranker.data import Ask
+from ranker.draws import right_answers
 from ranker.engine.sampler import Sampler
 from ranker.prompting import Prompter
 from test_likelihood import query
@@ -63,3 +64,33 @@ def test_the_config_begins_with_right_answers_and_goes_on_with_samples(call, tmp
                            ("--reward.format=0.1", "no thought is written, and reward format wants one")):
         status, _, err = call(train, "smollm2_direct.yaml", *options, "--run.dir=x", changed)
         assert status == 2 and words in err, err
+
+
+class Drawn:
+    """What a draw needs to make right answers about the same question again and again."""
+
+    def __init__(self, policy, decision):
+        self.policy, self.decision, self.ranker = policy, decision, self
+        self.rollout = Rollout(prompts_per_step=1)
+
+    def sampled_asks(self, query, rng, size):
+        return [Ask(query, query.ids[:1] if self.decision == "score" else query.ids, self.decision)]
+
+    def seed(self, state):
+        state["draws"] = state.get("draws", 0) + 1
+        return state["draws"]
+
+    def take(self, count, state):
+        return [(0, query())]
+
+
+@pytest.mark.parametrize("decision, said", [("score", {"0"}), ("eliminate", {"[1]", "[3]", "[4]"})])
+def test_ties_are_drawn_among_candidates_and_a_number_stays_what_it_is(make_policy, decision, said):
+    drawn, state = Drawn(make_policy(think=False), decision), {}
+    groups = [right_answers.draw(drawn, drawn, lambda g: g, state, right_answers.Options())[0] for _ in range(30)]
+    assert {g.completions[0].text.removeprefix("<answer>").removesuffix("</answer>") for g in groups} == said
+
+
+def test_a_rehearsal_knows_the_asks_of_all_roles():
+    cascade = drive.load_ranker({"name": "cascade", "first_role": "small", "second_role": "large"})
+    assert {ask.role for ask in llms.rehearsal(cascade, query())} == {"small", "large"}

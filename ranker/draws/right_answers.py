@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ranker import plugins
+from ranker import llms, plugins
 from ranker.asking import complete
 from ranker.data import Ask, Group
 from ranker.errors import UserError
@@ -30,7 +30,9 @@ def draw(source, sample, judge: Callable, state: dict, options: Options) -> list
     for i, query in source.take(sample.rollout.prompts_per_step, state):
         rng = random.Random(f"{seed}/ask/{i}")
         [ask, *_] = sample.ranker.sampled_asks(query, rng, None)
-        right = plugins.module("decision", ask.decision).right(untied(ask, rng))
+        [(_, known)] = llms.scripted(llms.right_answer)([ask])
+        named = set(known.answer.value) <= set(ask.pool)  # else a number, which ties do not make ambiguous
+        right = plugins.module("decision", ask.decision).right(untied(ask, rng) if named else ask)
         ids = prompter.completion(f"<answer>{right}</answer>")
         prompt, cut = prompter.fitted(ask)
         trace = complete(sample.policy, ask, ids, [math.nan] * len(ids), True, cut=cut)
