@@ -102,12 +102,13 @@ class ChatTemplate:
 
     def _folded(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
         """Return the messages in a form that the template takes: system text and earlier turns folded where needed."""
-        if self.tells and len(messages) > 2:
-            *earlier, question = messages[1:]
+        begin = messages[:1] if messages[0]["role"] == "system" else []  # where nothing is written there is none
+        if self.tells and len(messages) > len(begin) + 1:
+            *earlier, question = messages[len(begin):]
             told = (self.example().replace("{question}", asked["content"]).replace("{answer}", answer["content"])
                     + "\n\n" for asked, answer in zip(earlier[::2], earlier[1::2], strict=True))
-            messages = [messages[0], _turn("user", "".join(told) + question["content"])]
-        if self.folds:
+            messages = [*begin, _turn("user", "".join(told) + question["content"])]
+        if self.folds and begin:
             system, question, *rest = messages
             messages = [_turn("user", f"{system['content']}\n\n{question['content']}"), *rest]
         return messages
