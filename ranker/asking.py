@@ -3,6 +3,7 @@
 The sampler below knows tokens alone; here they become texts and answers. `local_model` is the policy behind the driver.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ranker import api, checkpoint, config as settings, plugins
-from ranker.answers import alternatives, parse, place
+from ranker.answers import alternatives, parse, place, written as named
 from ranker.data import Answer, Ask, Completion, Cut, Group
 from ranker.drive import Model
 from ranker.engine.policy import STOP, Policy
@@ -110,8 +111,8 @@ def by_logits(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int], N
         for i, line in zip(chosen, logits):
             ask, tokens = asks[i], prompter.identifier_tokens(len(asks[i].pool))
             order = line[tokens].argsort(descending=True, stable=True).tolist()
-            text = f"<answer>{' > '.join(f'[{k + 1}]' for k in order)}</answer>"
             answer = Answer("ok", tuple(ask.pool[k] for k in order), len(order))
+            text = f"<answer>{named(ask, answer.value)}</answer>"
             groups[i] = Group(ask, prompts[i], [Completion([tokens[order[0]]], [line[tokens[order[0]]].item()], text,
                                                            True, answer, share, fitted[i][1])])
         progress(len(chosen))
@@ -148,7 +149,7 @@ def by_likelihood(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int
             order = sorted(range(len(scores)), key=lambda k: -scores[k]) if len(scores) == len(ask.pool) else []
             answer = Answer("ok", tuple(ask.pool[k] for k in order), len(order), tuple(scores),
                             tuple(map(len, endings[i])))
-            text = f"<answer>{' > '.join(f'[{k + 1}]' for k in order)}</answer>"
+            text = f"<answer>{named(ask, answer.value)}</answer>"
             groups[i] = Group(ask, prompt, [Completion([], [], text, True, answer, share, cut)])
         progress(len(chosen))
     return groups
@@ -240,6 +241,16 @@ def tokens_within(policy: Policy, ids: list[int], characters: int) -> int:
 def written(policy: Policy, ids: list[int]) -> str:
     """The text of a completion's tokens, with what the prompt had begun of it."""
     return policy.prompter.prefill + policy.tokenizer.decode([i for i in ids if i not in policy.stop_ids])
+
+
+def imitated(policy: Policy, ask: Ask, text: str, cohort: object) -> Group:
+    """Return the group of one completion that somebody else wrote; nobody sampled it, so its log-probabilities are
+    NaN."""
+    ids = policy.prompter.completion(text)
+    prompt, cut = policy.prompter.fitted(ask)
+    trace = complete(policy, ask, ids, [math.nan] * len(ids), True, cut=cut)
+    trace.cohort = cohort
+    return Group(ask, prompt, [trace])
 
 
 def complete(policy: Policy, ask: Ask, ids: list[int], logprobs: list[float], finished: bool, seconds: float = 0.0,

@@ -37,7 +37,7 @@ OFTEN, NEAR = ("rare", "known", "common"), ("far", "near", "close")
 
 
 class Tutor:
-    """What training users have, and what follows from it for an ask."""
+    """Know what training users have, and what follows from it for an ask."""
 
     def __init__(self, train: Sequence[Query]):
         self.users: dict[str, set[int]] = {}  # text -> users who have it

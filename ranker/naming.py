@@ -19,7 +19,6 @@ from ranker.data import Ask
 from ranker.titles import (INTRODUCTION, LINKS, as_shown, close, match, normal, nouns, numerals, says_only, yearless)
 
 
-
 def _any_of(patterns: list[str]) -> re.Pattern:
     """Return a pattern of whole words; grouped by their first letters, it is tried three times as fast."""
     groups = groupby(sorted(patterns), key=lambda pattern: pattern[0])

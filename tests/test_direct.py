@@ -67,7 +67,7 @@ def test_the_config_begins_with_right_answers_and_goes_on_with_samples(call, tmp
 
 
 class Drawn:
-    """What a draw needs to make right answers about the same question again and again."""
+    """Hold what a draw needs to make right answers about the same question again and again."""
 
     def __init__(self, policy, decision):
         self.policy, self.decision, self.ranker = policy, decision, self

@@ -43,8 +43,8 @@ def make(causal_lm: torch.nn.Module, options: Options) -> PeftModel:
         # By name: PEFT would adapt router gates as well, and knows no layers of `all-linear`.
         targets = [name for name, module in modules.items()
                    if isinstance(module, torch.nn.Linear) and name != head and not ROUTER.search(name)]
-    count = causal_lm.config.get_text_config().num_hidden_layers
     if options.layers:
+        count = causal_lm.config.get_text_config().num_hidden_layers
         targets = [name for name in modules if any(f".{name}".endswith(f".{target}") for target in targets)
                    and (layer := re.search(r"\.(\d+)\.", name)) and int(layer[1]) >= count - options.layers]
     try:

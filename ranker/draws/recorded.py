@@ -3,14 +3,13 @@
 Their log-probabilities are unknown: NaN.
 """
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ranker import thoughts
-from ranker.asking import complete
+from ranker.asking import imitated
 from ranker.data import Group
 from ranker.plugins import setting
 from ranker.sources import Source
@@ -31,12 +30,6 @@ def source(source: Source, ranker, seed: int, options: Options) -> Source:
 
 
 def draw(source: Source, sample, judge: Callable, state: dict, options: Options) -> list[Group]:
-    prompter, groups = sample.policy.prompter, []
     sample.seed(state)
-    for i, (ask, text) in source.take(sample.rollout.prompts_per_step, state):
-        ids = prompter.completion(text)
-        prompt, cut = prompter.fitted(ask)
-        trace = complete(sample.policy, ask, ids, [math.nan] * len(ids), True, cut=cut)
-        trace.cohort = i
-        groups.append(Group(ask, prompt, [trace]))
-    return judge(groups)
+    return judge([imitated(sample.policy, ask, text, i)
+                  for i, (ask, text) in source.take(sample.rollout.prompts_per_step, state)])

@@ -5,13 +5,12 @@ would learn the place in the list at which the rule of ties picks it. Each is a 
 its log-probabilities are NaN. Needs `model.think: false`.
 """
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ranker import llms, plugins
-from ranker.asking import complete
+from ranker import llms
+from ranker.asking import imitated
 from ranker.data import Ask, Group
 from ranker.errors import UserError
 
@@ -24,20 +23,15 @@ class Options:
 
 
 def draw(source, sample, judge: Callable, state: dict, options: Options) -> list[Group]:
-    seed, prompter, groups = sample.seed(state), sample.policy.prompter, []
-    if prompter.think:
+    seed, groups = sample.seed(state), []
+    if sample.policy.prompter.think:
         raise UserError("draw.name=right_answers writes no thought: add model.think=false, or take draw.name=recorded")
     for i, query in source.take(sample.rollout.prompts_per_step, state):
         rng = random.Random(f"{seed}/ask/{i}")
         [ask, *_] = sample.ranker.sampled_asks(query, rng, None)
         [(_, known)] = llms.scripted(llms.right_answer)([ask])
         named = set(known.answer.value) <= set(ask.pool)  # else a number, which ties do not make ambiguous
-        right = plugins.module("decision", ask.decision).right(untied(ask, rng) if named else ask)
-        ids = prompter.completion(f"<answer>{right}</answer>")
-        prompt, cut = prompter.fitted(ask)
-        trace = complete(sample.policy, ask, ids, [math.nan] * len(ids), True, cut=cut)
-        trace.cohort = i
-        groups.append(Group(ask, prompt, [trace]))
+        groups.append(imitated(sample.policy, ask, llms.right_answer(untied(ask, rng) if named else ask), i))
     return judge(groups)
 
 

@@ -14,7 +14,6 @@ the cache that completions never reach are never resident. Limits of a container
 
 import copy
 import ctypes
-import os
 import random
 import re
 import resource
@@ -38,6 +37,7 @@ from ranker.engine.attention import layout
 from ranker.data import Ask
 from ranker.errors import UserError
 from ranker.engine.policy import Policy
+from ranker.engine.pretrained import memory_bytes
 from ranker.engine.sampler import Sampler
 from ranker.engine.scoring import chunk_of, head_logprobs
 
@@ -407,7 +407,7 @@ def available(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     held, limit = _process("VmRSS"), resource.getrlimit(resource.RLIMIT_AS)[0]
     if not sys.platform.startswith("linux"):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return memory_bytes()
     free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
     return held + (free if limit == resource.RLIM_INFINITY else min(free, limit - _process("VmSize")))
 

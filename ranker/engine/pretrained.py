@@ -61,9 +61,11 @@ def native_bf16() -> bool:
 
 def pick_quantize(model: settings.Model, device: torch.device) -> str:
     """Return `none` or `nf4` for `model.quantize`: on a CPU 4 bits save memory and cost time."""
+    if model.quantize != "auto":
+        return model.quantize
     where = source(model)
-    if model.quantize != "auto" or where == TINY or device.type == "cuda" or not isinstance(where, Path):
-        return model.quantize if model.quantize != "auto" else "nf4"
+    if where == TINY or device.type == "cuda" or not isinstance(where, Path):
+        return "nf4"
     stored = sum(path.stat().st_size for path in where.glob("*.safetensors"))  # mostly 2 bytes a weight, fp32 takes 4
     return "none" if 2 * stored <= memory_bytes() / 3 else "nf4"
 

@@ -1,4 +1,4 @@
-"""What SmolLM2-135M costs on this CPU: `python tests/bench/bench_smollm2.py`.
+"""Measure what SmolLM2-135M costs on this CPU: `python tests/bench/bench_smollm2.py`.
 
     pip install -r requirements.txt -r tests/bench/requirements.txt
     make smollm2
