@@ -167,13 +167,16 @@ def _plain(text: str) -> str:
 
 
 def _places(text: str, found: slice, value: Sequence, ask: Ask) -> tuple[tuple[int, int], ...]:
-    """Return where in `text` the identifiers of `value` stand, one behind another, or () where they do not."""
+    """Return where in `text` the identifiers of `value` stand, one behind another (of a failed answer, others between
+    them), or () where they do not."""
     wanted = [ask.pool.index(c) + 1 for c in value if c in ask.pool]
     there = list(identifiers(text, found.start, found.stop)) if wanted and len(wanted) == len(value) else []
     for i in range(len(there) - len(wanted) + 1 if there else 0):
         if [k for k, *_ in there[i:i + len(wanted)]] == wanted:
             return tuple((start, stop) for _, start, stop in there[i:i + len(wanted)])
-    return ()
+    rest = iter(there)
+    spread = [next(((start, stop) for k, start, stop in rest if k == number), None) for number in wanted]
+    return () if None in spread else tuple(spread)
 
 
 def some(named: Sequence[str | None], ask: Ask, most: int) -> Answer:

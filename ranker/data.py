@@ -7,9 +7,10 @@ One line of a data file is one query:
 
 `context` is a string, or a list of strings for a history (oldest first). `relevance` runs parallel to `candidates`;
 it may be graded or real-valued, and negative values are refused because nDCG has no meaning for them. A query without
-it (or with zeros alone) can be ranked, but neither trained on nor measured. Two things may be added: `group` (queries
-of one group, such as those of one user, never stand in two splits), and for routing the measured `performance` and
-`cost` of each candidate, from which evaluations draw the cost-quality curve. Other fields are ignored, with one note.
+it (or with zeros alone) can be ranked, but neither trained on nor measured. Three things may be added: `group` (queries
+of one group, such as those of one user, never stand in two splits), `tags` (a list, such as the benchmark of a
+question, by which labels may be smoothed), and for routing the measured `performance` and `cost` of each candidate,
+from which evaluations draw the cost-quality curve. Other fields are ignored, with one note.
 """
 
 import difflib
@@ -33,7 +34,7 @@ from ranker.reading import unpacked
 Cut = dict[str, int] | None
 
 FIELDS = ("id", "task", "context", "candidates")
-OPTIONAL = ("relevance", "group")
+OPTIONAL = ("relevance", "group", "tags")
 MEASURED = ("performance", "cost")  # of a candidate, optional
 KNOWN, OF_CANDIDATES = frozenset(FIELDS + OPTIONAL), frozenset(("id", "text", *MEASURED))
 
@@ -56,6 +57,7 @@ class Query:
     candidates: tuple[Candidate, ...]
     relevance: tuple[float, ...]
     group: str = ""  # what must not be split: a user, a question asked under several objectives; empty: the id
+    tags: tuple[str, ...] = ()  # what it is about
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -209,9 +211,12 @@ def parse_query(record: object, where: str, unused: set[str] | None = None) -> Q
         context = tuple(context)
     elif not isinstance(context, str):
         raise UserError(f"{where}: 'context' must be a string or a list of strings")
+    tags = record.get("tags", [])
+    if not (isinstance(tags, list) and all(isinstance(tag, str) and tag.strip() for tag in tags)):
+        raise UserError(f"{where}: 'tags' must be a list of non-empty strings")
     candidates = _parse_candidates(record["candidates"], where, unused)
     relevance = _parse_relevance(record.get("relevance"), len(candidates), where)
-    return Query(identity, record["task"], context, candidates, relevance, record.get("group", ""))
+    return Query(identity, record["task"], context, candidates, relevance, record.get("group", ""), tuple(tags))
 
 
 def _meant(name: str, record: dict) -> str:
@@ -352,6 +357,7 @@ def write_queries(path: str | Path, queries: Iterable[Query]) -> None:
         for q in queries:
             line = json.dumps({
                 "id": q.id, "task": q.task, **({"group": q.group} if q.group else {}),
+                **({"tags": list(q.tags)} if q.tags else {}),
                 "context": q.context if isinstance(q.context, str) else list(q.context),
                 "candidates": [written(c) for c in q.candidates],
                 **({"relevance": list(q.relevance)} if q.labelled else {}),

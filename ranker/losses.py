@@ -47,9 +47,11 @@ def live(rewards: Tensor, cohorts: Tensor, min_spread: float) -> Tensor:
 
 
 def cohort_advantages(rewards: Tensor, cohorts: Tensor, kind: str = "mean") -> Tensor:
-    """Return advantages [N]: reward minus the cohort's mean, with `std` divided by the population deviation + 1e-4.
+    """Return advantages [N]: reward minus the cohort's mean; with `std` divided by the population deviation + 1e-4, with
+    `rare` by the mean.
 
-    NaN rewards are left out of mean and deviation and get advantage 0.
+    `rare` (MaxRL, arXiv 2602.02710) is for rewards that are not negative: the rarer success is, the more a success
+    weighs. NaN rewards are left out of mean and deviation and get advantage 0.
     """
     scored = ~rewards.isnan()
     total = lambda values: values.new_zeros(int(cohorts.max()) + 1).index_add(0, cohorts, values)  # noqa: E731
@@ -58,6 +60,8 @@ def cohort_advantages(rewards: Tensor, cohorts: Tensor, kind: str = "mean") -> T
     centred = torch.where(scored, rewards - mean[cohorts], 0.0)
     if kind == "mean":
         return centred
+    if kind == "rare":
+        return torch.where(mean[cohorts] > 0, centred / mean[cohorts].clamp(min=1e-12), 0.0)
     return centred / ((total(centred.square()) / count).sqrt()[cohorts] + 1e-4)
 
 
@@ -112,18 +116,35 @@ def kl_terms(logprobs: Tensor, reference: Tensor, ratio: Tensor, kind: str) -> T
     return ratio * ((-difference).exp() + difference - 1)
 
 
+def segment_means(values: Tensor, segments: Tensor, mask: Tensor) -> Tensor:
+    """Return [N, T]: the mean of `values` over the tokens of a completion that share its number in `segments`."""
+    kept = mask.bool()
+    width = int(segments.max()) + 1
+    number = segments.long() + width * torch.arange(len(values), device=values.device)[:, None]  # [N, T]
+    total, count = (values.new_zeros(len(values) * width).index_add(0, number[kept], part[kept])
+                    for part in (values, torch.ones_like(values)))
+    return (total / count.clamp(min=1))[number]
+
+
 def policy_loss(logprobs: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, denominator: float = 1.0, *,
                 clip_low: float = 0.2, clip_high: float = 0.2, reference: Tensor | None = None, beta: float = 0.0,
-                kl: str = "k2") -> tuple[Tensor, dict[str, float]]:
+                kl: str = "k2", segments: Tensor | None = None,
+                surrogate: str = "ppo") -> tuple[Tensor, dict[str, float]]:
     """Return the clipped surrogate with its KL term, summed over the mask, divided by `denominator`; and sums to log.
 
     `old` are the log-probabilities of the policy that sampled the completions, scored in the training graph;
     `advantages` is [N, 1] or [N, T]; `denominator` is the number of loss tokens of the whole optimizer step. Numbers to
     log are sums over the mask, not means, so that micro-batches can be added up.
+
+    With `segments` [N, T] the ratio of a token is the geometric mean over the tokens of its segment: one segment a
+    completion is GSPO (arXiv 2507.18071), one for each candidate of a list is Rank-GRPO (arXiv 2510.20150).
+    `surrogate: cispo` (MiniMax-M1, arXiv 2506.13585) clips the ratio as a weight and lets every token learn.
     """
-    ratio = (logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()  # [N, T]
+    log_ratio = (logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)  # [N, T]
+    ratio = (log_ratio if segments is None else segment_means(log_ratio, segments, mask)).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    loss = -torch.minimum(ratio * advantages, clipped * advantages)
+    loss = (-torch.minimum(ratio * advantages, clipped * advantages) if surrogate == "ppo"
+            else -clipped.detach() * advantages * logprobs)
     sums = {
         "clip_low": ((ratio < 1 - clip_low) & (advantages < 0)),
         "clip_high": ((ratio > 1 + clip_high) & (advantages > 0)),

@@ -7,6 +7,7 @@ process of a run passes over its own rows, and all know the results.
 `reference`  log-probabilities under the reference: the base, or the policy that a stage began with
 `value`      the value head's predictions (made together with `old`)
 `answer`     1 from the token on in which the last opening answer tag begins, else 0
+`place`      k for the tokens of the k-th candidate that an answer names, up to the next one; 0 for all before the first
 """
 
 import math
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ranker.asking import answer_mask
+from ranker.asking import answer_mask, tokens_within
 from ranker.data import Completion, Group
 from ranker.engine import distributed
 from ranker.engine.policy import Policy
@@ -99,7 +100,15 @@ def answer(policy: Policy, rows: Sequence[Row], temperature: float, budget: int)
         c.signals["answer"] = answer_mask(policy, c.ids)
 
 
-PASSES: dict[str, Callable] = {"reference": reference, "old": old, "value": value, "answer": answer}
+def place(policy: Policy, rows: Sequence[Row], temperature: float, budget: int) -> None:
+    """Tell whose place in the answer's list tokens write; no model runs."""
+    for c in (c for row in rows for c in row.keys):
+        starts = [tokens_within(policy, c.ids, begin) for begin, _ in c.answer.places]
+        c.signals["place"] = sum((torch.arange(len(c.ids)) >= start for start in starts),
+                                 torch.zeros(len(c.ids), dtype=torch.long)).to(policy.device)
+
+
+PASSES: dict[str, Callable] = {"reference": reference, "old": old, "value": value, "answer": answer, "place": place}
 
 
 def run(names: set[str], taught: Sequence[Completion], policy: Policy, rows: Sequence[Row], temperature: float,

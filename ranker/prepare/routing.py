@@ -107,7 +107,7 @@ def prepare(args: argparse.Namespace, dropped: Counter) -> Iterator[Query]:
             random.Random(f"{args.seed}/routing/{objective}/{sample}").shuffle(shown)
             yield Query(f"routing.{objective}.{samples[sample]}", f"router-{objective}", question.text,
                         tuple(Candidate(models[m], texts[m], *question.measured[m]) for m in shown),
-                        tuple(relevance[m] for m in shown), samples[sample])
+                        tuple(relevance[m] for m in shown), samples[sample], (question.task,))
 
 
 def above_worst(question: Question, a: float, b: float, low: float, high: float) -> dict[str, float]:
