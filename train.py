@@ -182,7 +182,7 @@ def update(stage: Stage, policy: Policy, optimizer: torch.optim.Optimizer | None
     means = {name: value / seen for name, value in distributed.summed(sums).items()}
     norm = norms[0].item() if norms[1].isfinite() else math.inf
     adapter_norm = torch.stack([p.detach().norm() for p in adapter]).norm().item()
-    gaps = passes.sampler_gap(taught if stage.draw.GIVES == "samples" else [], policy.device)
+    gaps = passes.sampler_gap(taught if stage.draw.GIVES != "texts" else [], policy.device)
     return record | means | gaps | {"grad_norm": norm, "adapter_norm": adapter_norm}
 
 

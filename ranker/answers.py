@@ -212,6 +212,12 @@ def written(ask: Ask, ids: Sequence[str]) -> str:
     return " > ".join(f"[{ask.pool.index(c) + 1}]" for c in ids)
 
 
+def all_right(ask: Ask) -> list[str]:
+    """Return the text of every right answer of an ask, one where only one is right."""
+    decision = plugins.module("decision", ask.decision)
+    return (getattr(decision, "all_right", None) or (lambda ask: [decision.right(ask)]))(ask)
+
+
 def alternatives(ask: Ask) -> tuple[str, ...]:
     """Return the answers to a decision whose probabilities the policy gives beside the answer it wrote."""
     return getattr(plugins.module("decision", ask.decision), "ALTERNATIVES", ())

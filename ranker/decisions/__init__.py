@@ -9,6 +9,7 @@ A file NAME.py holds
 and may hold
 
     template(ask) -> str            the name of its prompt (default: NAME)
+    all_right(ask) -> list[str]     every right answer, where several are (default: the one of `right`)
     TOLD = ("chains",)              texts that its asks tell by name (`Ask.told`), fields of its template
     ALTERNATIVES = ("0", "1")       answers whose probabilities the policy gives beside the one it wrote
                                     (`Answer.scores`)
@@ -28,6 +29,7 @@ of those two fields:
         return answers.written(ask, answers.by_relevance(ask)[:2])
 """
 
-CONTRACT = {"parse": ("inside", "ask"), "right": ("ask",), "template": ("ask",), "texts": ("ask",)}
-OPTIONAL = {"template": None, "TOLD": (), "ALTERNATIVES": (), "texts": None, "SHOWS": ("context", "pool")}
+CONTRACT = {"parse": ("inside", "ask"), "right": ("ask",), "template": ("ask",), "texts": ("ask",),
+            "all_right": ("ask",)}
+OPTIONAL = {"template": None, "all_right": None, "TOLD": (), "ALTERNATIVES": (), "texts": None, "SHOWS": ("context", "pool")}
 HAS_OPTIONS = False  # rankers name decisions, a config does not

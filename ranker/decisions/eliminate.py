@@ -14,3 +14,10 @@ def right(ask: Ask) -> str:
 
 def template(ask: Ask) -> str:
     return "eliminate_several" if ask.drop > 1 and not ask.by_logits else "eliminate"
+
+
+def all_right(ask: Ask) -> list[str]:
+    """Whoever is worse than the best may go; where several may be named at once, one answer is the right one."""
+    best = max(ask.query.rel[c] for c in ask.left)
+    worse = [c for c in ask.left if ask.query.rel[c] < best] or list(ask.left)
+    return [answers.written(ask, [c]) for c in worse] if ask.drop == 1 else [right(ask)]

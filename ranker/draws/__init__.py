@@ -16,8 +16,9 @@ with what the loop gives it:
 A completion's `cohort` says which completions it is compared with (set by `sample`: those of its group), `next` what
 follows it in its episode. Constants:
 
-    GIVES = "samples"      what the completions are: "samples" of the policy, "texts" that somebody else wrote, or
-                           "candidates" (each candidate of a list is a completion); objectives say what they learn from
+    GIVES = "samples"      what the completions are: "samples" of the policy, "texts" that somebody else wrote,
+                           "candidates" (each candidate of a list is a completion), or "thoughts" of the policy with
+                           the right answers behind them; objectives say what they learn from
     EPISODES = False       whether the asks about a query follow from one another
 
     source(source, ranker, seed, options)   optional: another source in the place of the training queries
@@ -38,7 +39,7 @@ An example, the paper's pools without anything else:
 """
 
 DEFAULT = "sampled"
-GIVES = frozenset({"samples", "texts", "candidates"})
+GIVES = frozenset({"samples", "texts", "candidates", "thoughts"})
 CONTRACT = {"draw": ("source", "sample", "judge", "state", "options"), "GIVES": GIVES,
             "EPISODES": frozenset({True, False}), "source": ("source", "ranker", "seed", "options")}
 OPTIONAL = {"source": lambda source, ranker, seed, options: source}

@@ -15,7 +15,7 @@ Constants:
 
     UNIT = "token"                     of the mean: "token", "text" (a completion) or "group" (a list, a pair); the loop
                                        divides by the units of the whole optimizer step
-    LEARNS_FROM = {"samples"}          what draws give it: "samples", "texts", "candidates"
+    LEARNS_FROM = {"samples"}          what draws give it: "samples", "texts", "candidates", "thoughts"
     WHOLE_GROUPS = False               whether the completions of a group must share a forward pass
     LEAST = 2                          completions of a group that it needs at least
     REWARDS = True                     optional: whether it wants rewards at all

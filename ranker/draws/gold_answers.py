@@ -1,0 +1,71 @@
+"""Thoughts of the policy, each with the right answers behind it, for LaTRO (arXiv 2411.04282).
+
+A thought is what the policy sampled up to where its answer opens, tag included (so that stopping is learned); what it
+answered does not count, and nothing is parsed. The groups of an ask are one of its thoughts and, for each thought that
+came to an end, one of all right answers, whose prompt is the ask's with the thought behind it. So these prompts are
+computed once more for each thought. A completion that ended without an answer has the tag added, unscored; one that the
+token limit cut before its answer has no answers behind it.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+from ranker import answers, plugins
+from ranker.asking import tokens_within, written
+from ranker.data import Answer, Ask, Completion, Group
+from ranker.engine.policy import STOP
+from ranker.errors import UserError
+
+GIVES, EPISODES = "thoughts", False
+OPENING = "<answer>"
+
+
+@dataclass
+class Options:
+    pass
+
+
+def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
+    if not sample.policy.prompter.think:
+        raise UserError("draw.name=gold_answers rewards thoughts, and model.think=false asks for none")
+    seed = sample.seed(state)
+    queries = source.take(sample.rollout.prompts_per_step, state)
+    asks = [sample.ranker.sampled_asks(query, random.Random(f"{seed}/ask/{i}"), None)[0] for i, query in queries]
+    groups = []
+    for i, group in enumerate(sample(asks, sample.rollout.completions_per_prompt, [seed + i for i, _ in queries])):
+        thoughts, behind = [], []
+        for k, completion in enumerate(group.completions):
+            thought, context, text = cut(sample.policy, completion)
+            thought.cohort = i
+            thoughts.append(thought)
+            if thought.finished:
+                golds = gold(sample.policy, group.ask, text, (i, k))
+                behind.append(Group(group.ask, group.prompt + context, golds))
+        groups += [Group(group.ask, group.prompt, thoughts), *behind]
+    return judge(groups)
+
+
+def cut(policy, completion: Completion) -> tuple[Completion, list[int], str]:
+    """Return the thought of a completion, and the tokens and the text that stand before the right answers."""
+    start = completion.text.rfind(OPENING)
+    if start >= 0:
+        kept = tokens_within(policy, completion.ids, start + len(OPENING))
+        before, whole = written(policy, completion.ids[:kept]), completion.text[:start + len(OPENING)]
+    else:
+        kept, before = len(completion.ids), completion.text
+        whole = before + OPENING
+    ids = completion.ids[:kept]
+    context = [i for i in ids if i not in policy.stop_ids] + policy.prompter.behind(before, whole[len(before):])
+    thought = Completion(ids, completion.logprobs[:kept], before, completion.finished or start >= 0, completion.answer,
+                         completion.seconds, completion.cut)
+    return thought, context, whole
+
+
+def gold(policy, ask: Ask, before: str, cohort: tuple[int, int]) -> list[Completion]:
+    """Return every right answer behind a text that opens it, as completions that nobody sampled."""
+    found = []
+    for text in answers.all_right(ask):
+        ids = policy.prompter.behind(before, text + STOP)
+        found.append(Completion(ids, [math.nan] * len(ids), text + STOP, True, Answer("ok"), cohort=cohort))
+    return found
