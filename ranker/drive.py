@@ -1,7 +1,8 @@
 """The driver: steps the rankers of all queries in lockstep and answers every outstanding ask in one batch.
 
 A ranker is a generator: it yields an ask or a list of asks, receives an answer or a list of them, and returns the
-ranking. An ask that wants several samples is answered with a list of answers. What stands behind the driver is any
+ranking; a text that it yields is a note, which is counted. An ask that wants several samples is answered with a list of
+answers. What stands behind the driver is any
 function from a list of asks to a list of completions: the policy, a server (`api.py`), or a scripted one (`llms.py`);
 where asks name roles, one function for each role.
 """
@@ -48,6 +49,7 @@ class Ranking(Cost):
     order: list[str] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)  # of candidates, where the ranker gives them
     statuses: Counter = field(default_factory=Counter)
+    notes: Counter = field(default_factory=Counter)  # what the ranker says of itself, such as a fall-back
     roles: dict[str, Cost] = field(default_factory=dict)
 
     @property
@@ -99,7 +101,8 @@ class Driver:
     def _send(self, ranking: Ranking, asking: Generator, answers) -> None:
         try:
             asked = asking.send(answers)
-            while asked == []:  # nothing asked, nothing to wait for
+            while asked == [] or isinstance(asked, str):  # nothing asked, nothing to wait for
+                ranking.notes.update([asked] if asked else [])
                 asked = asking.send([])
             self.running.append((ranking, asking, asked))
         except StopIteration as stop:
@@ -152,7 +155,8 @@ def answered(models: Models, asks: Sequence[Ask]) -> list[tuple[int, Completion]
 def expanded(asked: Ask | list[Ask]) -> list[Ask]:
     """Return the single asks of what a generator yielded: one for each sample that is wanted."""
     asks = asked if isinstance(asked, list) else [asked]
-    return [replace(ask, samples=1, sample=i) if ask.samples > 1 else ask for ask in asks for i in range(ask.samples)]
+    return [replace(ask, samples=1, sample=ask.sample + i) if ask.samples > 1 else ask
+            for ask in asks for i in range(ask.samples)]
 
 
 def collected(asked: Ask | list[Ask], answers: Sequence[Answer]) -> Answer | list:

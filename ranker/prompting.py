@@ -247,7 +247,7 @@ def _question(ask: Ask, pool: str, shown: Callable[[str], str], history: int | N
         context = "\n".join(f"- {shown(item)}" for item in kept)
     fields = wording(query.task) | {"context": context, "pool": pool, "count": len(ask.pool),
                                     "half": (len(ask.pool) + 1) // 2, "drop": ask.drop}
-    fields |= {name: shown(text) for name, text in ask.told}
+    fields |= {name: "\n".join(map(shown, text.split("\n"))) for name, text in ask.told}
     name = decision.template(ask) if hasattr(decision, "template") else ask.decision
     try:
         question = template(name, getattr(decision, "TOLD", ()), getattr(decision, "SHOWS", ("context", "pool"))

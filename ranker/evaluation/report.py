@@ -69,6 +69,11 @@ class Row:
         """Return how often each status was that of an answer."""
         return sum((r.statuses for r in self.rankings), Counter())
 
+    @property
+    def notes(self) -> Counter:
+        """Count what the ranker said of itself."""
+        return sum((r.notes for r in self.rankings), Counter())
+
     def seconds(self, group: Callable[[str], bool] = lambda task: True) -> str:
         """Return the mean seconds of ranking a query of the tasks that `group` accepts, as text; empty: not ranked."""
         found = [r.seconds for r in self.rankings if group(r.query.task)]
@@ -316,7 +321,7 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
         "head": head, "base": base.name, "metrics": base.names, "rows": {row.name: {
             "repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
             "spread_over_orders": row.spread, "prompts_cut": sum(r.cut for r in row.rankings), "cost": costs(row),
-            "statuses": dict(row.statuses)} for row in rows}, "gains": found,
+            "statuses": dict(row.statuses), "notes": dict(row.notes)} for row in rows}, "gains": found,
     }, indent=1) + "\n")
     sheet = io.StringIO()
     writer = csv.writer(sheet, lineterminator="\n")
@@ -348,7 +353,7 @@ def write_rankings(folder: Path, rows: Sequence[Row], head: str, provenance: dic
     text = "\n\n".join([*parts, *([cost_table(models)] if models else [])]) + "\n"
     write_text(folder / "table.md", text)
     write_text(folder / "results.json", json.dumps(provenance | {"head": head, "metrics": [], "rows": {
-        row.name: {"statuses": dict(row.statuses)} for row in models}}, indent=1) + "\n")
+        row.name: {"statuses": dict(row.statuses), "notes": dict(row.notes)} for row in models}}, indent=1) + "\n")
     write_text(folder / "rankings.jsonl", "".join(json.dumps(
         {"row": row.name, "query": r.query.id, "ids": r.order, **({"scores": r.scores} if r.scores else {})},
         ensure_ascii=False) + "\n" for row in models for r in row.rankings))

@@ -40,8 +40,10 @@ def played(asking: Generator, role: str, whole: bool = False) -> Generator:
             asked = asking.send(answers)
         except StopIteration as stop:
             return list(stop.value) if whole else [c[0] if isinstance(c, tuple) else c for c in stop.value]
-        answers = yield [replace(ask, role=role) for ask in asked] if isinstance(asked,
-                                                                                 list) else replace(asked, role=role)
+        if isinstance(asked, list):
+            answers = yield [replace(ask, role=role) for ask in asked]
+        else:
+            answers = yield asked if isinstance(asked, str) else replace(asked, role=role)
 
 
 def calls(n: int, options: Options) -> int:
