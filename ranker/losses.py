@@ -47,8 +47,8 @@ def live(rewards: Tensor, cohorts: Tensor, min_spread: float) -> Tensor:
 
 
 def cohort_advantages(rewards: Tensor, cohorts: Tensor, kind: str = "mean") -> Tensor:
-    """Return advantages [N]: reward minus the cohort's mean; with `std` divided by the population deviation + 1e-4, with
-    `rare` by the mean.
+    """Return advantages [N]: reward minus the cohort's mean; with `std` divided by the population deviation + 1e-4,
+    with `rare` by the mean.
 
     `rare` (MaxRL, arXiv 2602.02710) is for rewards that are not negative: the rarer success is, the more a success
     weighs. NaN rewards are left out of mean and deviation and get advantage 0.

@@ -133,7 +133,8 @@ def test_every_place_is_compared_with_the_same_place_of_the_group_and_the_though
     expected = paid - paid.mean(0)
     for c, own in zip(group.completions, expected):
         torch.testing.assert_close(c.signals["advantage"], own[[0, 0, 1, 2]])
-    batch = Batch(group.completions, [slice(0, 3)], torch.zeros(3, 4, requires_grad=True), None, torch.ones(3, 4).bool())
+    batch = Batch(group.completions, [slice(0, 3)], torch.zeros(3, 4, requires_grad=True), None,
+                  torch.ones(3, 4).bool())
     loss, _ = rank_credit.loss(batch, rank_credit.Options())
     torch.testing.assert_close(loss, -sum(c.signals["advantage"].sum() for c in group.completions))
     with pytest.raises(UserError, match="take ranker.name=listwise"):

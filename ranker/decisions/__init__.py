@@ -31,5 +31,6 @@ of those two fields:
 
 CONTRACT = {"parse": ("inside", "ask"), "right": ("ask",), "template": ("ask",), "texts": ("ask",),
             "all_right": ("ask",)}
-OPTIONAL = {"template": None, "all_right": None, "TOLD": (), "ALTERNATIVES": (), "texts": None, "SHOWS": ("context", "pool")}
+OPTIONAL = {"template": None, "all_right": None, "TOLD": (), "ALTERNATIVES": (), "texts": None,
+            "SHOWS": ("context", "pool")}
 HAS_OPTIONS = False  # rankers name decisions, a config does not

@@ -1,4 +1,4 @@
-"""Human labels before a teacher's order (CoRanking-style, arXiv 2503.23427): what is labelled relevant moves to the top.
+"""Human labels before a teacher's order (CoRanking-style, arXiv 2503.23427): what is relevant moves to the top.
 
 The teacher's run orders the candidates of a training query, listwise and in windows; then the candidates of a relevance
 above zero move to the head, and both parts keep the teacher's order. The paper names such a construction without its

@@ -71,8 +71,8 @@ def loss(batch: Batch, options: Options) -> tuple[torch.Tensor, dict[str, float]
     tokens = (batch.mask.sum(-1) * own).sum().item()
     said = ((batch.logprobs.detach() * batch.mask).sum(-1) * own).sum().item() / max(tokens, 1)
     if said < options.runaway:
-        raise UserError(f"objective.name=selm: the optimism ran away: what the previous iterate says has {said:.1f} nats"
-                        f" a token (objective.runaway={options.runaway:g}); lower objective.alpha or train.lr")
+        raise UserError(f"objective.name=selm: the optimism ran away: what the previous iterate says has {said:.1f}"
+                        f" nats a token (objective.runaway={options.runaway:g}); lower objective.alpha or train.lr")
     loss = losses.dpo_loss(margins, options.beta).sum() + options.alpha * options.beta * optimism
     return loss, {"margin": margins.detach().sum().item(), "right": (margins > 0).sum().item(),
                   "own_logprob": said * len(batch.groups), "optimism": optimism.item()}
