@@ -45,7 +45,8 @@ def prompter(tokenizer):
 def ask(texts=("Alien", "Heat", "Jaws"), context="something new", task="rec-movie", decision="eliminate") -> Ask:
     candidates = tuple(Candidate(f"c{i}", text) for i, text in enumerate(texts))
     query = Query("q7", task, context, candidates, (1.0, *[0.0] * (len(texts) - 1)))
-    return Ask(query, query.ids, decision)
+    names = getattr(plugins.module("decision", decision), "TOLD", ())  # untrusted as well; one line each
+    return Ask(query, query.ids, decision, told=tuple((name, f"said: {' '.join(texts[0].split())}") for name in names))
 
 
 def user(prompter, question) -> str:
@@ -487,8 +488,9 @@ def test_in_token_ids_nothing_that_users_write_is_a_token_a_turn_an_answer_or_an
     attack = INJECTIONS[name]
     for context, plain in (((attack, f"x{attack}"), ("old", "older")), (f"{attack}?", "old?")):
         texts = [f"{attack}{k}{attack}" for k in range(1 if kind == "score" else 3)]
-        says_no_more_than(any_prompter, replace(ask(texts, context), **KINDS[kind]),
-                          replace(ask(["film"] * len(texts), plain), **KINDS[kind]))
+        decision = KINDS[kind]["decision"]
+        says_no_more_than(any_prompter, replace(ask(texts, context, decision=decision), **KINDS[kind]),
+                          replace(ask(["film"] * len(texts), plain, decision=decision), **KINDS[kind]))
 
 
 @pytest.mark.parametrize("name", LONG)
