@@ -93,6 +93,7 @@ def test_a_run_leaves_config_metrics_completions_checkpoints_and_curves(call):
 
 @pytest.mark.parametrize("config, options", [
     ("iranker", []),
+    pytest.param("prilora", ["--lora.interval=2", "--lora.start=1"], marks=pytest.mark.slow),
     pytest.param("iranker_ppo", ["--objective.value_warmup=1", "--train.warmup=1"], marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_to_exactly_where_it_would_have_ended(call, monkeypatch, config, options):
     assert train_short(call, "--run.dir=whole", *options, config=config)[0] == 0

@@ -4,11 +4,14 @@ A file NAME.py holds a dataclass `Options` and
 
     make(causal_lm, options) -> PeftModel     the model with a fresh adapter in fp32, drawn from torch's global
                                               generator; PEFT must be able to load what it saves
+    begin(policy, options)                    optional: called when a policy is loaded that goes on learning; what it
+                                              keeps in `policy.own` is saved and resumed
     after_step(policy, step, options)         optional: called behind every optimizer step that changed something
 
-An example is lora.py.
+Examples are lora.py and, of all three, prilora.py.
 """
 
 DEFAULT = "lora"
-CONTRACT = {"make": ("causal_lm", "options"), "after_step": ("policy", "step", "options")}
-OPTIONAL = {"after_step": lambda policy, step, options: None}
+CONTRACT = {"make": ("causal_lm", "options"), "begin": ("policy", "options"),
+            "after_step": ("policy", "step", "options")}
+OPTIONAL = {"begin": lambda policy, options: None, "after_step": lambda policy, step, options: None}

@@ -140,7 +140,11 @@ def measure(policy: Policy, sampler: Sampler, optimizer: torch.optim.Optimizer, 
     held["other"] = max(resident(device) - weights - size(trained) - moments, 0)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # made before, so that no probe counts it
-    found = of_all_layers(policy, lambda: probe(policy, sampler, longest))
+    policy.measured = True
+    try:
+        found = of_all_layers(policy, lambda: probe(policy, sampler, longest))
+    finally:
+        policy.measured = False
     with Meter() as meter:
         states = head.new_zeros(64, head.shape[1], requires_grad=True)
         targets = torch.zeros(64, dtype=torch.long, device=device)

@@ -49,6 +49,7 @@ class Policy:
     scale: float = 1.0  # of the logits, behind the head
     softcap: float | None = None  # of the logits, after the scale
     adapter: plugins.Plugin | None = None  # how its adapter was made
+    measured: bool = False  # while its costs are measured, what goes through it is no data
     own: dict[str, torch.nn.Module] = field(default_factory=dict)  # parameters of objectives: name -> module, fp32
     frozen: dict[str, torch.Tensor] | None = None  # the adapter a stage began with, its reference; None: the base
 
@@ -265,6 +266,8 @@ def load(model: settings.Model, lora: plugins.Plugin | None = None, adapter: Pat
     adapted = {name.split(".lora_")[0].split(".")[-1] for name in policy.adapter_parameters()}
     pretrained.tell_of_mixture(causal_lm, adapted, model)
     check(policy, model.name, model.max_prompt + max_new_tokens)
+    if lora is not None:
+        lora.begin(policy)
     return policy
 
 

@@ -1,0 +1,88 @@
+"""PRILoRA-style: ranks by depth, what is pruned and when, statistics of learning alone, and the way back by PEFT."""
+
+import pytest
+import torch
+from peft import PeftModel
+
+from ranker import plugins
+from ranker.adapters import prilora
+from ranker.engine.policy import save_adapter
+
+ADAPTER = plugins.load("lora", {"name": "prilora", "first": 2, "last": 6, "interval": 2, "start": 0})
+
+
+def test_ranks_rise_with_depth():
+    assert prilora.ranks(12, 4, 12) == [4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11, 12]
+    for layers in (12, 24, 28, 36):
+        found = prilora.ranks(layers, 4, 12)
+        assert sum(found) / layers == 8.0 and found == sorted(found) and (found[0], found[-1]) == (4, 12)
+        assert prilora.ranks(layers, 12, 4) == found[::-1]
+    assert prilora.ranks(1, 4, 12) == [4]
+
+
+def test_the_lowest_products_of_each_row_become_zero_and_the_rest_stays():
+    weight, average = torch.tensor([[1.0, -2.0, 3.0]]), torch.tensor([9.0, 1.0, 1.0])  # products 9, 2, 3
+    assert prilora.pruned(weight, average, 0.34).tolist() == [[1.0, 0.0, 3.0]]
+    torch.manual_seed(0)
+    for size, zeros in ((8, 4), (5, 2)):
+        weight = torch.randn(3, size)
+        found = prilora.pruned(weight, torch.rand(size), 0.5)
+        assert ((found == 0).sum(1) == zeros).all() and torch.equal(found[found != 0], weight[found != 0])
+    assert prilora.pruned(torch.ones(1, 4), torch.ones(4), 0.5).tolist() == [[0.0, 0.0, 1.0, 1.0]]  # ties: the first
+    assert torch.equal(prilora.pruned(weight, torch.rand(5), 0.0), weight)
+
+
+def test_averages_move_once_a_step_whatever_the_batches():
+    found = prilora.Statistics({"a.b": 1}, torch.device("cpu"))
+    average = getattr(found, prilora.key("a.b"))
+    for inputs in ([[3.0]], [[3.0], [4.0]]):  # norm 3, then 5 in two batches
+        for part in inputs:
+            found.see("a.b", torch.tensor([part]))
+        found.move(0.9)
+    assert average.item() == pytest.approx(0.9 * 3 + 0.1 * 5) and found.moved == 2
+    found.move(0.9)  # nothing was learned in between
+    assert average.item() == pytest.approx(3.2) and found.moved == 2
+
+
+def test_only_what_is_learned_from_is_looked_at(make_policy):
+    policy = make_policy(lora=ADAPTER)
+    statistics, ids = policy.own[prilora.OWN], torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        policy.model(ids)
+    with policy.reference():
+        policy.model(ids)
+    policy.measured = True
+    policy.model(ids)
+    policy.measured = False
+    assert not statistics.squares
+    policy.model(ids)
+    modules = dict(prilora.adapted_modules(policy))
+    assert statistics.squares.keys() == modules.keys() and len(modules) == 14
+    first = min(modules)
+    assert statistics.squares[first].shape == (modules[first].in_features,)
+
+
+def test_layers_have_their_own_ranks_one_scale_and_are_loaded_back_by_peft(make_policy, tmp_path):
+    policy = make_policy(lora=ADAPTER)
+    for name, module in prilora.adapted_modules(policy):
+        assert module.r["default"] == (2 if ".0." in name else 6) and module.scaling["default"] == 2.0
+    fixed = make_policy(lora=plugins.load("lora", {"name": "prilora", "first": 2, "last": 6, "scale": "fixed_alpha"}))
+    assert sorted({m.scaling["default"] for _, m in prilora.adapted_modules(fixed)}) == pytest.approx([4 / 3, 4.0])
+    ids = torch.tensor([[1, 2, 3]])
+    save_adapter(policy, tmp_path)
+    with torch.no_grad():
+        expected = policy.model(ids).logits
+        again = PeftModel.from_pretrained(make_policy().model.unload(), tmp_path)
+        torch.testing.assert_close(again(ids).logits, expected)
+
+
+def test_pruning_comes_when_it_is_due_and_changes_nothing_while_b_is_zero(make_policy):
+    policy, ids = make_policy(moved=False, lora=ADAPTER), torch.tensor([[1, 2, 3]])
+    before = policy.model(ids).logits.detach()
+    zeros = lambda: sum((m.lora_A["default"].weight == 0).sum().item()  # noqa: E731
+                        for _, m in prilora.adapted_modules(policy))
+    ADAPTER.after_step(policy, 1)
+    assert zeros() == 0
+    ADAPTER.after_step(policy, 2)
+    assert zeros() == sum(m.r["default"] * (m.in_features // 2) for _, m in prilora.adapted_modules(policy))
+    torch.testing.assert_close(policy.model(ids).logits, before)  # B is zero
