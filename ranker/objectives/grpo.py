@@ -71,8 +71,11 @@ def explore(taught: Sequence[Completion], options: Options) -> dict[str, float]:
 
 
 def loss(batch: Batch, options: Options) -> tuple[torch.Tensor, dict[str, float]]:
+    reference = batch.get("reference")
+    if reference is not None and "mutant" in batch.completions[0].signals:  # nobody sampled them: no part in the KL
+        reference = torch.where(batch["mutant"] > 0, batch.logprobs.detach(), reference)
     return losses.policy_loss(
         batch.logprobs, batch.get("old", batch.logprobs.detach()), batch["advantage"], batch.mask,
         clip_low=options.clip_low, clip_high=options.clip_high, beta=options.beta, kl=options.kl,
-        reference=batch.get("reference"), surrogate=options.surrogate,
+        reference=reference, surrogate=options.surrogate,
         segments=torch.zeros_like(batch.mask, dtype=torch.long) if options.ratio == "sequence" else None)

@@ -1,0 +1,102 @@
+"""Mutated groups (RARL-style, arXiv 2601.20585): where all of a group earned the same, some learn from the right answer.
+
+In such a group `count` completions are replaced: their reasoning stays and the answer becomes the right one, of an
+order with some neighbours swapped, of values with noise. Where all were right already, it becomes a wrong one. Mutants
+are scored anew under the policy as it is, so their ratio is 1; they have no part in the entropy and in the KL. The
+operators are not published; these are ours. `until` ends it after so many steps, and `since` begins it, for the two
+stages of the paper.
+"""
+
+import math
+import random
+from dataclasses import dataclass, replace
+
+import torch
+
+from ranker import answers, plugins
+from ranker.asking import complete
+from ranker.data import Ask, Completion, Group
+from ranker.draws import sampled
+from ranker.engine import distributed
+from ranker.engine.policy import STOP
+from ranker.errors import UserError
+from ranker.plugins import setting
+
+GIVES, EPISODES = "samples", False
+
+
+@dataclass
+class Options:
+    count: int = setting(1, low=0)  # mutants of a group; 0: none, the control
+    min_spread: float = setting(1e-4, low=0.0)  # a group whose task rewards spread less is mutated
+    swaps: int = setting(1, low=1)  # of neighbours in an order, where the right one would teach nothing
+    noise: float = setting(1.0, low=0.0)  # of values, at most
+    since: int = setting(0, low=0)  # the first draw that mutates
+    until: int = setting(0, low=0)  # and the last; 0: all
+
+
+def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
+    if options.count >= sample.rollout.completions_per_prompt:
+        raise UserError(f"draw.count ({options.count}) must be below rollout.completions_per_prompt"
+                        f" ({sample.rollout.completions_per_prompt})")
+    groups = judge(sampled.asked(source, sample, state))
+    number = state["draws"]
+    rng = random.Random(f"{sample.run_seed}/mutants/{number}/{distributed.rank()}")
+    for c in (c for group in groups for c in group.completions):
+        c.signals["mutant"] = torch.zeros(len(c.ids))
+    if not options.count or number < options.since or 0 < options.until < number:
+        return groups
+    mine = [group for group in groups if group.completions[0].cohort[1] == distributed.rank()]
+    for group in mine:
+        task = [c.rewards["task"] for c in group.completions]
+        if max(task) - min(task) <= options.min_spread:  # not where one is NaN
+            kept = group.completions[:len(group.completions) - options.count]
+            group.completions = kept + [mutant(sample.policy, group.ask, c, rng, options)
+                                        for c in group.completions[len(kept):]]
+        for c in group.completions:
+            c.cohort = group.completions[0].cohort[2]
+    return judge(mine)
+
+
+def mutant(policy, ask: Ask, completion: Completion, rng: random.Random, options: Options) -> Completion:
+    """Return a completion with the reasoning of another and a better answer, or a worse one where that was right."""
+    found = answers.place(completion.text)
+    before = completion.text[:found.start] if found else "<think></think>\n<answer>"
+    best = max(ask.query.rel[c] for c in ask.left)
+    text = before + mutation(ask, was_right(ask, completion, best), rng, options) + STOP
+    ids = policy.prompter.completion(text)
+    made = complete(policy, ask, ids, [math.nan] * len(ids), True, cut=completion.cut)
+    made.cohort, made.signals["mutant"] = completion.cohort, torch.ones(len(ids))
+    return made
+
+
+def was_right(ask: Ask, completion: Completion, best: float) -> bool:
+    """Tell whether an answer is as good as the right one."""
+    if not completion.answer.ok:
+        return False
+    gains = [ask.query.rel.get(v, 0.0) for v in completion.answer.value]
+    if ask.decision == "order":
+        return gains == sorted(gains, reverse=True)
+    if ask.decision == "value":
+        return list(completion.answer.value) == plugins.module("decision", "value").gold(ask)
+    return gains[0] < best if ask.decision == "eliminate" else gains[0] == best
+
+
+def mutation(ask: Ask, right: bool, rng: random.Random, options: Options) -> str:
+    """Return the text of a mutated right answer; `right`: the right one itself would teach nothing."""
+    decision = plugins.module("decision", ask.decision)
+    if ask.decision == "value":
+        gold = decision.gold(ask)
+        noisy = [min(max(g + rng.uniform(-1, 1) * options.noise, 0.0), 10.0) for g in gold]
+        return decision.written(noisy if right else gold)
+    if ask.decision == "order":
+        order = answers.by_relevance(ask)
+        for _ in range(options.swaps if right else 0):
+            i = rng.randrange(len(order) - 1)
+            order[i], order[i + 1] = order[i + 1], order[i]
+        return answers.written(ask, order)
+    if not right:
+        return rng.choice(answers.all_right(ask))
+    worst = max(ask.query.relevance)
+    return decision.right(replace(ask, query=replace(
+        ask.query, relevance=tuple(worst - value for value in ask.query.relevance))))
