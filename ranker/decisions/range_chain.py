@@ -16,7 +16,7 @@ def parse(inside: str, ask: Ask) -> Answer:
     before = found[:1] if found[0] == ranges.read(dict(ask.told)["scale"]) else []
     for span in found[1:] if before else ():
         if before[-1][0] == before[-1][1] or span not in ranges.halves(before[-1]):
-            return FOREIGN
+            return Answer(FOREIGN.status, tuple(before))
         before.append(span)
     if not before:
         return FOREIGN

@@ -53,8 +53,8 @@ def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
             kept = group.completions[:len(group.completions) - options.count]
             group.completions = kept + [mutant(sample.policy, group.ask, c, rng, options)
                                         for c in group.completions[len(kept):]]
-        for c in group.completions:
-            c.cohort = group.completions[0].cohort[2]
+        for c in group.completions:  # as the draw called them; to judge is to call them anew
+            c.cohort = c.cohort[2]
     return judge(mine)
 
 
