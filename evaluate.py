@@ -28,19 +28,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ranker import answers, api, config as settings, llms, metrics, prompting, sources, thoughts, trec_files
-from ranker.asking import load_models, local_model
+from ranker import answers, config as settings, llms, metrics, prompting, sources, thoughts, trec_files
+from ranker.asking import load_roles
 from ranker.data import Query
 from ranker.drive import Models, load_ranker, run as rank
-from ranker.engine.policy import check_adapters, load as load_policy, load_prompter, pick_device
-from ranker.engine.sampler import Sampler
+from ranker.engine.policy import check_adapters, load_prompter, pick_device
 from ranker.errors import Parser, UserError, exit_status
 from ranker.evaluation import baselines, foreign, heads, inputs, report
 from ranker.evaluation.ask_log import AskLog
 from ranker.evaluation.report import Row
 from ranker.files import sha256
-from ranker.plugins import Plugin, load as load_plugin
-from ranker.prompting import Chat
+from ranker.plugins import Plugin
 from ranker.provenance import provenance
 
 
@@ -178,20 +176,6 @@ class Table:
                 model = thoughts.with_thoughts(model, examples) if examples else model
                 rows.append(self.model_row(name, ranker, orders, model, asked, trained, bar.update))
         return rows
-
-
-def load_roles(config: settings.Config, folder: Path | None, out: Path, progress: Callable[[int], None]) -> Models:
-    """Return who plays each role: the server's model or the policy with an adapter, and those the config names."""
-    limit = config.rollout.max_new_tokens
-    if config.llm.api:
-        path = Path(config.llm.cache).expanduser() if config.llm.cache else out / "answers.jsonl"
-        chat = Chat(config.llm.words, config.llm.multi_turn)
-        return load_models(config, None, out) | {"policy": api.server_model(config.llm, chat, limit, path, progress)}
-    # Adapters that play roles need one beside them.
-    adapter = load_plugin("lora", config.lora) if config.roles and folder is None else None
-    policy = load_policy(config.model, adapter, folder, max_new_tokens=limit)
-    sampler = Sampler(policy, config.rollout)
-    return load_models(config, sampler, out) | {"policy": local_model(sampler, progress, seed=config.run.seed)}
 
 
 def worked_examples(path: Path, ranker: Plugin, queries: Sequence[Query], count: int) -> Callable:

@@ -16,6 +16,7 @@ from ranker import api, checkpoint, config as settings, plugins
 from ranker.answers import alternatives, parse, place, written as named
 from ranker.data import Answer, Ask, Completion, Cut, Group
 from ranker.drive import Model
+from ranker.engine import policy as policies
 from ranker.engine.policy import STOP, Policy
 from ranker.engine.sampler import Known, Sampler, batches_of
 from ranker.engine.scoring import pack, score_all
@@ -66,6 +67,24 @@ def load_models(config: settings.Config, sampler: Sampler | None, folder: Path) 
             sampler.policy.add_role(name, checkpoint.find(role["adapter"]))
             models[name] = local_model(sampler, role=name)
     return models
+
+
+def load_roles(config: settings.Config, folder: Path | None, out: Path,
+               progress: Callable[[int], None] = lambda asks: None) -> dict[str, Model]:
+    """Return who plays each role, `policy` included: the server's model, or the policy with the adapter in `folder`.
+
+    Answers of servers are kept in `out`, unless the config names a file. Raise UserError.
+    """
+    limit = config.rollout.max_new_tokens
+    if config.llm.api:
+        path = Path(config.llm.cache).expanduser() if config.llm.cache else out / "answers.jsonl"
+        chat = Chat(config.llm.words, config.llm.multi_turn)
+        return load_models(config, None, out) | {"policy": api.server_model(config.llm, chat, limit, path, progress)}
+    # Adapters that play roles need one beside them.
+    adapter = plugins.load("lora", config.lora) if config.roles and folder is None else None
+    policy = policies.load(config.model, adapter, folder, max_new_tokens=limit)
+    sampler = Sampler(policy, config.rollout)
+    return load_models(config, sampler, out) | {"policy": local_model(sampler, progress, seed=config.run.seed)}
 
 
 def sample_groups(sampler: Sampler, asks: Sequence[Ask], counts: int | Sequence[int], temperature: float,

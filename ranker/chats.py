@@ -19,8 +19,9 @@ from pathlib import Path
 from jinja2 import TemplateError
 
 from ranker.errors import UserError, nearest
+from ranker.files import shipped
 
-FOLDER = Path(__file__).resolve().parent.parent / "prompts" / "chats"  # of the built-in templates
+FOLDER = shipped("prompts") / "chats"  # of the built-in templates
 # The date as text for each code of strftime. A macro in a template wins over the function that transformers provides.
 DATE = {"Y": "2025", "y": "25", "m": "01", "B": "January", "b": "Jan", "d": "01", "-d": "1", "A": "Wednesday",
         "a": "Wed", "H": "00", "M": "00", "S": "00"}

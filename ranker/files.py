@@ -18,6 +18,12 @@ from ranker.errors import UserError
 LOCK = "lock"  # name of the file that locks a folder, which one process at a time may write to
 
 
+def shipped(name: str) -> Path:
+    """Return a folder of data that comes with the code: inside of an installed package, beside it in the sources."""
+    inside = Path(__file__).resolve().parent / name
+    return inside if inside.is_dir() else inside.parent.parent / name
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Raise UserError, naming `path`, where the disk or the folder refuses to be written (full, read-only, gone).

@@ -23,7 +23,6 @@ from ranker.answers import parse
 from ranker.data import Ask, Completion, Group, Query
 from ranker.errors import Parser, UserError, exit_status, nearest
 from ranker.files import open_whole
-from rewards.format import exact
 
 
 def main() -> None:
@@ -38,7 +37,7 @@ def main() -> None:
     add("--out", type=Path, required=True, help="the traces file to write")
     args = parser.parse_args()
     queries = {query.id: query for query in sources.read_files(args.data)}
-    reward = rewarding.load({args.reward: {"weight": 1.0}}, "--reward")
+    reward, form = rewarding.load({args.reward: {"weight": 1.0}}, "--reward"), plugins.module("reward", "format")
     records, counts = chosen(args.evaluation, args.row), Counter()
     with open_whole(args.out) as file:
         for record in tqdm(records, unit="trace"):
@@ -46,7 +45,7 @@ def main() -> None:
             completion = Completion([], [], record["text"], record["finished"],
                                     parse(record["text"], ask, record["finished"]))
             reason = ("answers that cannot be read" if not completion.answer.ok else
-                      "not in the form" if args.format and not exact(completion.text) else
+                      "not in the form" if args.format and not form.exact(completion.text) else
                       f"rewards below {args.above:g}" if paid(reward, ask, completion) < args.above else "")
             counts[reason] += 1
             if not reason:

@@ -15,13 +15,15 @@ import typing
 from dataclasses import MISSING, dataclass, field
 from functools import cache, partial
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 
 from ranker.errors import UserError, nearest
 
+REWARDS = "ranker.rewards" if find_spec("ranker.rewards") else "rewards"  # installed: inside of the package
 FOLDERS = {  # kind, which is also the name of its config section -> package
     "ranker": "ranker.rankers", "decision": "ranker.decisions", "draw": "ranker.draws",
-    "objective": "ranker.objectives", "lesson": "ranker.lessons", "lora": "ranker.adapters", "reward": "rewards"}
+    "objective": "ranker.objectives", "lesson": "ranker.lessons", "lora": "ranker.adapters", "reward": REWARDS}
 SECTIONS = ("ranker", "draw", "objective", "lora")  # sections of a config that name one plug-in
 
 _SHORT = reprlib.Repr()  # a few anchors of YAML can stand for more text than memory holds

@@ -26,8 +26,9 @@ from ranker.chats import ChatTemplate
 from ranker.config import parse_yaml
 from ranker.data import Ask, Cut
 from ranker.errors import UserError, nearest
+from ranker.files import shipped
 
-FOLDER = Path(__file__).resolve().parent.parent / "prompts"
+FOLDER = shipped("prompts")
 TAIL = 80  # characters of a prompt that decide how a text behind it is tokenized
 LETTERS = "ABCDEFGHIJKLMNOPQRST"
 WORDING = ("scenario", "heading", "noun", "nouns", "criterion")

@@ -19,7 +19,6 @@ from ranker.data import Ask, Candidate, Group, Query
 from ranker.drive import Models
 from ranker.errors import UserError
 from ranker.sources import Source
-from rewards.format import exact
 
 FIELDS = ("query", "task", "context", "candidates", "decision", "text")
 
@@ -36,7 +35,7 @@ def kept(step: int, groups: Sequence[Group]) -> list[dict]:
         best, ask = max(group.completions, key=rank), group.ask
         told = Ask(ask.query, ask.pool, ask.decision, out=ask.out, drop=ask.drop)
         paid = best.rewards["task"] > 0 and best.advantage > 0
-        if paid and best.answer.ok and exact(best.text) and ask == told:
+        if paid and best.answer.ok and ask == told and plugins.module("reward", "format").exact(best.text):
             records.append({"step": step, **record(ask, best.text), "reward": best.rewards["total"]})
     return records
 

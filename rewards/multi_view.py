@@ -19,7 +19,7 @@ from ranker import metrics
 from ranker.data import Ask, Completion, Group
 from ranker.errors import UserError
 from ranker.plugins import setting
-from rewards.format import exact
+from .format import exact
 
 TASK = True
 WANTS_THOUGHT = True

@@ -24,7 +24,7 @@ from ranker.data import Completion, Group
 from ranker.errors import UserError
 from ranker.metrics import dcg
 from ranker.plugins import setting
-from rewards.format import exact
+from .format import exact
 
 TASK = True
 WANTS_THOUGHT = True

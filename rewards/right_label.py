@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ranker.answers import span
 from ranker.data import Ask, Completion, Group
 from ranker.errors import UserError
-from rewards.format import exact
+from .format import exact
 
 TASK = True
 WANTS_THOUGHT = True

@@ -15,7 +15,7 @@ from ranker.data import Ask, Completion, Group
 from ranker.decisions import value
 from ranker.errors import UserError
 from ranker.plugins import setting
-from rewards.format import exact
+from .format import exact
 
 TASK = True
 WANTS_THOUGHT = True
