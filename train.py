@@ -71,7 +71,7 @@ def main() -> int | None:
             run.first_validation(validate(config, sampler, ranker, models, validation, 0))
     for step in run.steps():
         started, stage = time.perf_counter(), at(stages, step)
-        if step == stage.first > 1:  # its reference is the policy it begins with
+        if step == stage.first and (step > 1 or config.lora.get("start")):  # its reference is what it begins with
             policy.freeze()
             optimizer.state.clear()
         groups, record = step_of(stage, step, run.state, plan)

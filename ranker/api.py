@@ -108,9 +108,10 @@ def server_model(llm: settings.Llm, chat: Chat, max_new_tokens: int, path: Path,
         if any(map(scored_texts, asks)):
             raise UserError("a server gives no log-probabilities of texts, which ranker.name=likelihood needs")
         chats = [chat.fitted(ask) for ask in asks]
-        bodies = [{"model": llm.model, "messages": messages, "temperature": llm.temperature,
-                   llm.limit_field: max_new_tokens} for messages, _ in chats]
-        names = [hashlib.sha256(json.dumps([llm.api, body]).encode()).hexdigest() for body in bodies]
+        bodies = [{"model": llm.model, "messages": messages, "temperature": ask.temperature or llm.temperature,
+                   llm.limit_field: max_new_tokens} for ask, (messages, _) in zip(asks, chats)]
+        names = [hashlib.sha256(json.dumps([llm.api, body, *([ask.sample] if ask.sample else [])]).encode()).hexdigest()
+                 for ask, body in zip(asks, bodies)]  # each sample is a call of its own
         missing = {name: body for name, body in zip(names, bodies) if name not in kept}  # equal requests once
         progress(len(asks) - len(missing))
         with ThreadPoolExecutor(llm.concurrency) as pool:

@@ -79,7 +79,8 @@ def load_roles(config: settings.Config, folder: Path | None, out: Path,
     if config.llm.api:
         path = Path(config.llm.cache).expanduser() if config.llm.cache else out / "answers.jsonl"
         chat = Chat(config.llm.words, config.llm.multi_turn)
-        return load_models(config, None, out) | {"policy": api.server_model(config.llm, chat, limit, path, progress)}
+        server = api.server_model(config.llm, chat, limit, path, progress)
+        return {"base": server} | load_models(config, None, out) | {"policy": server}
     # Adapters that play roles need one beside them.
     adapter = plugins.load("lora", config.lora) if config.roles and folder is None else None
     policy = policies.load(config.model, adapter, folder, max_new_tokens=limit)

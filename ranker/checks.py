@@ -24,7 +24,7 @@ def check(config, where: str) -> None:
         raise UserError(f"{where}: draw.name={draw.name} gives {draw.GIVES}, and objective.name={objective.name} learns"
                         f" from {' or '.join(sorted(objective.LEARNS_FROM))}; draws that give them: "
                         f"{', '.join(fitting)}")
-    if draw.GIVES == "samples" and config.rollout.completions_per_prompt < objective.LEAST:
+    if draw.GIVES in ("samples", "thoughts") and config.rollout.completions_per_prompt < objective.LEAST:
         raise UserError(f"{where}: rollout.completions_per_prompt must be at least {objective.LEAST} for"
                         f" {objective.name}, which compares completions")
     wanting = [name for name in config.reward

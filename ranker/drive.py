@@ -32,9 +32,9 @@ class Cost:
     seconds: float = 0.0  # its share of the batches it took part in
     cut: int = 0  # asks whose texts had to be cut
 
-    def add(self, prompt_tokens: int, completion: Completion) -> None:
+    def add(self, prompt_tokens: int, completion: Completion, failed: bool) -> None:
         self.calls += 1
-        self.failed += not completion.answer.ok
+        self.failed += failed
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion.tokens
         self.seconds += completion.seconds
@@ -88,10 +88,12 @@ class Driver:
         results = iter(answered(self.models, [ask for asks in singles for ask in asks]))
         for (ranking, asking, asked), asks in zip(waiting, singles):
             given = [next(results) for _ in asks]
+            read = {replace(ask, sample=0) for ask, (_, completion) in zip(asks, given) if completion.answer.ok}
             for ask, (prompt_tokens, completion) in zip(asks, given):
                 ranking.statuses[completion.answer.status] += 1
                 for cost in (ranking, ranking.roles.setdefault(ask.role, Cost())):
-                    cost.add(prompt_tokens, completion)
+                    # A sample that cannot be read is no failure where another of the same ask can.
+                    cost.add(prompt_tokens, completion, replace(ask, sample=0) not in read)
                 if self.on_ask:
                     self.on_ask(ask, self.rounds, completion)
             self._send(ranking, asking, collected(asked, [completion.answer for _, completion in given]))

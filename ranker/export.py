@@ -9,7 +9,6 @@ adapter apart, computed as they were trained (`4 bits`) and unquantised. A merge
 again, so none is written.
 """
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -35,7 +34,7 @@ SAMPLES = 6  # queries whose right answers are scored
 
 
 def main() -> None:
-    parser = Parser(prog="python -m ranker.export", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(prog="python -m ranker.export", description=__doc__)
     parser.add_argument("--ckpt", required=True, help="a checkpoint or a run folder")
     parser.add_argument("--merged", type=Path, help="the folder to write")
     parser.add_argument("--gguf", type=Path, help="the file to write")
@@ -52,7 +51,7 @@ def main() -> None:
     config = settings.build(checkpoint.describe(folder)["config"], str(folder / "checkpoint.json"))
     settings.resolve(config, str(folder))
     config.model.name = args.base or config.model.name
-    plain = replace(config.model, quantize="none", dtype="float32", device="cpu")
+    plain = replace(config.model, quantize="none", dtype="float32", device="cpu", attention="auto")
     wanted = completions(config)
     print(f"loading {plain.name} with the adapter {folder}")
     trained = logprobs(policies.load(config.model, None, folder), wanted) if is_quantised(config.model) else None

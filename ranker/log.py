@@ -28,9 +28,11 @@ def line(record: dict) -> str:
 
 
 def finite(value):
-    """Return a value, or a dict of values, with None in place of floats that are no numbers, which JSON lacks."""
+    """Return a value, or a dict or a list of values, with None for floats that are no numbers, which JSON lacks."""
     if isinstance(value, dict):
         return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

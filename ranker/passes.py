@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ranker.asking import answer_mask, tokens_within
+from ranker.asking import answer_mask, written
 from ranker.data import Completion, Group
 from ranker.engine import distributed
 from ranker.engine.policy import Policy
@@ -103,7 +103,8 @@ def answer(policy: Policy, rows: Sequence[Row], temperature: float, budget: int)
 def place(policy: Policy, rows: Sequence[Row], temperature: float, budget: int) -> None:
     """Tell whose place in the answer's list tokens write; no model runs."""
     for c in (c for row in rows for c in row.keys):
-        starts = [tokens_within(policy, c.ids, begin) for begin, _ in c.answer.places]
+        lengths = [len(written(policy, c.ids[:k])) for k in range(len(c.ids) + 1)] if c.answer.places else []
+        starts = [max(k for k, length in enumerate(lengths) if length <= begin) for begin, _ in c.answer.places]
         c.signals["place"] = sum((torch.arange(len(c.ids)) >= start for start in starts),
                                  torch.zeros(len(c.ids), dtype=torch.long)).to(policy.device)
 

@@ -18,10 +18,12 @@ import os
 import queue
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from ranker import checkpoint
 from ranker.errors import Parser, UserError, exit_status, one_line
 from ranker.use import Ranked, Reranker, load
 
@@ -71,7 +73,7 @@ class Worker(threading.Thread):
                     self.jobs.put(None)
                     break
                 batch.append(job)
-            batch = [job for job in batch if job.done.set_running_or_notify_cancel()]  # not of clients who left
+            batch = [job for job in batch if job.done.set_running_or_notify_cancel()]  # not of those that waited too long
             try:
                 found = self.ranker.rank([j.query for j in batch], [j.documents for j in batch]) if batch else []
             except Exception as error:  # one job must not take the thread, nor the others, with it
@@ -115,6 +117,8 @@ def read_request(body: bytes, limits: Limits) -> tuple[str, list, int | None, bo
         text = document.get("text") if isinstance(document, dict) else document
         if not isinstance(text, str):
             raise UserError(f"documents[{i}] must be a text or an object with a text")
+        if any("\ud800" <= c < "\ue000" for c in text):
+            raise UserError(f"documents[{i}]: half of a surrogate pair is no text")
     top_n, whole = given.get("top_n"), given.get("return_documents", False)
     if top_n is not None and (type(top_n) is not int or top_n < 1):
         raise UserError("top_n must be a whole number from 1 on")
@@ -178,7 +182,7 @@ def application(ranker: Reranker, limits: Limits, key: str = ""):
         except UserError as wrong:
             return error(422, str(wrong))
         except Exception as bug:
-            print(f"error while ranking: {bug!r}", file=sys.stderr)
+            traceback.print_exception(bug)
             return error(500, "the ranker failed; the server's log says how")
         return JSONResponse(reply(ranker.name, ranked, documents, top_n, whole))
 
@@ -224,6 +228,8 @@ def main() -> None:
         raise UserError("the server needs uvicorn and starlette: pip install -r configs/serve.requirements.txt"
                         ) from None
     options = dict(text.removeprefix("--").split("=", 1) for text in rest)
+    if args.ckpt:
+        checkpoint.find(args.ckpt)  # not looked for on a hub
     ranker = load(args.ckpt or args.model, args.ranker, settings_=options)
     app, _ = application(ranker, Limits(args.documents, batch=args.batch), os.environ.get(KEY, ""))
     print(f"ranking with {ranker.name} ({ranker.ranker.name}) at http://{args.host}:{args.port}/v1/rerank", flush=True)

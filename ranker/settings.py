@@ -59,6 +59,9 @@ def sections() -> dict[str, list[tuple[str, str, str]]]:
                 options = plugins.module(field.name, name).Options
                 prefix = f"reward.{name}." if field.name == "reward" else f"{field.name}."
                 found[f"{field.name}={name}"] = lines(options, prefix)
+    found["roles"] = lines(config.Role, "roles.NAME.")
+    found["stages"] = [("stages", "[]", "a list, the first steps of a run: each entry has `steps` and the sections that"
+                        " differ from the config's, of draw, reward, objective, rollout and train (in the file)")]
     for name in plugins.names("lesson"):
         found[f"lesson={name}"] = lines(plugins.module("lesson", name).Options, f"data.lessons.{name}.")
     return found

@@ -2,9 +2,10 @@
 
     python -m ranker.show runs/iranker                        curves, completions, and all its evaluations
     python -m ranker.show runs/iranker/eval/test              one evaluation
-    python -m ranker.show runs/A/eval/test runs/B/eval/test   two evaluations of the same queries, side by side
+    python -m ranker.show runs/A/eval/test runs/B/eval/test   two evaluations, a tab for each
 
-The file holds everything and asks for nothing over a network. It shows, for each query, the context, the candidates with
+The rows of an evaluation (the base, several checkpoints) stand side by side. The file holds everything and asks for
+nothing over a network. It shows, for each query, the context, the candidates with
 their relevance and places, and round by round who was named and why; where the best candidate was lost is marked. Texts
 come from the data that was evaluated; where that is gone, ids stand in their place.
 """
@@ -71,7 +72,8 @@ def evaluation(folder: Path) -> dict:
     orders = {row: trec_files.read_run(path, "input") for row in rows
               if (path := folder / f"run.{row.replace(' ', '_').replace('/', '_')}.txt").is_file()}
     ids = list(dict.fromkeys([*(r["query"] for r in records), *(q for run in orders.values() for q in run)]))
-    known = texts(results.get("data", {}), set(ids), folder)
+    seed = results.get("config", {}).get("data", {}).get("seed", 0)
+    known = texts(results.get("data", {}), set(ids), folder, seed)
     measured = measures(folder / "per_query.csv")
     asked: dict[tuple[str, str], list[dict]] = {}
     for record in records:
@@ -98,13 +100,13 @@ def ask(record: dict, place: dict[str, int]) -> dict:
     """Return what is shown of an ask; candidates are numbers in the query's list."""
     out = set(record.get("out") or ())
     left = [place[c] for c in record["pool"] if c not in out and c in place]
-    answer = [place[v] if isinstance(v, str) and v in place else v for v in record["answer"]]
-    found = {"decision": record["decision"], "left": left, "answer": answer, "status": record["status"],
-             "text": record["text"]}
+    named = all(isinstance(v, str) and v in place for v in record["answer"])  # else numbers, such as a score
+    found = {"decision": record["decision"], "left": left, "status": record["status"], "text": record["text"],
+             "answer": [place[v] for v in record["answer"]] if named else record["answer"], "named": named}
     return found | {key: record[key] for key in ("role", "scores", "cut") if record.get(key)}
 
 
-def texts(data: dict, wanted: set[str], folder: Path) -> dict[str, Query]:
+def texts(data: dict, wanted: set[str], folder: Path, seed: int) -> dict[str, Query]:
     """Return query id -> query, from the data that was evaluated, as far as it is still there."""
     found = {}
     for name in data:
@@ -112,7 +114,9 @@ def texts(data: dict, wanted: set[str], folder: Path) -> dict[str, Query]:
             for identity in wanted:
                 task, split, index = (identity.rsplit(".", 2) + ["", ""])[:3]
                 if task in world.TASKS and split in world.SPLITS and index.isdigit():
-                    found[identity] = world.query(task, split, int(index))
+                    found[identity] = world.query(task, split, int(index), seed)
+        elif data[name] and sources.checksum(name) not in (data[name], ""):
+            logging.warning(f"{folder}: texts are not shown: {name} is another file than the one that was evaluated")
         else:
             try:
                 found |= {q.id: q for q in sources.read_files([name]) if q.id in wanted}

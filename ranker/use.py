@@ -19,7 +19,7 @@ from ranker.data import Ask, Candidate, Completion, Query
 from ranker.engine.policy import check_adapters, load_prompter
 from ranker.errors import UserError
 from ranker.evaluation import inputs
-from ranker.prompting import Prompter
+from ranker.prompting import Prompter, scored_texts
 
 Document = str | Mapping  # a text, or {"text": ..., "id": ...}; other fields are left alone
 
@@ -83,6 +83,7 @@ class Reranker:
 
     def __init__(self, config: settings.Config, models: drive.Models, name: str, prompter: Prompter | None = None):
         self.config, self.models, self.name, self.prompter = config, models, name, prompter
+        self.checked = 1  # candidates whose identifiers the prompter can write
         self.ranker = drive.load_ranker(config.ranker)
 
     def rank(self, query: str | Sequence, documents: Sequence, top_n: int | None = None,
@@ -100,7 +101,7 @@ class Reranker:
         many = bool(documents) and all(isinstance(one, Sequence) and not isinstance(one, str) for one in documents)
         if not many:
             return self._rank([query_of(query, documents, task, "0")], top_n)[0]
-        if isinstance(query, str) or len(query) != len(documents):
+        if isinstance(query, str) or not isinstance(query, Sequence) or len(query) != len(documents):
             raise UserError(f"{len(documents)} lists of documents need as many queries")
         return self._rank([query_of(q, d, task, str(i)) for i, (q, d) in enumerate(zip(query, documents))], top_n)
 
@@ -110,11 +111,13 @@ class Reranker:
         def keep(ask: Ask, number: int, completion: Completion) -> None:
             answer = completion.answer
             found[ask.query.id].steps.append(Step(number, ask.role, ask.decision, ask.left, answer.value, answer.status,
-                                                  completion.text if completion.ids or completion.counted else ""))
+                                                  "" if ask.by_logits or scored_texts(ask) else completion.text))
 
         several = [q for q in queries if len(q.ids) > 1]
-        if self.prompter and several:
-            self.prompter.check(llms.rehearsal(self.ranker, max(several, key=lambda q: len(q.ids))))
+        largest = max(several, key=lambda q: len(q.ids), default=None)
+        if self.prompter and largest and len(largest.ids) > self.checked:
+            self.prompter.check(llms.rehearsal(self.ranker, largest))
+            self.checked = len(largest.ids)
         rankings = drive.run(self.ranker, several, self.models, self.config.run.seed, keep)
         ranked = {r.query.id: r for r in rankings}
         for q in queries:
@@ -173,8 +176,10 @@ def load(name: str, ranker: str | Mapping | None = None, api: str = "",
     check_adapters(config.model, [c.folder for c in found])
     for warning in inputs.warnings_of(found, prompter.chat.version if prompter else ""):
         logging.warning(warning)
-    models = load_roles(config, found[0].folder if found else None, Path(tempfile.mkdtemp(prefix="r1-ranker-")))
-    return Reranker(config, models, name, prompter)
+    kept = tempfile.TemporaryDirectory(prefix="r1-ranker-")  # of a server's answers, as long as the ranker lives
+    reranker = Reranker(config, load_roles(config, found[0].folder if found else None, Path(kept.name)), name, prompter)
+    reranker.kept = kept
+    return reranker
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -5,7 +5,7 @@ alpha / rank is the same in every layer (or alpha is, with `scale: fixed_alpha`)
 in each row of A the `share` of entries of the lowest |A_ij| * x_j is set to zero, where x_j is a moving average of the
 norm of the module's j-th input over the tokens that were learned from; zeros go on learning, so this is no mask, and
 Adam's moments stay as they are. Ours, since the abstract is all that could be read: that formula and all numbers; the
-start behind the warm-up; inputs of learning alone, not of sampling or of the reference.
+start behind the warm-up; inputs of learning alone, where states predict tokens that are learned from.
 """
 
 import re
@@ -38,14 +38,14 @@ class Options:
 
 
 class Statistics(torch.nn.Module):
-    """The moving averages [in] of adapted modules by name, and how often each was moved."""
+    """The moving averages [in] of adapted modules by name, zero before the first, and the optimizer steps so far."""
 
     def __init__(self, sizes: dict[str, int], device: torch.device):
         super().__init__()
         self.squares: dict[str, torch.Tensor] = {}  # of inputs since the last optimizer step, [in]
         for name, size in sizes.items():
             self.register_buffer(key(name), torch.zeros(size, device=device))
-        self.register_buffer("moved", torch.zeros((), dtype=torch.long, device=device))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long, device=device))  # of the optimizer
 
     def see(self, name: str, inputs: torch.Tensor) -> None:
         """Take in the inputs [..., in] of a module."""
@@ -55,11 +55,12 @@ class Statistics(torch.nn.Module):
     def move(self, decay: float) -> None:
         """Move the averages by what was seen since the last call, in all processes."""
         seen = distributed.gather({name: squares.cpu() for name, squares in self.squares.items()})
-        for name in self.squares:
+        for name in dict.fromkeys(name for part in seen for name in part):  # also what only others have seen
             average = getattr(self, key(name))
             norm = sum(part[name] for part in seen if name in part).sqrt().to(average.device)
-            average.copy_(norm if not self.moved else decay * average + (1 - decay) * norm)
-        self.moved += bool(self.squares)
+            if norm.isfinite().all():
+                average.copy_(decay * average + (1 - decay) * norm if average.any() else norm)
+        self.steps += 1
         self.squares = {}
 
 
@@ -103,7 +104,9 @@ def begin(policy, options: Options) -> None:
         def look(module, inputs, name=name):
             # Neither sampling, nor the reference, nor a measurement of memory.
             if torch.is_grad_enabled() and not module.disable_adapters and not policy.measured:
-                statistics.see(name, inputs[0])
+                found, taught = inputs[0], policy.taught
+                packed = taught is not None and found.dim() == 3 and len(found) == 1
+                statistics.see(name, found[:, taught] if packed else found)
         module.register_forward_pre_hook(look)
 
 
@@ -118,7 +121,8 @@ def after_step(policy, step: int, options: Options) -> None:
     """Move the averages, and prune where it is due."""
     statistics = policy.own[OWN]
     statistics.move(options.decay)
-    if step > options.start and step % options.interval == 0:
+    done = int(statistics.steps)  # a step of the run may have several
+    if done > options.start and done % options.interval == 0:
         for name, module in adapted_modules(policy):
             weight = module.lora_A["default"].weight
             weight.copy_(pruned(weight, getattr(statistics, key(name)), options.share))

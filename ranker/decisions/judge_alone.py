@@ -6,7 +6,6 @@ its keys; a value is the points of each chain in order, None where they are miss
 """
 
 import json
-import math
 import re
 
 from ranker.answers import MISSING
@@ -29,7 +28,7 @@ def parse(inside: str, ask: Ask) -> Answer:
     if not isinstance(given, dict):
         return MISSING
     points = tuple(given.get(f"Chain {k}") for k in range(1, chains(ask) + 1))
-    points = tuple(float(p) if type(p) in (int, float) and math.isfinite(p) and 0 <= p <= 10 else None for p in points)
+    points = tuple(float(p) if type(p) in (int, float) and 0 <= p <= 10 else None for p in points)
     return Answer("ok", points) if any(p is not None for p in points) else MISSING
 
 

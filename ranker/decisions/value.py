@@ -5,16 +5,19 @@ import re
 from ranker.answers import FOREIGN, MISSING
 from ranker.data import Answer, Ask
 
-_PAIR = r"\[\s*(\d{1,4})\s*\]\s*[:=]?\s*(\d{1,9}(?:\.\d{1,9})?)"
-_LIST = re.compile(rf"{_PAIR}(?:\s*[,;>\n]?\s*{_PAIR})*\s*[.]?")
+_PAIR = re.compile(r"\s*\[\s*(\d{1,4})\s*\]\s*(?:[:=]\s*)?(\d{1,9}(?:\.\d{1,9})?)\s*(?:[,;]|\.?$)?")
 
 
 def parse(inside: str, ask: Ask) -> Answer:
     """`value` holds a number for each candidate in the order shown, None where it is missing; then the answer failed."""
-    if not _LIST.fullmatch(inside.strip()):
+    pairs, end = [], 0
+    while end < len(inside) and (pair := _PAIR.match(inside, end)):
+        pairs.append(pair.groups())
+        end = pair.end()
+    if not pairs or inside[end:].strip():
         return MISSING
     found: dict[int, float] = {}
-    for k, number in re.findall(_PAIR, inside):
+    for k, number in pairs:
         if not 1 <= int(k) <= len(ask.pool) or float(number) > 10:
             return FOREIGN
         if int(k) in found:

@@ -1,14 +1,15 @@
 """Mutated groups (RARL-style, arXiv 2601.20585): where all of a group earned the same, some learn from the right answer.
 
-In such a group `count` completions are replaced: their reasoning stays and the answer becomes the right one, of an
-order with some neighbours swapped, of values with noise. Where all were right already, it becomes a wrong one. Mutants
-are scored anew under the policy as it is, so their ratio is 1; they have no part in the entropy and in the KL. The
-operators are not published; these are ours. `until` ends it after so many steps, and `since` begins it, for the two
-stages of the paper.
+In such a group `count` completions are replaced: their reasoning stays, in the exact form, and the answer becomes the
+right one. Where all were right already it becomes a wrong one: an order with neighbours of different relevance swapped,
+values with noise, another candidate. Mutants are scored anew under the policy as it is, so their ratio is 1; they have
+no part in the entropy and in the KL of `grpo`. The operators are not published; these are ours. `since` and `until` say
+in which draws it happens, for the two stages of the paper.
 """
 
 import math
 import random
+import re
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,13 +24,15 @@ from ranker.errors import UserError
 from ranker.plugins import setting
 
 GIVES, EPISODES = "samples", False
+DECISIONS = ("order", "value", "eliminate", "pick")
+TAGS = re.compile(r"</?(?:think|answer)>")
 
 
 @dataclass
 class Options:
     count: int = setting(1, low=0)  # mutants of a group; 0: none, the control
     min_spread: float = setting(1e-4, low=0.0)  # a group whose task rewards spread less is mutated
-    swaps: int = setting(1, low=1)  # of neighbours in an order, where the right one would teach nothing
+    swaps: int = setting(1, low=1)  # of neighbours of different relevance, where the right order would teach nothing
     noise: float = setting(1.0, low=0.0)  # of values, at most
     since: int = setting(0, low=0)  # the first draw that mutates
     until: int = setting(0, low=0)  # and the last; 0: all
@@ -49,7 +52,7 @@ def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
     mine = [group for group in groups if group.completions[0].cohort[1] == distributed.rank()]
     for group in mine:
         task = [c.rewards["task"] for c in group.completions]
-        if max(task) - min(task) <= options.min_spread:  # not where one is NaN
+        if not any(map(math.isnan, task)) and max(task) - min(task) <= options.min_spread:
             kept = group.completions[:len(group.completions) - options.count]
             group.completions = kept + [mutant(sample.policy, group.ask, c, rng, options)
                                         for c in group.completions[len(kept):]]
@@ -60,10 +63,14 @@ def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
 
 def mutant(policy, ask: Ask, completion: Completion, rng: random.Random, options: Options) -> Completion:
     """Return a completion with the reasoning of another and a better answer, or a worse one where that was right."""
+    if ask.decision not in DECISIONS:
+        raise UserError(f"draw.name=mutated knows how to mutate {', '.join(DECISIONS)}, not to {ask.decision}; take"
+                        " draw.name=sampled")
     found = answers.place(completion.text)
-    before = completion.text[:found.start] if found else "<think></think>\n<answer>"
+    thought = TAGS.sub("", completion.text[:found.start] if found else completion.text).strip()
     best = max(ask.query.rel[c] for c in ask.left)
-    text = before + mutation(ask, was_right(ask, completion, best), rng, options) + STOP
+    text = (f"<think>{thought}</think>\n<answer>"
+            f"{mutation(ask, was_right(ask, completion, best), rng, options)}{STOP}")
     ids = policy.prompter.completion(text)
     made = complete(policy, ask, ids, [math.nan] * len(ids), True, cut=completion.cut)
     made.cohort, made.signals["mutant"] = completion.cohort, torch.ones(len(ids))
@@ -78,7 +85,8 @@ def was_right(ask: Ask, completion: Completion, best: float) -> bool:
     if ask.decision == "order":
         return gains == sorted(gains, reverse=True)
     if ask.decision == "value":
-        return list(completion.answer.value) == plugins.module("decision", "value").gold(ask)
+        gold = plugins.module("decision", "value").gold(ask)
+        return all(abs(v - g) < 0.01 for v, g in zip(completion.answer.value, gold))  # as it is written
     return gains[0] < best if ask.decision == "eliminate" else gains[0] == best
 
 
@@ -92,8 +100,10 @@ def mutation(ask: Ask, right: bool, rng: random.Random, options: Options) -> str
     if ask.decision == "order":
         order = answers.by_relevance(ask)
         for _ in range(options.swaps if right else 0):
-            i = rng.randrange(len(order) - 1)
-            order[i], order[i + 1] = order[i + 1], order[i]
+            apart = [i for i in range(len(order) - 1) if ask.query.rel[order[i]] != ask.query.rel[order[i + 1]]]
+            if apart:
+                i = rng.choice(apart)
+                order[i], order[i + 1] = order[i + 1], order[i]
         return answers.written(ask, order)
     if not right:
         return rng.choice(answers.all_right(ask))

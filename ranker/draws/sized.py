@@ -37,7 +37,7 @@ def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
     for size in seen:
         seen[size] = [options.memory * number for number in seen[size]]
     for group in groups:  # those of all processes
-        found = seen.setdefault(str(len(group.ask.pool)), [0.0, 0.0])
+        found = seen.setdefault(str(len(group.ask.left)), [0.0, 0.0])
         found[0] += 1
         found[1] += credit.live_cohorts([group])
     return groups
@@ -47,4 +47,4 @@ def live_share(size: int, count: int, groups: float, live: float, prior: float) 
     """Return the expected share of live groups at a size, of `count` completions each, after `live` of `groups`."""
     right = (size - 1) / size
     random_policy = 1 - right**count - (1 - right)**count
-    return (prior * random_policy + live) / (prior + groups)
+    return max((prior * random_policy + live) / (prior + groups), 1e-9)

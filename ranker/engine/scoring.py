@@ -95,11 +95,12 @@ def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[
             targets += completion
             sizes.append(len(completion))
     tensor = lambda numbers: torch.tensor(numbers, device=policy.device)  # noqa: E731
+    policy.taught = tensor(places)
     with policy.attend(PACKED):
         packed = layout(prompts, completions, owner, policy.device)
         hidden = policy.trunk(input_ids=tensor([ids]), position_ids=tensor([positions]), use_cache=False,
                               layout=packed).last_hidden_state[0]  # [total, H]
-    return hidden.index_select(0, tensor(places)), targets, sizes  # not by indexing: see `packed`
+    return hidden.index_select(0, policy.taught), targets, sizes  # not by indexing: see `packed`
 
 
 def score(policy: Policy, rows: Sequence[Row],

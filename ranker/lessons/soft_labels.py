@@ -3,7 +3,7 @@
 The soft label of a query is the softmax of its relevance over `tau`; that of a tag is the mean over the training
 queries with the tag, by candidate id; the smoothed one is beta * own + (1 - beta) * mean of its tags'. A query without
 tags keeps its own, and a candidate that a query lacks has no part in it: what is left of a tag's label is scaled to sum
-1. Tags are the query's `tags` (a benchmark, a category), or its task. `tau` is ours: utilities within [0, 1] have a
+1. Tags are the query's `tags` (a benchmark, a category) within its task, or its task alone. `tau` is ours: utilities within [0, 1] have a
 nearly uniform softmax at the paper's 1. `leave_one_out` keeps a query out of its own tags' means, where it would give
 itself away; a tag with no other query then has no label.
 """
@@ -16,6 +16,9 @@ from dataclasses import dataclass, replace
 from ranker.data import Query
 from ranker.plugins import setting
 from ranker.sources import Source
+
+
+Sums = dict[tuple[str, str], tuple[int, dict[str, float]]]  # tag -> queries with it, candidate -> sum of their labels
 
 
 @dataclass
@@ -46,13 +49,14 @@ def own(query: Query, options: Options) -> list[float]:
     return [weight / sum(weights) for weight in weights]
 
 
-def tags(query: Query) -> tuple[str, ...]:
-    return query.tags or (query.task,)
+def tags(query: Query) -> list[tuple[str, str]]:
+    """Return the tags of a query, each with its task: under another objective other candidates are the best."""
+    return [(query.task, tag) for tag in query.tags or ("",)]
 
 
-def tag_sums(queries: Sequence[Query], options: Options) -> dict[str, tuple[int, dict[str, float]]]:
+def tag_sums(queries: Sequence[Query], options: Options) -> Sums:
     """Return tag -> how many queries have it, and candidate id -> the sum of their labels."""
-    sums: dict[str, tuple[int, dict[str, float]]] = {}
+    sums: Sums = {}
     for query in queries:
         for tag in tags(query):
             count, label = sums.get(tag, (0, {}))
@@ -62,7 +66,7 @@ def tag_sums(queries: Sequence[Query], options: Options) -> dict[str, tuple[int,
     return sums
 
 
-def smoothed(query: Query, sums: dict[str, tuple[int, dict[str, float]]], known: bool,
+def smoothed(query: Query, sums: Sums, known: bool,
              options: Options) -> tuple[float, ...]:
     """Return the smoothed label of a query; `known`: it is one of those that the sums are of."""
     mine, means = own(query, options), []

@@ -63,10 +63,10 @@ def explore(taught: Sequence[Completion], options: Options) -> dict[str, float]:
     are sampled from it; the mean of -log p estimates the entropy itself.
     """
     surprise = [-torch.tensor(c.logprobs) for c in taught]
-    entropy = torch.cat(surprise).mean()
+    entropy = torch.cat(surprise).nanmean()  # NaN: nobody sampled it
     paid = not 0 < options.entropy_floor <= entropy
     for c, own in zip(taught, surprise) if paid else ():
-        c.signals["advantage"] = c.signals["advantage"] + options.entropy * (own - entropy)
+        c.signals["advantage"] = c.signals["advantage"] + options.entropy * (own - entropy).nan_to_num(nan=0.0)
     return {"entropy_bonus": float(paid)}
 
 

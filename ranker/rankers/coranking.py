@@ -28,6 +28,7 @@ class Options:
     small_role: str = setting("base")
     adjuster_role: str = setting("policy")
     large_role: str = setting("base")
+    heads: str = setting("shuffled", choices=("shuffled", "given"))  # order of the heads in training
     # who orders the head for the large ranker; `small` and `reversed` are controls
     head_order: str = setting("adjuster", choices=("adjuster", "small", "reversed"))
 
@@ -56,10 +57,9 @@ def calls(n: int, options: Options) -> int:
 
 
 def sampled_asks(query: Query, rng: random.Random, size: int | None, options: Options) -> list[Ask]:
-    """Return a head for the adjuster: candidates, a positive among them, in random order.
+    """Return a head for the adjuster: candidates, a positive among them, in random order or in the order given.
 
-    A file whose candidates stand in the small ranker's order (`ranker.prepare trec` of its run) has truer heads where
-    it holds no more than `head` of them.
+    The order given is true to the small ranker where the file holds the heads of its run (`ranker.prepare trec`).
     """
-    [ask] = listwise.sampled_asks(query, rng, min(size or options.head, options.head), listwise.Options())
+    [ask] = listwise.sampled_asks(query, rng, min(size or options.head, options.head), listwise.Options(options.heads))
     return [Ask(query, ask.pool, "arrange")]
