@@ -119,6 +119,27 @@ def test_what_cannot_be_read_is_asked_once_more_and_then_missing():
     assert ranking.order == ["a", "b", "c"] and ranking.failed == 4  # as given
 
 
+def test_a_bucket_that_was_dropped_comes_back_when_a_new_chain_is_good_enough():
+    late = [BAD, GOOD, BAD, GOOD, chain("best", 2, 1, 3)]  # at first both buckets have points, the good one too few
+    world = World(late, by_word(bad=7, good=3, best=10))
+    ranking = world.rank(samples=4, most=9, extension=5, theta=9.9)
+    assert ranking.order[0] == "b" and world.asked["samples"] == 9
+
+
+def test_samples_that_are_left_are_all_that_is_added_and_a_seed_decides_all():
+    world = World([GOOD, BAD], by_word(good=8, bad=7))
+    world.rank(samples=20, most=23, theta=2.0)
+    assert world.asked["samples"] == 23
+    first, second = (World([GOOD, BAD, BAD], by_word(good=8, bad=8)).rank(samples=7, most=12) for _ in range(2))
+    assert first.order == second.order and first.calls == second.calls
+
+
+def test_a_sample_that_cannot_be_read_is_no_failure_beside_others_that_can():
+    world = World([GOOD, "no idea"], by_word(good=9))
+    ranking = world.rank(samples=4)
+    assert ranking.failed == 0 and ranking.statuses["missing_answer"] == 2 and ranking.order[0] == "b"
+
+
 def test_elimination_is_aggregated_step_by_step():
     def drops(ask):
         return f"<answer>[{ask.left.index('b') + 1 if 'b' in ask.left else 1}]</answer>"

@@ -52,6 +52,13 @@ def test_a_chain_is_worth_its_right_divisions_before_the_first_wrong_one(text, e
     assert worth(text) == pytest.approx(expected)
 
 
+def test_a_leaf_that_is_near_has_a_shorter_chain():
+    five = query([4, 0, 3])
+    state = Ask(five, ("c0",), "range_chain", told=ranges.told(5, (0, 4))[:1])
+    read = lambda text: range_steps.steps(state, parse(f"<answer>{text}</answer>", state))  # noqa: E731
+    assert read("0..4 -> 3..4 -> 3") == 0.5 and read("0..4 -> 3..4 -> 4") == 1.0
+
+
 def test_a_division_is_right_or_wrong_and_a_range_that_is_not_allowed_is_an_error():
     assert worth("4..7", decision="range") == 1.0 and worth("0..3", decision="range") == 0.0
     assert worth("6", decision="range", span=(6, 7)) == 1.0 and worth("6..6", decision="range", span=(6, 7)) == 1.0

@@ -7,6 +7,8 @@ from peft import PeftModel
 from ranker import plugins
 from ranker.adapters import prilora
 from ranker.engine.policy import save_adapter
+from ranker.engine.scoring import Row, score
+from ranker.errors import UserError
 
 ADAPTER = plugins.load("lora", {"name": "prilora", "first": 2, "last": 6, "interval": 2, "start": 0})
 
@@ -39,9 +41,9 @@ def test_averages_move_once_a_step_whatever_the_batches():
         for part in inputs:
             found.see("a.b", torch.tensor([part]))
         found.move(0.9)
-    assert average.item() == pytest.approx(0.9 * 3 + 0.1 * 5) and found.moved == 2
+    assert average.item() == pytest.approx(0.9 * 3 + 0.1 * 5) and found.steps == 2
     found.move(0.9)  # nothing was learned in between
-    assert average.item() == pytest.approx(3.2) and found.moved == 2
+    assert average.item() == pytest.approx(3.2) and found.steps == 3
 
 
 def test_only_what_is_learned_from_is_looked_at(make_policy):
@@ -86,3 +88,26 @@ def test_pruning_comes_when_it_is_due_and_changes_nothing_while_b_is_zero(make_p
     ADAPTER.after_step(policy, 2)
     assert zeros() == sum(m.r["default"] * (m.in_features // 2) for _, m in prilora.adapted_modules(policy))
     torch.testing.assert_close(policy.model(ids).logits, before)  # B is zero
+
+
+def test_a_share_of_one_is_refused_and_inputs_that_overflow_are_left_out():
+    with pytest.raises(UserError, match="share"):
+        plugins.load("lora", {"name": "prilora", "share": 1.0})
+    found = prilora.Statistics({"a": 1}, torch.device("cpu"))
+    for inputs in ([[2.0]], [[float("inf")]], [[4.0]]):
+        found.see("a", torch.tensor(inputs))
+        found.move(0.5)
+    assert found.a.item() == 3.0 and found.steps == 3
+
+
+def test_of_a_packed_row_what_is_learned_from_counts(make_policy):
+    policy = make_policy(lora=ADAPTER)
+    row = Row([1, 2, 3, 4], [[5, 6]], [0])
+    score(policy, [row], 1.0)[0].sum().backward()
+    name, module = next(prilora.adapted_modules(policy))
+    assert policy.taught.tolist() == [3, 4]  # the prompt's last token, and the completion's first
+    found = policy.own[prilora.OWN].squares[name]
+    with torch.no_grad():
+        states = policy.trunk(input_ids=torch.tensor([[1, 2, 3, 4, 5]]), output_hidden_states=True).hidden_states[0]
+        first = policy.trunk.layers[0].input_layernorm(states)[0, [3, 4]]
+    torch.testing.assert_close(found, first.square().sum(0), atol=1e-4, rtol=1e-4)

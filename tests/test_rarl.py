@@ -2,6 +2,7 @@
 
 import math
 import random
+import time
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ranker.errors import UserError
 from ranker.objectives import grpo
 from ranker.passes import Batch
 from rewards import values_and_order
+from rewards.format import exact
 from rewards.values_and_order import Options, closeness, composite, tau
 
 QUESTION = Query("q", "passage-5", "warm", tuple(Candidate(c, f"text {c}") for c in "abcd"), (0.0, 4.0, 2.0, 1.0))
@@ -65,6 +67,32 @@ def test_the_reward_pays_whichever_was_asked_for_and_the_exact_form_alone():
         assert paid[0] == pytest.approx(1) and paid[1] < 0.5 and paid[2] == 0
     with pytest.raises(UserError, match="take ranker.name=valued"):
         values_and_order.reward([Group(Ask(QUESTION, tuple("ab"), "pick"), [], [right])], WEIGHTS)
+
+
+def test_a_long_list_of_values_is_read_at_once_and_so_is_one_with_a_remark_behind_it():
+    many = Query("q", "passage-5", "warm", tuple(Candidate(f"c{i}", "t") for i in range(40)), (1.0,) * 40)
+    ask = Ask(many, many.ids, "value")
+    for between in (", ", "\n", "; ", " "):
+        text = between.join(f"[{k}] 7" for k in range(1, 41))
+        started = time.perf_counter()
+        assert parse(f"<answer>{text}</answer>", ask).ok
+        assert not parse(f"<answer>{text} done</answer>", ask).ok and time.perf_counter() - started < 0.5
+
+
+def test_mutants_are_the_same_for_the_same_seed_and_swap_what_differs(make_policy):
+    policy = make_policy()
+    one = Query("q", "passage-5", "warm", tuple(Candidate(c, f"text {c}") for c in "abcdefgh"), (1.0, *[0.0] * 7))
+    ask = Ask(one, one.ids, "order")
+    right = Completion([], [], llms.right_answer(ask), True, parse(llms.right_answer(ask), ask))
+    texts = {mutated.mutant(policy, ask, right, random.Random(3), mutated.Options()).text for _ in range(3)}
+    assert len(texts) == 1
+    for seed in range(20):  # the only swap that changes anything is that of the best one
+        made = mutated.mutant(policy, ask, right, random.Random(seed), mutated.Options())
+        assert made.answer.ok and made.answer.value[1] == "a" and exact(made.text)
+    bare = Completion([], [], "I think that it is a", True, parse("I think that it is a", ask))
+    assert exact(mutated.mutant(policy, ask, bare, random.Random(0), mutated.Options()).text)
+    with pytest.raises(UserError, match="knows how to mutate"):
+        mutated.mutant(policy, Ask(one, one.ids, "narrow"), bare, random.Random(0), mutated.Options())
 
 
 @pytest.mark.parametrize("decision", ["order", "value", "eliminate", "pick"])

@@ -1,10 +1,12 @@
 """Zooter: soft labels, their smoothing by tags, and the KL to them, by the paper's formulas (methods.md section 16)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from ranker import plugins
 from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
 from ranker.errors import UserError
 from ranker.lessons import soft_labels
@@ -99,3 +101,17 @@ def test_a_written_list_is_not_learned_and_a_label_of_zeros_is_refused():
         nothing = group_of(0.0, 0.0)
         zooter.alive([nothing], zooter.Options())
         zooter.targets([nothing], zooter.Options())
+
+
+def test_a_temperature_of_zero_is_refused_and_a_candidate_that_is_gone_has_no_share():
+    with pytest.raises(UserError, match="tau"):
+        plugins.load("lesson", {"name": "soft_labels", "tau": 0})
+    fit = [query("a", (1, 0, 0), ("t",)), query("b", (0, 1), ("t",), ["m0", "m2"])]
+    found = smoothed(fit, beta=0.0)
+    assert len(found["b"]) == 2 and sum(found["b"]) == pytest.approx(1)
+
+
+def test_objectives_of_one_benchmark_are_smoothed_apart():
+    fit = [query("a", (1, 0), ("t",)), replace(query("b", (0, 1), ("t",)), task="router-cost")]
+    for name, label in smoothed(fit, beta=0.0).items():
+        assert label == pytest.approx(smoothed([q for q in fit if q.id == name], beta=1.0)[name])
