@@ -97,7 +97,7 @@ def compare(apart: torch.Tensor, trained: torch.Tensor | None, merged: torch.Ten
     for name, reference in (("base and adapter apart, fp32", apart), ("as trained, 4 bits", trained)):
         if reference is not None:
             gap = (merged - reference).abs()
-            print(f"log-probability of a token against {name}: {gap.mean():.2g} nats on average, {gap.max():.2g} at most"
+            print(f"a token's log-probability against {name}: {gap.mean():.2g} nats on average, {gap.max():.2g} at most"
                   f" ({len(gap)} tokens)")
 
 
@@ -119,7 +119,7 @@ def save(model: torch.nn.Module, tokenizer, dtype: torch.dtype, folder: Path) ->
 
 
 def write_gguf(model: torch.nn.Module, tokenizer, path: Path) -> None:
-    """Write a model of the Llama or Qwen2 family and its tokenizer as a 16-bit GGUF file. Raise UserError for others."""
+    """Write a model of the Llama or Qwen2 family and its tokenizer as a 16-bit GGUF file; UserError for others."""
     try:
         import gguf
     except ImportError:
@@ -226,7 +226,7 @@ def splitter(tokenizer) -> str:
     for name, way in ways.items():
         if own is not None and own.pre_tokenize_str(PROBE) == way.pre_tokenize_str(PROBE):
             return name
-    raise UserError("--gguf: this tokenizer splits texts in a way that has no name in GGUF files; --merged DIR keeps it")
+    raise UserError("--gguf: this tokenizer splits texts in a way without a name in GGUF files; --merged DIR keeps it")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Worker(threading.Thread):
                     self.jobs.put(None)
                     break
                 batch.append(job)
-            batch = [job for job in batch if job.done.set_running_or_notify_cancel()]  # not of those that waited too long
+            batch = [job for job in batch if job.done.set_running_or_notify_cancel()]  # not those that waited too long
             try:
                 found = self.ranker.rank([j.query for j in batch], [j.documents for j in batch]) if batch else []
             except Exception as error:  # one job must not take the thread, nor the others, with it

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from ranker.data import Ask, Completion, Group
-from ranker.decisions import value
+from ranker.decisions import values
 from ranker.errors import UserError
 from ranker.plugins import setting
 from .format import exact
@@ -39,14 +39,14 @@ def reward(groups: list[Group], options: Options) -> list[list[float]]:
 
 
 def paid(ask: Ask, completion: Completion, options: Options) -> float:
-    if ask.decision not in ("value", "order"):
+    if ask.decision not in ("values", "order"):
         raise UserError(f"reward 'values_and_order' judges values and orders, not to {ask.decision} (query"
                         f" '{ask.query.id}'); take ranker.name=valued")
     answer = completion.answer
     if not exact(completion.text) or not answer.value:
         return 0.0
-    if ask.decision == "value":
-        return closeness(answer.value, value.gold(ask), options.delta)
+    if ask.decision == "values":
+        return closeness(answer.value, values.gold(ask), options.delta)
     return composite([ask.query.rel[c] for c in answer.value], options) if answer.ok else 0.0
 
 

@@ -1,4 +1,4 @@
-"""OrderChain-style: chains of ranges, what a chain is worth, and rankings by turns, in one pass and by probabilities."""
+"""OrderChain-style: chains of ranges, what a chain is worth, and rankings by turns, in one pass, by probabilities."""
 
 import math
 import random

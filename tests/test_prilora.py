@@ -48,16 +48,17 @@ def test_averages_move_once_a_step_whatever_the_batches():
 
 def test_only_what_is_learned_from_is_looked_at(make_policy):
     policy = make_policy(lora=ADAPTER)
-    statistics, ids = policy.own[prilora.OWN], torch.tensor([[1, 2, 3]])
+    statistics, rows = policy.own[prilora.OWN], [Row([1, 2, 3, 4], [[5, 6]], [0])]
     with torch.no_grad():
-        policy.model(ids)
+        score(policy, rows, 1.0)
     with policy.reference():
-        policy.model(ids)
+        score(policy, rows, 1.0)
     policy.measured = True
-    policy.model(ids)
+    score(policy, rows, 1.0)
     policy.measured = False
+    policy.model(torch.tensor([[1, 2, 3]]))  # a layer that is computed again for its gradients, say
     assert not statistics.squares
-    policy.model(ids)
+    score(policy, rows, 1.0)
     modules = dict(prilora.adapted_modules(policy))
     assert statistics.squares.keys() == modules.keys() and len(modules) == 14
     first = min(modules)
@@ -105,9 +106,8 @@ def test_of_a_packed_row_what_is_learned_from_counts(make_policy):
     row = Row([1, 2, 3, 4], [[5, 6]], [0])
     score(policy, [row], 1.0)[0].sum().backward()
     name, module = next(prilora.adapted_modules(policy))
-    assert policy.taught.tolist() == [3, 4]  # the prompt's last token, and the completion's first
     found = policy.own[prilora.OWN].squares[name]
     with torch.no_grad():
         states = policy.trunk(input_ids=torch.tensor([[1, 2, 3, 4, 5]]), output_hidden_states=True).hidden_states[0]
-        first = policy.trunk.layers[0].input_layernorm(states)[0, [3, 4]]
+        first = policy.trunk.layers[0].input_layernorm(states)[0, [3, 4]]  # the prompt's last, the completion's first
     torch.testing.assert_close(found, first.square().sum(0), atol=1e-4, rtol=1e-4)

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ranker import plugins, prompting, world
 from ranker.data import Ask, Candidate, Query
+from ranker.decisions import range as ranges
 from ranker.errors import UserError
 from ranker.prompting import Prompter, harmless, scored_texts
 from ranker.tiny import tokenizer as tiny_tokenizer
@@ -45,6 +46,8 @@ def prompter(tokenizer):
 def ask(texts=("Alien", "Heat", "Jaws"), context="something new", task="rec-movie", decision="eliminate") -> Ask:
     candidates = tuple(Candidate(f"c{i}", text) for i, text in enumerate(texts))
     query = Query("q7", task, context, candidates, (1.0, *[0.0] * (len(texts) - 1)))
+    if decision.startswith("range"):  # what it tells are ranges of grades, about one candidate
+        return Ask(query, query.ids[:1], decision, told=ranges.told(8, (0, 7)))
     names = getattr(plugins.module("decision", decision), "TOLD", ())  # untrusted as well; one line each
     return Ask(query, query.ids, decision, told=tuple((name, f"said: {' '.join(texts[0].split())}") for name in names))
 
@@ -564,7 +567,7 @@ def test_every_prompt_is_the_one_that_is_made_the_slow_way(any_prompter):
     rng, prompter, cuts = random.Random(1), Prompter(any_prompter.tokenizer), set()
     pieces = [*ATTACKS, *QWEN_ADDED, *world.TITLES[0], "  ", "\u3000", " [ ", " 7 ]", "\u2460", "e\u0301",
               "\U0001f468\u200d\U0001f469", "\u4e03\u4eba", "ab" * 40]
-    for number in range(42):
+    for number in range(84):
         text = lambda most: rng.choice(("", " ")).join(rng.choices(pieces, k=rng.randint(0, most)))  # noqa: E731, B023
         context = text(40) if number % 3 else tuple(text(6) for _ in range(rng.randint(1, 12)))
         question = ask([text(rng.choice((3, 40))) for _ in range(rng.randint(1, 6))], context,

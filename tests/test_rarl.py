@@ -11,7 +11,7 @@ from ranker import drive, llms, plugins
 from ranker.answers import parse
 from ranker.asking import complete
 from ranker.data import Ask, Candidate, Completion, Group, Query
-from ranker.decisions import value
+from ranker.decisions import values
 from ranker.draws import mutated
 from ranker.errors import UserError
 from ranker.objectives import grpo
@@ -42,10 +42,10 @@ def test_an_order_earns_by_tau_places_and_its_first():
 
 
 def test_values_are_read_strictly_and_by_their_identifiers():
-    ask = Ask(QUESTION, tuple("abcd"), "value")
+    ask = Ask(QUESTION, tuple("abcd"), "values")
     read = lambda text: parse(f"<answer>{text}</answer>", ask)  # noqa: E731
     assert read("[2] 10, [1] 0, [3]: 5.5, [4] = 2").value == (0, 10, 5.5, 2)
-    assert read(value.right(ask)).value == (0, 10, 5, 2.5)
+    assert read(values.right(ask)).value == (0, 10, 5, 2.5)
     part = read("[2] 10, [1] 0")
     assert part.status == "missing_ids" and part.value == (0, 10, None, None)
     for text, status in (("[9] 1", "not_a_candidate"), ("[1] 11", "not_a_candidate"), ("[1] 1, [1] 2", "repetition"),
@@ -55,11 +55,11 @@ def test_values_are_read_strictly_and_by_their_identifiers():
     [ranking] = drive.run(ranker, [QUESTION], llms.scripted(llms.right_answer))
     assert ranking.order == ["b", "c", "d", "a"] and ranking.calls == 1
     kinds = {ranker.sampled_asks(QUESTION, random.Random(i), None)[0].decision for i in range(20)}
-    assert kinds == {"value", "order"}
+    assert kinds == {"values", "order"}
 
 
 def test_the_reward_pays_whichever_was_asked_for_and_the_exact_form_alone():
-    for decision in ("value", "order"):
+    for decision in ("values", "order"):
         ask = Ask(QUESTION, tuple("abcd"), decision)
         [(_, right)], [(_, wrong)] = llms.scripted(llms.right_answer)([ask]), llms.scripted(llms.wrong_answer)([ask])
         bare = Completion([], [], right.text[right.text.index("<answer>"):], True, right.answer)
@@ -71,7 +71,7 @@ def test_the_reward_pays_whichever_was_asked_for_and_the_exact_form_alone():
 
 def test_a_long_list_of_values_is_read_at_once_and_so_is_one_with_a_remark_behind_it():
     many = Query("q", "passage-5", "warm", tuple(Candidate(f"c{i}", "t") for i in range(40)), (1.0,) * 40)
-    ask = Ask(many, many.ids, "value")
+    ask = Ask(many, many.ids, "values")
     for between in (", ", "\n", "; ", " "):
         text = between.join(f"[{k}] 7" for k in range(1, 41))
         started = time.perf_counter()
@@ -95,7 +95,7 @@ def test_mutants_are_the_same_for_the_same_seed_and_swap_what_differs(make_polic
         mutated.mutant(policy, Ask(one, one.ids, "narrow"), bare, random.Random(0), mutated.Options())
 
 
-@pytest.mark.parametrize("decision", ["order", "value", "eliminate", "pick"])
+@pytest.mark.parametrize("decision", ["order", "values", "eliminate", "pick"])
 def test_a_mutant_keeps_the_reasoning_and_decides_rightly_or_where_that_taught_nothing_wrongly(make_policy, decision):
     policy, ask = make_policy(), Ask(QUESTION, tuple("abcd"), decision)
     for write in (llms.right_answer, llms.wrong_answer):

@@ -26,8 +26,9 @@ FINITE = {"dranker_rank": "loss", "iranker_sized": "loss", "gspo": "drift", "cis
 def test_a_config_trains_ranks_and_goes_on(call, config):  # noqa: F811
     status, _, err = call(train, ROOT / f"configs/{config}.yaml", *SHORT)
     assert status == 0, err
-    last = records(f"runs/{config}/metrics.jsonl")[-1]
-    assert math.isfinite(last[FINITE[config]]) and last["step"] == 2
+    lines = records(f"runs/{config}/metrics.jsonl")
+    found = [line[FINITE[config]] for line in lines if FINITE[config] in line]  # a step of dead groups alone has none
+    assert found and all(map(math.isfinite, found)) and lines[-1]["step"] == 2
     status, out, err = call(evaluate, "--ckpt", f"runs/{config}/last", "--limit", 1, "--tasks", "passage-5")
     assert status == 0 and "untrained base" in out, err
 
@@ -57,7 +58,7 @@ def test_zooter_learns_from_a_file_of_routes(call):  # noqa: F811
 def test_routerbench_is_smoothed_by_its_benchmarks():
     found, _ = prepared(routing, ROUTERBENCH, objectives="balance")
     tags = {tag for query in found for tag in query.tags}
-    assert len(tags) > 4 and all(len(query.tags) == 1 for query in found)
+    assert len(tags) == 3 and all(len(query.tags) == 1 for query in found)
     fit = [query for query in found if split_of(query.group, 0) == "train"]
     options = soft_labels.Options(tau=0.2, beta=0.3)
     items = soft_labels.lesson(Source("queries", fit), fit, options).items

@@ -21,7 +21,8 @@ def test_all_settings_of_all_sections_and_plug_ins_are_there(call):  # noqa: F81
 
 def test_a_section_alone_and_a_mistake(call):  # noqa: F811
     status, out, _ = call(settings, "rollout", "objective=grpo")
-    assert status == 0 and "rollout.temperature = 1.0\n      of sampling and scoring alike (at least 0.01; at most 10)" in out
+    assert status == 0
+    assert "rollout.temperature = 1.0\n      of sampling and scoring alike (at least 0.01; at most 10)" in out
     assert "objective.advantage = mean" in out and "train.lr" not in out
     status, _, err = call(settings, "rolout")
     assert status == 2 and "did you mean 'rollout'" in err

@@ -48,7 +48,8 @@ def test_texts_that_are_gone_are_ids_and_texts_that_are_evil_are_texts(call, fin
     assert call(evaluate, "--ckpt", "runs/iranker/best", "--data", "evil.jsonl", "--out", "evil")[0] == 0
     status, _, err = call(show, "evil")
     text = Path("evil/show.html").read_text()
-    assert status == 0 and "owned" not in text and held("evil/show.html")["evaluations"][0]["queries"][0]["context"] == evil
+    assert status == 0 and "owned" not in text
+    assert held("evil/show.html")["evaluations"][0]["queries"][0]["context"] == evil
     (tmp_path / "evil.jsonl").unlink()
     status, _, _ = call(show, "evil", "--out", "gone.html")
     [query] = held("gone.html")["evaluations"][0]["queries"]
@@ -61,4 +62,4 @@ def test_what_is_no_run_is_named(call, tmp_path, make, said):  # noqa: F811
     (tmp_path / "x").mkdir()
     make(tmp_path / "x")
     status, _, err = call(show, "x")
-    assert status == 2 and said in err and len(err.splitlines()) == 1
+    assert status == 2 and said in err.splitlines()[-1] and "Traceback" not in err  # a bar may stand before it

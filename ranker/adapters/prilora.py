@@ -102,11 +102,10 @@ def begin(policy, options: Options) -> None:
     policy.own[OWN] = statistics
     for name, module in modules.items():
         def look(module, inputs, name=name):
-            # Neither sampling, nor the reference, nor a measurement of memory.
-            if torch.is_grad_enabled() and not module.disable_adapters and not policy.measured:
-                found, taught = inputs[0], policy.taught
-                packed = taught is not None and found.dim() == 3 and len(found) == 1
-                statistics.see(name, found[:, taught] if packed else found)
+            # Neither sampling, nor the reference, nor a measurement of memory, nor a layer computed again.
+            if torch.is_grad_enabled() and policy.taught is not None and not (module.disable_adapters
+                                                                              or policy.measured):
+                statistics.see(name, inputs[0][:, policy.taught])
         module.register_forward_pre_hook(look)
 
 

@@ -1,4 +1,4 @@
-"""Mutated groups (RARL-style, arXiv 2601.20585): where all of a group earned the same, some learn from the right answer.
+"""Mutated groups (RARL-style, arXiv 2601.20585): where all of a group earned the same, some learn the right answer.
 
 In such a group `count` completions are replaced: their reasoning stays, in the exact form, and the answer becomes the
 right one. Where all were right already it becomes a wrong one: an order with neighbours of different relevance swapped,
@@ -24,7 +24,7 @@ from ranker.errors import UserError
 from ranker.plugins import setting
 
 GIVES, EPISODES = "samples", False
-DECISIONS = ("order", "value", "eliminate", "pick")
+DECISIONS = ("order", "values", "eliminate", "pick")
 TAGS = re.compile(r"</?(?:think|answer)>")
 
 
@@ -84,8 +84,8 @@ def was_right(ask: Ask, completion: Completion, best: float) -> bool:
     gains = [ask.query.rel.get(v, 0.0) for v in completion.answer.value]
     if ask.decision == "order":
         return gains == sorted(gains, reverse=True)
-    if ask.decision == "value":
-        gold = plugins.module("decision", "value").gold(ask)
+    if ask.decision == "values":
+        gold = plugins.module("decision", "values").gold(ask)
         return all(abs(v - g) < 0.01 for v, g in zip(completion.answer.value, gold))  # as it is written
     return gains[0] < best if ask.decision == "eliminate" else gains[0] == best
 
@@ -93,7 +93,7 @@ def was_right(ask: Ask, completion: Completion, best: float) -> bool:
 def mutation(ask: Ask, right: bool, rng: random.Random, options: Options) -> str:
     """Return the text of a mutated right answer; `right`: the right one itself would teach nothing."""
     decision = plugins.module("decision", ask.decision)
-    if ask.decision == "value":
+    if ask.decision == "values":
         gold = decision.gold(ask)
         noisy = [min(max(g + rng.uniform(-1, 1) * options.noise, 0.0), 10.0) for g in gold]
         return decision.written(noisy if right else gold)

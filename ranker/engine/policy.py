@@ -50,7 +50,7 @@ class Policy:
     softcap: float | None = None  # of the logits, after the scale
     adapter: plugins.Plugin | None = None  # how its adapter was made
     measured: bool = False  # while its costs are measured, what goes through it is no data
-    taught: torch.Tensor | None = None  # where states of the packed row stand that predict what is learned
+    taught: torch.Tensor | None = None  # places of a packed row that predict what is learned, while it is computed
     own: dict[str, torch.nn.Module] = field(default_factory=dict)  # parameters of objectives: name -> module, fp32
     frozen: dict[str, torch.Tensor] | None = None  # the adapter a stage began with, its reference; None: the base
 

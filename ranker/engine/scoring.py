@@ -95,12 +95,15 @@ def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[
             targets += completion
             sizes.append(len(completion))
     tensor = lambda numbers: torch.tensor(numbers, device=policy.device)  # noqa: E731
-    policy.taught = tensor(places)
-    with policy.attend(PACKED):
-        packed = layout(prompts, completions, owner, policy.device)
-        hidden = policy.trunk(input_ids=tensor([ids]), position_ids=tensor([positions]), use_cache=False,
-                              layout=packed).last_hidden_state[0]  # [total, H]
-    return hidden.index_select(0, policy.taught), targets, sizes  # not by indexing: see `packed`
+    policy.taught = taught = tensor(places)
+    try:
+        with policy.attend(PACKED):
+            packed = layout(prompts, completions, owner, policy.device)
+            hidden = policy.trunk(input_ids=tensor([ids]), position_ids=tensor([positions]), use_cache=False,
+                                  layout=packed).last_hidden_state[0]  # [total, H]
+    finally:
+        policy.taught = None
+    return hidden.index_select(0, taught), targets, sizes  # not by indexing: see `packed`
 
 
 def score(policy: Policy, rows: Sequence[Row],

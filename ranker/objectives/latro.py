@@ -4,7 +4,7 @@
     loss = -mean(A log p(z | x)) - sft_weight * mean(log p(gold | x, z)),  A the leave-one-out advantage of r
 
 sums over tokens, so answers of like length are compared (an elimination, a pick; of an order the list as `right` writes
-it, ties as shown); no reward of the config and no parser is asked. Of several right answers (elimination) log p(gold) is
+it, ties as shown); no reward of the config, no parser is asked. Of several right answers (elimination) log p(gold) is
 the logarithm of their summed probability. A thought without an end has `gamma` times the mean log p(gold) of the batch
 (or of its prompt) in the place of its own, which is never more than the mean. Ours against the released code: the
 answer's term is there, its mask is exact (there the last token before the answer counts too), thoughts end by

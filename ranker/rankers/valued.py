@@ -15,7 +15,7 @@ from ranker.rankers import listwise
 
 @dataclass
 class Options:
-    by: str = setting("value", choices=("value", "order"))  # what ranks
+    by: str = setting("values", choices=("values", "order"))  # what ranks
     values: float = setting(0.5, low=0.0, high=1.0)  # share of training asks that ask for values; others: for an order
 
 
@@ -39,4 +39,4 @@ def calls(n: int, options: Options) -> int:
 def sampled_asks(query: Query, rng: random.Random, size: int | None, options: Options) -> list[Ask]:
     """Return a training state: all candidates, or a positive and others, in random order."""
     [ask] = listwise.sampled_asks(query, rng, size, listwise.Options())
-    return [replace(ask, decision="value") if rng.random() < options.values else ask]
+    return [replace(ask, decision="values") if rng.random() < options.values else ask]

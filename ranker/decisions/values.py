@@ -9,7 +9,7 @@ _PAIR = re.compile(r"\s*\[\s*(\d{1,4})\s*\]\s*(?:[:=]\s*)?(\d{1,9}(?:\.\d{1,9})?
 
 
 def parse(inside: str, ask: Ask) -> Answer:
-    """`value` holds a number for each candidate in the order shown, None where it is missing; then the answer failed."""
+    """`value` holds a number for each candidate as shown, None where one is missing; then the answer failed."""
     pairs, end = [], 0
     while end < len(inside) and (pair := _PAIR.match(inside, end)):
         pairs.append(pair.groups())
