@@ -37,7 +37,7 @@ from ranker.engine.scoring import Row
 from ranker.errors import Parser, UserError, exit_status
 from ranker.evaluation import report
 from ranker.plugins import Plugin, load as load_plugin
-from ranker.run import Run
+from ranker.run import Run, hidden
 from ranker.stages import Stage, at, load as load_stages, new_optimizer, schedule
 
 
@@ -68,7 +68,7 @@ def main() -> int | None:
     run.begin(policy, plan, sources.names(config))
     if not run.done:
         with plan.phase("validation"):
-            run.first_validation(validate(config, sampler, ranker, models, validation, 0))
+            run.first_validation(validate(config, sampler, ranker, models, validation, 0), validation)
     for step in run.steps():
         started, stage = time.perf_counter(), at(stages, step)
         if step == stage.first and (step > 1 or config.lora.get("start")):  # its reference is what it begins with
@@ -202,7 +202,7 @@ def validate(config: settings.Config, sampler: Sampler, ranker: Plugin, models: 
     mine = queries[distributed.rank()::distributed.size()]
     total = sum(ranker.calls(len(q.ids)) for q in mine)
     with tqdm(total=total, desc=f"validation at step {step}", unit="ask", leave=False, dynamic_ncols=True,
-              disable=not distributed.first()) as bar:
+              disable=hidden()) as bar:
         rankings = rank(ranker, mine, models | {"policy": local_model(sampler, bar.update)}, config.run.seed)
     rankings = [r for part in distributed.gather(rankings) for r in part]
     row = report.model_row("policy", [rankings], config.eval.relevance_level)

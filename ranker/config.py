@@ -55,6 +55,8 @@ class Run:
     seed: int = 0
     save_every: int = setting(20, low=1)  # steps between two checkpoints
     keep: int = setting(2, low=1)  # newest checkpoints kept; `best` always stays
+    # the numbers of a step also go there; metrics.jsonl and curves.png are always written
+    log: str = setting("", choices=("", "tensorboard", "wandb"))
 
 
 @dataclass

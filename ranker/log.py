@@ -176,13 +176,16 @@ PANELS = (  # title, keys of metrics.jsonl
     ("share of completions", ("parse_rate", "truncated")),
     ("share of completions that are dead", ("dead",)),
     ("completion tokens", ("length",)),
-    ("gradient norm; right: entropy, nats a token", ("grad_norm", "entropy")),
+    ("gradient norm", ("grad_norm",)),
+    ("entropy, nats a token", ("entropy",)),
+    ("KL to the reference, nats a token", ("kl",)),
 )
 
 
 def curves(folder: Path) -> None:
     """Draw `curves.png` from `metrics.jsonl`: every point faint, the mean of the last ten points in full.
 
+    Dotted lines are baselines of the validation queries, which the record of step 0 holds.
     A point is a step, or in a long run the mean of several steps, so that a curve has about POINTS points at most.
     """
     matplotlib.use("Agg")
@@ -191,7 +194,7 @@ def curves(folder: Path) -> None:
     path = folder / "metrics.jsonl"
     with path.open("rb") as file:
         together = math.ceil(sum(1 for _ in file) / POINTS)  # steps in a point
-    series, validations = {key: [] for _, keys in PANELS for key in keys}, []  # points (step, value)
+    series, validations, floors = {key: [] for _, keys in PANELS for key in keys}, [], {}  # points (step, value)
     waiting = {key: [] for key in series}
     for record in read(path):
         for key, points in series.items():
@@ -200,27 +203,29 @@ def curves(folder: Path) -> None:
             if len(waiting[key]) == together:
                 points.append((record["step"], sum(waiting[key]) / together))
                 waiting[key].clear()
+        floors |= record.get("baselines", {})
         if "validation" in record:
             validations.append((record["step"], record["validation"]))
     validations = [*validations[:-1:math.ceil(len(validations) / POINTS) or 1], *validations[-1:]]
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(15, 6), layout="constrained")
     for axis, (title, keys) in zip(axes.flat, PANELS):
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
         axis.set_xlabel("step")
-        sides = axis, axis.twinx() if "entropy" in keys else axis  # else a peak of the norm flattens the entropy
-        for side, color, key in zip(sides, ("tab:blue", "tab:orange"), keys):
+        for color, key in zip(("tab:blue", "tab:orange"), keys):
             x, y = [step for step, _ in series[key]], [value for _, value in series[key]]
             smooth = [sum(y[max(0, i - 9):i + 1]) / len(y[max(0, i - 9):i + 1]) for i in range(len(y))]
-            side.plot(x, y, color=color, alpha=0.25, linewidth=1)
-            side.plot(x, smooth, color=color, label=key)
+            axis.plot(x, y, color=color, alpha=0.25, linewidth=1)
+            axis.plot(x, smooth, color=color, label=key)
         if not keys:
             for name in validations[0][1] if validations else ():
                 style = {"color": "black", "linewidth": 2.5} if name == "mean" else {}
                 axis.plot([step for step, _ in validations], [found[name] for _, found in validations], marker="o",
                           markersize=4, label=name, **style)
-        if lines := [line for side in dict.fromkeys(sides) for line in side.get_legend_handles_labels()[0]]:
-            sides[1].legend(handles=lines, fontsize=8)
+            for name, shade in zip(floors, ("0.6", "0.3")):
+                axis.axhline(floors[name], color=shade, linestyle=":", label=name)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
     write_figure(folder / "curves.png", figure)
     plt.close(figure)
 

@@ -2,22 +2,25 @@
 
 import math
 import signal
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ranker import checkpoint, config as settings, log, thoughts
-from ranker.data import Group
+from ranker import checkpoint, config as settings, log, thoughts, tracker
+from ranker.data import Group, Query
 from ranker.engine import distributed, memory
 from ranker.engine.policy import Policy
 from ranker.errors import UserError
-from ranker.evaluation import report
+from ranker.evaluation import baselines, report
 from ranker.provenance import interpreter, provenance
 from ranker.rewarding import Part
 
 LOGS = ("metrics.jsonl", "completions.jsonl", "thoughts.jsonl")
+REDRAW = 60  # seconds between two drawings of the curves; they are drawn after every validation too
 
 
 class Run:
@@ -25,6 +28,7 @@ class Run:
 
     def __init__(self, config: settings.Config, chat: str, fresh: bool = False, dry: bool = False):
         """Find out where to go on; `chat` is the version of the chat template. Write nothing. Raise UserError."""
+        tracker.check(config.run.log)
         self.config, self.fresh, self.chat = config, fresh, chat
         self.folder = Path(config.run.dir)
         done = 0 if dry else checkpoint.inspect_run(config, fresh, chat)
@@ -64,18 +68,30 @@ class Run:
             self.watch(record)
             if record["step"]:  # of trained ones
                 self.best = max(self.best, log.standing(record))
+        self.track = tracker.tracker(self.config, self.folder, self.done) if self.first else None
+        self.drawn = time.monotonic()  # when the curves were drawn last
         self.stopped_by = catch_signals()
 
-    def first_validation(self, found: dict[str, float]) -> None:
-        """Log how the policy ranks before it is trained."""
+    def first_validation(self, found: dict[str, float], queries: Sequence[Query]) -> None:
+        """Log how the policy ranks the validation queries before it is trained, beside random order and BM25."""
         if self.first:
-            log.append(self.folder / "metrics.jsonl", [{"step": 0, "validation": found}])
+            floors = report.baseline_rows([queries], self.config.eval.relevance_level, ["MRR"],
+                                          {"BM25": baselines.bm25})
+            record = {"step": 0, "validation": found, "baselines": {row.name: row.mean("MRR") for row in floors}}
+            log.append(self.folder / "metrics.jsonl", [record])
+            self.track(record)
+            self.tell(record)
+
+    def tell(self, record: dict) -> None:
+        """Print what a validation found."""
+        tqdm.write(f"step {record['step']}: validation MRR {record['validation']['mean']:.3f}" + "".join(
+            f", {name} {value:.3f}" for name, value in record.get("baselines", {}).items()))
 
     def steps(self) -> Iterator[int]:
-        """Yield the steps that are left, with a progress bar."""
+        """Yield the steps that are left, with a progress bar where there is a terminal."""
         total = self.config.train.steps
         self.bar = tqdm(range(self.done + 1, total + 1), desc="train", unit="step", initial=self.done, total=total,
-                        dynamic_ncols=True, disable=not self.first)
+                        dynamic_ncols=True, disable=hidden())
         yield from self.bar
 
     def costs(self, groups: Sequence[Group], seconds: float, plan: memory.Plan) -> dict[str, float]:
@@ -87,14 +103,20 @@ class Run:
         return {"seconds": seconds, "peak_gb": max(plan.measured.values()) / 1e9, "tokens_per_second": tokens / seconds}
 
     def show(self, record: dict, rewards: Sequence[Part]) -> None:
-        """Write the line people watch. With one update per rollout the loss is about zero by construction: left out."""
+        """Write the line people watch: in the bar, and as a line of its own where the output is no terminal.
+
+        With one update per rollout the loss is about zero by construction: left out.
+        """
         parts = {p.name: f"{record[f'reward/{p.name}']:.2f}" for p in rewards}
         kl = {"kl": f"{record['kl']:.4f}"} if "kl" in record else {}
         lists = {name: f"{record[name]:.3f}" for name in ("mrr", "drawn_reward") if name in record}  # of scored lists
-        self.bar.set_postfix({
-            "reward": f"{record['reward']:.3f}", **parts, **lists,
-            "parsed": f"{record['parse_rate']:.0%}", "dead": f"{record['dead']:.0%}",
-            "len": f"{record['length']:.0f}", **kl, "tok/s": f"{record['tokens_per_second']:.0f}"})
+        found = {"reward": f"{record['reward']:.3f}", **parts, **lists,
+                 "parsed": f"{record['parse_rate']:.0%}", "dead": f"{record['dead']:.0%}",
+                 "len": f"{record['length']:.0f}", **kl, "tok/s": f"{record['tokens_per_second']:.0f}"}
+        self.bar.set_postfix(found)
+        if self.first and not sys.stdout.isatty():
+            print(f"step {record['step']}/{self.config.train.steps} ", *(f"{k}={v}" for k, v in found.items()),
+                  f"{record['seconds']:.1f} s", flush=True)
 
     def keep(self, record: dict, groups: Sequence[Group], policy: Policy,
              optimizer: torch.optim.Optimizer) -> int | None:
@@ -114,10 +136,14 @@ class Run:
             log.append(self.folder / "completions.jsonl", log.completion_records(step, groups))
             log.append(self.folder / "thoughts.jsonl", thoughts.kept(step, groups))
             log.append(self.folder / "metrics.jsonl", [record])
+            self.track(record)
             for sign in signs.new:
                 tqdm.write(sign)
             if "validation" in record:
+                self.tell(record)
+            if "validation" in record or time.monotonic() - self.drawn > REDRAW:
                 log.curves(self.folder)
+                self.drawn = time.monotonic()
             if improved or last or stop or gone_bad or signs.stop or step % self.config.run.save_every == 0:
                 scores = record.get("validation", {})
                 checkpoint.save(self.config, policy, optimizer, step, scores, improved, signs.notes, self.state)
@@ -151,6 +177,11 @@ class Run:
                 print(f"\nWARNING {note}")
             print(f"\ncurves: {self.folder}/curves.png   next: {interpreter()} evaluate.py --ckpt {self.folder}/best")
         distributed.wait()
+
+
+def hidden() -> bool:
+    """Return whether this process shows no bars: another than the first, or one that writes to no terminal."""
+    return not (distributed.first() and sys.stderr.isatty())
 
 
 def catch_signals() -> list[int]:

@@ -1,0 +1,104 @@
+"""Omni-Thinker-style: orders of scenarios by measured transfer, and who is asked when."""
+
+import itertools
+import json
+import random
+
+import pytest
+
+from ranker import transfer
+from ranker.data import Candidate, Query
+from ranker.errors import UserError
+from ranker.lessons import curriculum
+from ranker.lessons.curriculum import Options, Transfer
+from ranker.sources import Source
+
+TASKS = {"passages": "passage-5", "recommendation": "rec-movie", "routing": "router-cost"}
+QUERIES = [Query(f"{task}-{n}", task, "x", (Candidate("a", "A"), Candidate("b", "B")), (1.0, 0.0))
+           for task in TASKS.values() for n in range(5)]
+
+
+def made(base: dict, gains: dict, own: float = 0.5) -> Transfer:
+    """Return a matrix of these gains off its diagonal; a scenario's own is `own`."""
+    return Transfer(base, {i: {j: own if i == j else base[j] + gains[i, j] for j in base} for i in base})
+
+
+def drawn(count: int, **options) -> list[str]:
+    source = curriculum.lesson(Source("queries", QUERIES, "0"), QUERIES, Options(**options))
+    return [source[i].task for i in range(count)]
+
+
+def test_who_destroys_comes_first():
+    found = made({"a": 0.0, "b": 0.0}, {("a", "b"): -0.2, ("b", "a"): 0.0})
+    assert found.exact(["a", "b"]) == found.greedy(["a", "b"]) == ("a", "b")
+    mean = lambda order: sum(found.predicted(order).values()) / 2  # noqa: E731
+    assert mean(("a", "b")) - mean(("b", "a")) == pytest.approx(0.1)
+    assert found.predicted(("b", "a")) == pytest.approx({"b": 0.3, "a": 0.5})
+
+
+def test_exact_is_the_best_of_all_and_greedy_never_better():
+    rng = random.Random(0)
+    for count in (1, 2, 3, 4, 5):
+        names = "abcde"[:count]
+        base = {n: rng.random() / 2 for n in names}
+        found = made(base, {(i, j): rng.uniform(-0.3, 0.3) for i in names for j in names})
+        worth = lambda order: sum(found.predicted(order).values())  # noqa: E731, B023
+        best = max(map(worth, itertools.permutations(names)))
+        assert worth(found.exact(names)) == pytest.approx(best) and worth(found.greedy(names)) <= best + 1e-9
+        shifted = Transfer({j: v + 0.1 * (j == "a") for j, v in found.base.items()},
+                           {i: {j: v + 0.1 * (j == "a") for j, v in row.items()} for i, row in found.after.items()})
+        assert shifted.exact(names) == found.exact(names)  # a constant in a column changes nothing
+    nothing = made({"b": 0.1, "a": 0.2}, dict.fromkeys(itertools.product("ab", "ab"), 0.0))
+    assert nothing.exact(["b", "a"]) == ("b", "a")  # ties: the first
+    with pytest.raises(UserError, match="take order=greedy"):
+        nothing.exact("abcdefghi")
+
+
+def test_without_the_rule_that_a_stage_saturates_no_order_is_better():
+    rng = random.Random(1)
+    found = made(dict.fromkeys("abc", 0.0), {(i, j): rng.random() for i in "abc" for j in "abc"})
+    plain = lambda order: sum(found.gain(i, j) for i in order for j in order)  # noqa: E731: every gain, always
+    assert len({round(plain(order), 9) for order in itertools.permutations("abc")}) == 1
+    assert len({round(sum(found.predicted(order).values()), 9) for order in itertools.permutations("abc")}) > 1
+
+
+@pytest.fixture
+def file(tmp_path):
+    base = dict.fromkeys(TASKS, 0.1)
+    gains = {(i, j): -0.1 if (i, j) == ("routing", "passages") else 0.0 for i in TASKS for j in TASKS}
+    (tmp_path / "t.json").write_text(json.dumps(vars(made(base, gains))))
+    return str(tmp_path / "t.json")
+
+
+def test_a_stage_ends_where_it_ends_and_all_give_as_many(file):
+    exact = drawn(12, prompts=12, transfer=file)
+    assert exact == ["rec-movie"] * 4 + ["router-cost"] * 4 + ["passage-5"] * 4
+    assert drawn(12, prompts=12, transfer=file, order="reversed") == exact[::-1]
+    assert drawn(12, prompts=12, transfer=file, order="greedy")[-1] == "passage-5"
+    fixed = drawn(14, prompts=12, order="fixed", scenarios=["routing", "passages", "recommendation"])
+    assert fixed == ["router-cost"] * 4 + ["passage-5"] * 4 + ["rec-movie"] * 6  # beyond the prompts: the last
+    joint = drawn(12, prompts=12, order="joint")
+    assert joint == ["passage-5", "rec-movie", "router-cost"] * 4
+    assert sorted(exact) == sorted(joint)
+
+
+def test_mistakes_are_named(file, tmp_path):
+    with pytest.raises(ValueError, match="needs transfer=FILE"):
+        Options(prompts=3)
+    with pytest.raises(UserError, match="must name each scenario.*'routing'"):
+        drawn(1, prompts=3, order="fixed", scenarios=["passages", "recommendation"])
+    record = json.loads(open(file).read())
+    del record["after"]["routing"]["passages"]
+    (tmp_path / "hole.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="hole.json: not what"):  # never 0
+        drawn(1, prompts=3, transfer=str(tmp_path / "hole.json"))
+
+
+def test_the_matrix_is_a_share_of_the_way_from_chance_to_one(tmp_path):
+    row = lambda a, b: {"repaired": {"scenarios": {"a": {"MRR": a}, "b": {"MRR": b}}}}  # noqa: E731
+    runs = {"a": tmp_path / "a", "b": tmp_path / "b"}
+    found = transfer.matrix({"random order": row(0.2, 0.5), "untrained base": row(0.2, 0.75),
+                             f"{runs['a']}/last": row(0.6, 0.5), f"{runs['b']}/last": row(0.2, 1.0)}, ["a", "b"], runs)
+    assert found.base == pytest.approx({"a": 0, "b": 0.5})
+    assert found.after["a"] == pytest.approx({"a": 0.5, "b": 0}) and found.after["b"] == pytest.approx({"a": 0, "b": 1})
+    assert "a > b" in transfer.table(found, ["a", "b"])
