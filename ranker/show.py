@@ -92,7 +92,9 @@ def evaluation(folder: Path) -> dict:
                            "measures": measured.get((row, name), {}),
                            "asks": [ask(r, place) for r in asked.get((name, row), ())]}
                      for row in rows if row in orders or (name, row) in asked}})
-    return {"name": str(folder), "head": results.get("head", ""), "rows": [row for row in rows if any(
+    places = {name: row.get("by_place") for name, row in results["rows"].items()}
+    several = any(row.get("spread_over_orders") for row in results["rows"].values())
+    return {"name": str(folder), "head": results.get("head", ""), "places": places if several else {}, "rows": [row for row in rows if any(
         row in q["rows"] for q in queries)], "queries": queries}
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ranker import metrics, trec_files
-from ranker.evaluation import baselines, cost_quality, stats
+from ranker.evaluation import baselines, cost_quality, places, stats
 from ranker.data import STATUSES, Query
 from ranker.drive import Cost, Ranking
 from ranker.files import write_text, writing
@@ -50,6 +50,7 @@ class Row:
     strict: dict[str, dict[str, float]] = field(default_factory=dict)
     rankings: list[Ranking] = field(default_factory=list)  # of all orders
     spread: float = 0.0  # standard deviation of the first metric's mean over the orders
+    by_place: dict[str, tuple[float, int]] = field(default_factory=dict)  # see evaluation/places.py
     trained: frozenset[str] = frozenset()  # the tasks trained on; empty: all of them, or none
     prices: tuple[float, float] = (0.0, 0.0)  # dollars per million prompt, completion tokens; 0: unknown
     hourly: float = 0.0  # dollars an hour of the machine that ranks; 0: unknown
@@ -127,7 +128,7 @@ def model_row(name: str, orders: Sequence[Sequence[Ranking]], level: float, trai
                             for q, row in zip(queries, matrix.mean(0).T.tolist())}
     spread = values[:, 0].mean(1).std(ddof=1) if len(orders) > 1 else 0.0
     return Row(name, {q.id: q.task for q in queries}, table(values), table(np.where(failed[:, None], 0.0, values)),
-               ranked, float(spread), frozenset(trained))
+               ranked, float(spread), places.by_place(ranked, names[0], level), frozenset(trained))
 
 
 def unread(rows: Sequence[Row]) -> list[str]:
@@ -301,6 +302,9 @@ def tables(rows: Sequence[Row], base: Row, found: dict, budget: float | None = N
         ranked = [row for row in rows if row.rankings]
         parts.append(markdown(*cost_quality.table_lines(ranked, queries)))
         parts += [markdown(*cost_quality.budget_lines(ranked, budget))] if budget is not None else []
+    if base.rankings and len(base.rankings) > len(queries):  # several orders; with one, a place is a query's fate
+        shown = {row.name: row.by_place for row in rows if row.by_place}
+        parts += [markdown(*places.table_lines(shown, rows[0].names[0]))] if shown else []
     return "\n\n".join([*parts, *([cost_table(models)] if models else [])]) + "\n"
 
 
@@ -320,7 +324,7 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
     write_text(folder / "results.json", json.dumps(provenance | {
         "head": head, "base": base.name, "metrics": base.names, "rows": {row.name: {
             "repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
-            "spread_over_orders": row.spread, "prompts_cut": sum(r.cut for r in row.rankings), "cost": costs(row),
+            "spread_over_orders": row.spread, "by_place": row.by_place, "prompts_cut": sum(r.cut for r in row.rankings), "cost": costs(row),
             "statuses": dict(row.statuses), "notes": dict(row.notes)} for row in rows}, "gains": found,
     }, indent=1) + "\n")
     sheet = io.StringIO()
