@@ -39,7 +39,7 @@ from ranker.evaluation.ask_log import AskLog
 from ranker.evaluation.report import Row
 from ranker.files import sha256
 from ranker.plugins import Plugin
-from ranker.provenance import provenance
+from ranker.provenance import interpreter, provenance
 
 
 def main() -> None:
@@ -192,7 +192,8 @@ def finish(out: Path, rows: list[Row], base: Row | None, head: str, record: dict
             else report.write_rankings(out, rows, head, record))
     asked.finish()
     files = "per_query.csv, TREC run and qrels files" if base else "rankings.jsonl, TREC runs"
-    print(f"\n{text}\nwritten to {out}: table.md, results.json, traces.jsonl, {files}")
+    print(f"\n{text}\nwritten to {out}: table.md, results.json, traces.jsonl, {files}\n"
+          f"see why: {interpreter()} -m ranker.show {out}")
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:

@@ -132,6 +132,7 @@ def load(model: settings.Model, tokenizer, device: torch.device, dtype: torch.dt
         # On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights for a bf16 kernel that has no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    torch.backends.cuda.enable_cudnn_sdp(False)  # short of memory it fails with an error that says nothing of memory
     return causal_lm.requires_grad_(False)
 
 
