@@ -38,6 +38,7 @@ from ranker.errors import Parser, UserError, exit_status
 from ranker.evaluation import report
 from ranker.plugins import Plugin, load as load_plugin
 from ranker.run import Run, hidden
+from ranker.settings import text as all_settings
 from ranker.stages import Stage, at, load as load_stages, new_optimizer, schedule
 
 
@@ -91,7 +92,7 @@ def main() -> int | None:
 def arguments():
     """Return the arguments and the config. Raise UserError."""
     usage = "python train.py CONFIG [--section.key=value ...] [--dry_run] [--fresh]"
-    parser = Parser(prog="train.py", description=__doc__, usage=usage)
+    parser = Parser(prog="train.py", description=__doc__, usage=usage, more=all_settings)
     parser.add_argument("config", help="a YAML file, such as configs/iranker.yaml")
     parser.add_argument("--dry_run", action="store_true", help="show a prompt, rewards and estimates; train nothing")
     parser.add_argument("--fresh", action="store_true", help="begin anew; an old run folder is moved aside")

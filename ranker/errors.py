@@ -24,8 +24,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises UserError for wrong arguments."""
 
-    def __init__(self, **kwargs):
+    def __init__(self, more: Callable[[], str] | None = None, **kwargs):
+        """`more`: a text that stands below the help, made only for it."""
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.more = more
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{self.more()}" if self.more else "")
 
     def error(self, message):
         raise UserError(f"{message}; see {self.prog} --help")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ranker import drive, plugins
 from ranker.data import Group
+from ranker.engine import distributed
 from ranker.errors import UserError
 
 
@@ -62,7 +63,8 @@ def score(parts: Sequence[Part], groups: Sequence[Group], models: drive.Models =
     for part in parts:
         judged = [group for group in groups if not part.tasks or group.ask.query.task in part.tasks]
         paid = part.plugin.reward(judged) if judged else []
-        paid = drive.converse(paid, models or {}) if inspect.isgenerator(paid) else paid
+        if inspect.isgenerator(paid):  # one process asks, and all hear the answer
+            paid = distributed.gather(drive.converse(paid, models or {}) if distributed.first() else None)[0]
         if [len(row) for row in paid] != [len(group.completions) for group in judged]:
             raise UserError(f"rewards/{part.name}.py: reward must return a number for every completion of every group")
         for group in groups:

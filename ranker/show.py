@@ -94,8 +94,9 @@ def evaluation(folder: Path) -> dict:
                      for row in rows if row in orders or (name, row) in asked}})
     places = {name: row.get("by_place") for name, row in results["rows"].items()}
     several = any(row.get("spread_over_orders") for row in results["rows"].values())
-    return {"name": str(folder), "head": results.get("head", ""), "places": places if several else {}, "rows": [row for row in rows if any(
-        row in q["rows"] for q in queries)], "queries": queries}
+    shown = [row for row in rows if any(row in query["rows"] for query in queries)]
+    return {"name": str(folder), "head": results.get("head", ""), "places": places if several else {}, "rows": shown,
+            "queries": queries}
 
 
 def ask(record: dict, place: dict[str, int]) -> dict:

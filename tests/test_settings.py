@@ -1,7 +1,11 @@
 """Every setting is printed with its meaning, range and default, from where it is defined."""
 
 import dataclasses
+import sys
 
+import pytest
+
+import train
 from ranker import config, plugins, settings
 from test_train import call  # noqa: F401  a fixture
 
@@ -26,6 +30,14 @@ def test_a_section_alone_and_a_mistake(call):  # noqa: F811
     assert "objective.advantage = mean" in out and "train.lr" not in out
     status, _, err = call(settings, "rolout")
     assert status == 2 and "did you mean 'rollout'" in err
+
+
+def test_the_help_of_training_holds_all_settings(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit):
+        train.main()
+    out = capsys.readouterr().out
+    assert "--dry_run" in out and "rollout.temperature = 1.0" in out and "objective.beta" in out
 
 
 def test_most_settings_say_what_they_mean():

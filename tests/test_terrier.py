@@ -1,4 +1,4 @@
-"""PyTerrier: its frames go in and come out, reordered. Where PyTerrier is not installed, its base class is a stand-in."""
+"""PyTerrier: its frames go in and come out, reordered. Where it is not installed, its base class is a stand-in."""
 
 import sys
 from importlib.util import find_spec

@@ -324,7 +324,8 @@ def write(folder: Path, rows: Sequence[Row], base: Row, head: str, provenance: d
     write_text(folder / "results.json", json.dumps(provenance | {
         "head": head, "base": base.name, "metrics": base.names, "rows": {row.name: {
             "repaired": averages(row), "strict": averages(row, strict=True) if row.strict else None,
-            "spread_over_orders": row.spread, "by_place": row.by_place, "prompts_cut": sum(r.cut for r in row.rankings), "cost": costs(row),
+            "spread_over_orders": row.spread, "by_place": row.by_place,
+            "prompts_cut": sum(r.cut for r in row.rankings), "cost": costs(row),
             "statuses": dict(row.statuses), "notes": dict(row.notes)} for row in rows}, "gains": found,
     }, indent=1) + "\n")
     sheet = io.StringIO()
