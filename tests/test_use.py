@@ -1,6 +1,8 @@
 """Rank from Python: every kind of ranker gives the same objects, batches equal single calls, mistakes are one line."""
 
 import math
+import os
+import shutil
 import subprocess
 import sys
 
@@ -97,3 +99,29 @@ def test_a_scripted_model_shows_that_scores_and_places_agree():
     found = oracle.rank("q", ["a", "aaa", "aa"])
     assert [r.index for r in found] == [1, 2, 0] and not any(map(math.isnan, [found.seconds]))
     assert isinstance(use.query_of("q", ["a"], "rank", "n"), Query)
+
+
+def test_the_example_of_the_docs_runs_as_printed(finished_run, capsys):  # noqa: F811
+    text = (ROOT / "docs/use.md").read_text().split("## From Python\n\n")[1].split("\n\n")[0]
+    code = "\n".join(line.removeprefix("    ") for line in text.split("\n"))
+    exec(code, {})
+    out = capsys.readouterr().out
+    assert "rain hat with fleece" in out and "eliminate" in out
+
+
+@pytest.mark.slow
+def test_the_installed_package_ranks_from_any_folder(tmp_path):
+    source = tmp_path / "source"  # pip leaves a build folder where it builds
+    names = ("ranker", "rewards", "prompts", "pyproject.toml", "requirements.txt", "README.md", "LICENSE")
+    source.mkdir()
+    for name in names:
+        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, source / name)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation",
+                    "--disable-pip-version-check", "--target", tmp_path / "site", source], check=True)
+    (tmp_path / "elsewhere").mkdir()
+    assert not {"rewards", "prompts"} & {path.name for path in (tmp_path / "site").iterdir()}
+    code = ("import ranker; assert 'site' in ranker.__file__; from ranker import load;"
+            " print(load('tiny', ranker='first').rank('warm', ['wool hat', 'rain hat']).results[0].place)")
+    found = subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path / "elsewhere", capture_output=True,
+                           text=True, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")})
+    assert found.stdout.strip() == "1"
