@@ -6,12 +6,13 @@ import random
 
 import pytest
 
-from ranker import transfer
-from ranker.data import Candidate, Query
+from ranker import answers, drive, llms, transfer
+from ranker.data import Ask, Candidate, Completion, Group, Query
 from ranker.errors import UserError
 from ranker.lessons import curriculum
 from ranker.lessons.curriculum import Options, Transfer
 from ranker.sources import Source
+from rewards import reference_judge
 
 TASKS = {"passages": "passage-5", "recommendation": "rec-movie", "routing": "router-cost"}
 QUERIES = [Query(f"{task}-{n}", task, "x", (Candidate("a", "A"), Candidate("b", "B")), (1.0, 0.0))
@@ -102,3 +103,27 @@ def test_the_matrix_is_a_share_of_the_way_from_chance_to_one(tmp_path):
     assert found.base == pytest.approx({"a": 0, "b": 0.5})
     assert found.after["a"] == pytest.approx({"a": 0.5, "b": 0}) and found.after["b"] == pytest.approx({"a": 0, "b": 1})
     assert "a > b" in transfer.table(found, ["a", "b"])
+
+
+PREFERS = {"longer": lambda first, second: "1" if len(first) > len(second) else "2",
+           "first": lambda first, second: "1", "nothing": lambda first, second: "neither"}
+
+
+@pytest.mark.parametrize("judge, earned", [("longer", [1.0, 0.0]), ("first", [0.5, 0.5]), ("nothing", [0.5, 0.5])])
+def test_an_answer_is_compared_with_the_reference_in_both_orders(tmp_path, judge, earned):
+    (tmp_path / "r.jsonl").write_text(json.dumps({"query": QUERIES[0].id, "text": "<answer>[1] > [2]</answer>"}) + "\n")
+    ask = Ask(QUERIES[0], ("a", "b"), "order")
+    texts = ["<think>long and good</think><answer>[2] > [1]</answer>", "<answer>[1]>[2]</answer>", "no answer"]
+    group = Group(ask, [], [Completion([], [], text, True, answers.parse(text, ask)) for text in texts])
+    asked = []
+
+    def write(ask: Ask) -> str:
+        asked.append(ask)
+        return f"<answer>{PREFERS[judge](*(text for _, text in ask.told))}</answer>"
+
+    options = reference_judge.Options(references=str(tmp_path / "r.jsonl"))
+    paid = drive.converse(reference_judge.reward([group], options), {"base": llms.scripted(write)})
+    assert paid == [[*earned, 0.0]] and len(asked) == 4  # nobody is asked about what cannot be read
+    other = Group(Ask(QUERIES[1], ("a", "b"), "order"), [], group.completions)
+    with pytest.raises(UserError, match="no reference answer to query 'passage-5-1'"):
+        drive.converse(reference_judge.reward([other], options), {"base": llms.scripted(write)})
