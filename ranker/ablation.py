@@ -64,6 +64,9 @@ def run_scripts(name: str, calls: list[tuple], jobs: int) -> None:
 
     Raise UserError with the last line of a script that fails; calls that run then end first, and no other begins.
     """
+    if not (ROOT / "train.py").is_file():
+        raise UserError("this command runs train.py and evaluate.py, which the installed package lacks; run it in the"
+                        " repository")
     threads = str(max((os.cpu_count() or 1) // jobs, 1))  # more threads than cores would slow each other down
     with tqdm(total=len(calls), desc=name, unit="run", dynamic_ncols=True) as bar, ThreadPoolExecutor(jobs) as pool:
         def run(call: tuple) -> None:

@@ -113,6 +113,7 @@ def server_model(llm: settings.Llm, chat: Chat, max_new_tokens: int, path: Path,
         names = [hashlib.sha256(json.dumps([llm.api, body, *([ask.sample] if ask.sample else [])]).encode()).hexdigest()
                  for ask, body in zip(asks, bodies)]  # each sample is a call of its own
         missing = {name: body for name, body in zip(names, bodies) if name not in kept}  # equal requests once
+        over.clear()  # a server that was down may be up again
         progress(len(asks) - len(missing))
         with ThreadPoolExecutor(llm.concurrency) as pool:
             calls = [pool.submit(fetch, name, body) for name, body in missing.items()]

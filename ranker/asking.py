@@ -23,6 +23,7 @@ from ranker.engine.scoring import pack, score_all
 from ranker.prompting import Chat, scored_texts
 
 LIKELIHOOD_TOKENS = 1024  # of texts that are scored together; larger batches are slower on a CPU
+KEPT_TEXTS = 20_000  # whose log-probabilities are kept for the next asks
 
 
 @dataclass
@@ -188,6 +189,8 @@ def local_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks:
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
         for query in shelf.keys() - {ask.query.id for ask in asks}:
             del shelf[query]
+        if len(kept) > KEPT_TEXTS:  # a server runs for long
+            kept.clear()
         alike: dict[object, list[int]] = {}  # asks that are samples of one another are one group
         for i, ask in enumerate(asks):
             alike.setdefault(replace(ask, sample=0) if ask.temperature else i, []).append(i)

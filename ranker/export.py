@@ -19,8 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-
-from ranker import checkpoint, config as settings, drive, llms, world
+from ranker import chats, checkpoint, config as settings, drive, llms, world
 from ranker.engine import policy as policies
 from ranker.engine.policy import Policy
 from ranker.engine.scoring import pack, score_all
@@ -54,10 +53,12 @@ def main() -> None:
     plain = replace(config.model, quantize="none", dtype="float32", device="cpu", attention="auto")
     wanted = completions(config)
     print(f"loading {plain.name} with the adapter {folder}")
-    trained = logprobs(policies.load(config.model, None, folder), wanted) if is_quantised(config.model) else None
+    here = replace(config.model, device="auto")  # where it was trained there may have been a card
+    trained = logprobs(policies.load(here, None, folder), wanted) if is_quantised(here) else None
     policy = policies.load(plain, None, folder)
     apart = logprobs(policy, wanted)
     merged = policy.model.merge_and_unload()
+    policy.tokenizer.chat_template = chats.read(config.model.chat_template) or policy.tokenizer.chat_template
     if args.merged:
         dtype = getattr(torch, args.dtype)
         save(merged, policy.tokenizer, dtype, args.merged)

@@ -16,6 +16,7 @@ import hmac
 import json
 import os
 import queue
+import socket
 import sys
 import threading
 import traceback
@@ -25,7 +26,8 @@ from dataclasses import dataclass, field
 
 from ranker import checkpoint
 from ranker.errors import Parser, UserError, exit_status, one_line
-from ranker.use import Ranked, Reranker, load
+from ranker.log import finite
+from ranker.use import Ranked, Reranker, Rounds, load, query_of
 
 KEY = "R1_RANKER_KEY"  # environment variable
 
@@ -48,15 +50,18 @@ class Job:
     query: str
     documents: list
     done: Future = field(default_factory=Future)
+    left: threading.Event = field(default_factory=threading.Event)  # nobody waits for it any more
 
 
 class Worker(threading.Thread):
-    """The one thread that ranks: it takes what waits, at most `limits.batch` at a time."""
+    """The one thread that ranks. Requests that wait join those that run between two rounds, and each is answered when
+    it is done, so that a long one holds up no short one for longer than a round."""
 
     def __init__(self, ranker: Reranker, limits: Limits):
         super().__init__(daemon=True, name="ranker")
         self.ranker, self.limits = ranker, limits
         self.jobs: queue.Queue[Job | None] = queue.Queue(limits.waiting)
+        self.rounds, self.running = Rounds(ranker), []  # of (Job, Ranked)
 
     def submit(self, job: Job) -> None:
         """Let a job wait. Raise UserError where too many do."""
@@ -66,32 +71,55 @@ class Worker(threading.Thread):
             raise UserError("too many requests wait; try again later") from None
 
     def run(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            batch = [job]
-            while len(batch) < self.limits.batch and not self.jobs.empty():
-                if (job := self.jobs.get_nowait()) is None:
-                    self.jobs.put(None)
-                    break
-                batch.append(job)
-            batch = [job for job in batch if job.done.set_running_or_notify_cancel()]  # not those that waited too long
+        stopping = False
+        while not stopping or self.running:
+            while not stopping and len(self.running) < self.limits.batch and not (self.running and self.jobs.empty()):
+                if (job := self.jobs.get()) is None:
+                    stopping = True
+                elif job.done.set_running_or_notify_cancel():  # not one whose client waits no longer
+                    self._begin(job)
             try:
-                found = self.ranker.rank([j.query for j in batch], [j.documents for j in batch]) if batch else []
+                self.rounds.round()
             except Exception as error:  # one job must not take the thread, nor the others, with it
-                self._apart(batch, error)
-            else:
-                for job, ranked in zip(batch, found):
-                    job.done.set_result(ranked)
+                self._apart(error)
+            self._answer()
 
-    def _apart(self, batch: Sequence[Job], error: Exception) -> None:
-        """Rank the jobs of a batch that failed one by one, so that each has its own result or error."""
-        for job in batch:
+    def _begin(self, job: Job) -> None:
+        try:
+            self.running.append((job, self.rounds.add(query_of(job.query, job.documents, "rank"))))
+        except Exception as error:
+            job.done.set_exception(error)
+        self._answer()
+
+    def _answer(self) -> None:
+        """Give those who are done their results, and let go of those that nobody waits for."""
+        for job, ranked in self.running:
+            if ranked.results:
+                job.done.set_result(ranked)
+            elif job.left.is_set():
+                self.rounds.leave(ranked)
+                job.done.set_result(ranked)
+        self.running = [(job, ranked) for job, ranked in self.running if not job.done.done()]
+
+    def _apart(self, error: Exception) -> None:
+        """Rank the jobs of a round that failed one by one, so that each has its own result or error."""
+        jobs, self.running, self.rounds = [job for job, _ in self.running], [], Rounds(self.ranker)
+        for job in jobs:
             try:
-                job.done.set_result(self.ranker.rank(job.query, job.documents) if len(batch) > 1 else _raise(error))
+                job.done.set_result(self.ranker.rank(job.query, job.documents) if len(jobs) > 1 else _raise(error))
             except Exception as own:
-                job.done.set_exception(own)
+                job.done.set_exception(Failed(own))
 
     def stop(self) -> None:
         self.jobs.put(None)
+
+
+class Failed(Exception):
+    """A ranking that failed while it was made, and why: no mistake of who asked for it."""
+
+    def __init__(self, why: Exception):
+        super().__init__(str(why))
+        self.why = why
 
 
 def _raise(error: Exception):
@@ -99,7 +127,7 @@ def _raise(error: Exception):
 
 
 def read_request(body: bytes, limits: Limits) -> tuple[str, list, int | None, bool]:
-    """Return (query, documents, top_n, return_documents) of a request. Raise UserError for what is none."""
+    """Return (query, documents as given, top_n, return_documents) of a request. Raise UserError for what is none."""
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
@@ -119,22 +147,24 @@ def read_request(body: bytes, limits: Limits) -> tuple[str, list, int | None, bo
             raise UserError(f"documents[{i}] must be a text or an object with a text")
         if any("\ud800" <= c < "\ue000" for c in text):
             raise UserError(f"documents[{i}]: half of a surrogate pair is no text")
-    top_n, whole = given.get("top_n"), given.get("return_documents", False)
+    top_n, whole = given.get("top_n"), given.get("return_documents")
     if top_n is not None and (type(top_n) is not int or top_n < 1):
         raise UserError("top_n must be a whole number from 1 on")
-    if type(whole) is not bool:
+    if whole is not None and type(whole) is not bool:
         raise UserError("return_documents must be true or false")
-    return query, [{"text": d["text"]} if isinstance(d, dict) else d for d in documents], top_n, whole
+    return query, documents, top_n, bool(whole)
 
 
 def reply(name: str, ranked: Ranked, documents: Sequence, top_n: int | None, whole: bool) -> dict:
     """Return the answer to a request."""
+    given = lambda i: documents[i] if isinstance(documents[i], dict) else {"text": documents[i]}  # noqa: E731
     results = [{"index": r.index, "relevance_score": r.score if r.score is not None else 1 / r.place}
-               | ({"document": {"text": r.text}} if whole else {}) for r in ranked[:top_n]]
+               | ({"document": given(r.index)} if whole else {}) for r in ranked[:top_n]]
     tokens = ranked.prompt_tokens + ranked.completion_tokens
-    return {"id": os.urandom(8).hex(), "model": name, "object": "list", "results": results,
-            "usage": {"prompt_tokens": ranked.prompt_tokens, "total_tokens": tokens},
-            "meta": {"failed_asks": ranked.failed, "asks": len(ranked.steps), "seconds": round(ranked.seconds, 3)}}
+    return finite({"id": os.urandom(8).hex(), "model": name, "object": "list", "results": results,
+                   "usage": {"prompt_tokens": ranked.prompt_tokens, "total_tokens": tokens},
+                   "meta": {"failed_asks": ranked.failed, "asks": len(ranked.steps),
+                            "seconds": round(ranked.seconds, 3)}})
 
 
 def application(ranker: Reranker, limits: Limits, key: str = ""):
@@ -170,7 +200,7 @@ def application(ranker: Reranker, limits: Limits, key: str = ""):
             return error(422, str(wrong))
         except ClientDisconnect:
             return Response(status_code=499)
-        job = Job(query, documents)
+        job = Job(query, [d["text"] if isinstance(d, dict) else d for d in documents])
         try:
             worker.submit(job)
         except UserError as full:
@@ -181,9 +211,12 @@ def application(ranker: Reranker, limits: Limits, key: str = ""):
             return error(504, f"no ranking within {limits.seconds:g} seconds")
         except UserError as wrong:
             return error(422, str(wrong))
-        except Exception as bug:
-            traceback.print_exception(bug)
-            return error(500, "the ranker failed; the server's log says how")
+        except Failed as failed:  # a UserError is the operator's to mend, such as a server that is down
+            traceback.print_exception(failed.why)
+            return error(503 if isinstance(failed.why, UserError) else 500,
+                         "the ranker failed; the server's log says how")
+        finally:
+            job.left.set()
         return JSONResponse(reply(ranker.name, ranked, documents, top_n, whole))
 
     async def health(request: Request) -> Response:
@@ -200,9 +233,12 @@ def application(ranker: Reranker, limits: Limits, key: str = ""):
         yield
         worker.stop()
 
+    async def broken(request: Request, bug: Exception) -> Response:
+        return error(500, "the server failed; its log says how")
+
     routes = [Route(path, rerank, methods=["POST"]) for path in ("/v1/rerank", "/v2/rerank", "/rerank")]
     app = Starlette(routes=[*routes, Route("/health", health)], lifespan=alive, exception_handlers={
-        HTTPException: refused})
+        HTTPException: refused, Exception: broken})
     return app, worker
 
 
@@ -225,15 +261,32 @@ def main() -> None:
     try:
         import uvicorn
     except ImportError:
-        raise UserError("the server needs uvicorn and starlette: pip install -r configs/serve.requirements.txt"
-                        ) from None
+        raise UserError("the server needs uvicorn and starlette: pip install starlette uvicorn") from None
     options = dict(text.removeprefix("--").split("=", 1) for text in rest)
+    key = os.environ.get(KEY)
+    if key is not None and not (key.strip() and key.isascii()):
+        raise UserError(f"{KEY} is set to {'nothing' if not key.strip() else 'more than ASCII'}; give a key of ASCII"
+                        " characters, or unset it")
     if args.ckpt:
         checkpoint.find(args.ckpt)  # not looked for on a hub
-    ranker = load(args.ckpt or args.model, args.ranker, settings_=options)
-    app, _ = application(ranker, Limits(args.documents, batch=args.batch), os.environ.get(KEY, ""))
-    print(f"ranking with {ranker.name} ({ranker.ranker.name}) at http://{args.host}:{args.port}/v1/rerank", flush=True)
-    uvicorn.run(app, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=10)
+    with listening(args.host, args.port) as place:  # before a model is loaded
+        ranker = load(args.ckpt or args.model, args.ranker, settings_=options)
+        app, _ = application(ranker, Limits(args.documents, batch=args.batch), key or "")
+        print(f"ranking with {ranker.name} ({ranker.ranker.name}) at http://{args.host}:{place.getsockname()[1]}"
+              "/v1/rerank", flush=True)
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10)).run(sockets=[place])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address. Raise UserError where there is no such address or it is taken."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        place = socket.socket(family)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--host={host} --port={port} cannot be listened at: {error}") from None
+    return place
 
 
 if __name__ == "__main__":

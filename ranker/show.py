@@ -118,7 +118,9 @@ def texts(data: dict, wanted: set[str], folder: Path, seed: int) -> dict[str, Qu
                 task, split, index = (identity.rsplit(".", 2) + ["", ""])[:3]
                 if task in world.TASKS and split in world.SPLITS and index.isdigit():
                     found[identity] = world.query(task, split, int(index), seed)
-        elif data[name] and sources.checksum(name) not in (data[name], ""):
+        elif sources.MISSING in (data[name], now := sources.checksum(name)):
+            logging.warning(f"{folder}: texts are not shown: {name} is not here (it was a pipe, or it was moved)")
+        elif now != data[name]:
             logging.warning(f"{folder}: texts are not shown: {name} is another file than the one that was evaluated")
         else:
             try:

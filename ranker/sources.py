@@ -25,6 +25,7 @@ from ranker.prompting import wording
 
 HELD_OUT = 0.1
 SPLITS = ("train", "validation", "test")
+MISSING = "missing"  # the checksum of what is no file: a pipe, or a file that is gone
 
 
 @dataclass
@@ -67,6 +68,9 @@ def training(data: Data, seed: int) -> Source:
     queries = held_out(data, "train")
     source = Source("queries", queries, str(seed))
     for section in data.lessons:
+        if source.items is None:
+            raise UserError(f"data.lessons: behind {source.name} there is no list of queries for '{section['name']}';"
+                            " put it first")
         source = plugins.load("lesson", section).lesson(source, queries)
     return source
 
@@ -189,16 +193,18 @@ def world_tasks(names: Sequence[str]) -> list[str]:
 
 
 def names(config: Config) -> list[str]:
-    """Return every source that a config names: its data, and the files of its draws, lessons and roles."""
+    """Return every source that a config names: its data, and the files of its draws, rewards and lessons."""
     data = config.data
     found = [data.train, data.validation, data.test]
     found += [path for _, stage in stages(config) for path in plugins.files(stage.draw, "draw")]
+    found += [path for _, stage in stages(config) for name, entry in stage.reward.items() for path in plugins.files(
+        {"name": name} | {key: value for key, value in entry.items() if key not in ("weight", "tasks")}, "reward")]
     found += [path for lesson in data.lessons for path in plugins.files(lesson, "lesson")]
     return sorted({*filter(None, found)})
 
 
 def checksum(source: str) -> str:
-    """What tells two data sources apart: the hash of a file, or of the world's code. `missing` for a file that is
+    """What tells two data sources apart: the hash of a file, or of the world's code. MISSING for a file that is
     gone."""
     path = Path(world.__file__) if source == "world" else Path(os.path.expanduser(source))
-    return sha256(path)[:16] if path.is_file() else "missing"
+    return sha256(path)[:16] if path.is_file() else MISSING

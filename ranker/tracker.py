@@ -4,12 +4,14 @@ metrics.jsonl and curves.png are always written; a tracker gets the same numbers
 """
 
 import importlib
+import secrets
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from ranker import config as settings
 from ranker.errors import UserError
+from ranker.files import write_text
 
 NEEDS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # run.log -> the package
 
@@ -36,8 +38,14 @@ def tracker(config: settings.Config, folder: Path, done: int) -> Callable[[dict]
         return track
     if config.run.log == "wandb":
         import wandb
-        name = "-".join(folder.absolute().parts[-2:])
-        run = wandb.init(project="r1-ranker", id=name, name=name, dir=folder, resume="allow", config=asdict(config))
+        path = folder / "wandb_id"  # a run that goes on goes on there; a fresh one has an id of its own
+        name = path.read_text(encoding="utf-8") if done and path.is_file() else secrets.token_hex(6)
+        write_text(path, name)
+        try:
+            run = wandb.init(project="r1-ranker", id=name, name=folder.name, dir=folder, resume="allow",
+                             config=asdict(config))
+        except Exception as error:  # not logged in, no network: said in many ways
+            raise UserError(f"run.log=wandb cannot begin: {error}; WANDB_MODE=offline keeps all here") from None
         return lambda record: run.log(flat(record), step=record["step"])
     return lambda record: None
 

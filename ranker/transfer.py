@@ -35,13 +35,15 @@ def main() -> None:
     for task in dict.fromkeys(query.task for query in sources.held_out(config.data, "train")):
         tasks.setdefault(wording(task)["scenario"], []).append(task)
     names = sorted(tasks)
+    if args.jobs < 1:
+        raise UserError("--jobs must be at least 1")
     if len(names) < 2:
         raise UserError(f"{config.data.train}: holds one scenario, {names[0]}; transfer needs two")
     runs = {name: args.dir / name for name in names}
     run_scripts("train", [(run.with_suffix(".log"), "train.py", args.config, *overrides, "--data.lessons=[]",
                            f"--data.tasks={json.dumps(tasks[name])}", f"--run.dir={run}")
                           for name, run in runs.items()], args.jobs)
-    out = args.dir / "eval"
+    out = args.dir / f"eval-{config.train.steps}"
     if not (out / "results.json").is_file():
         every = json.dumps([task for name in names for task in tasks[name]])
         run_scripts("evaluate", [(out.with_suffix(".log"), "evaluate.py", f"--data.tasks={every}",
@@ -56,6 +58,8 @@ def main() -> None:
 def matrix(rows: dict[str, dict], names: list[str], runs: dict[str, Path]) -> Transfer:
     """Return the matrix from the rows of results.json, whose labels are the checkpoints' paths."""
     chance = {j: rows["random order"]["repaired"]["scenarios"][j]["MRR"] for j in names}
+    if full := [j for j in names if chance[j] >= 1]:
+        raise UserError(f"in {full[0]} every order is right, so nothing can be gained or lost there")
     share = lambda row, j: (row["repaired"]["scenarios"][j]["MRR"] - chance[j]) / (1 - chance[j])  # noqa: E731
     row_of = {name: next(row for label, row in rows.items() if Path(label).parent == run) for name, run in runs.items()}
     return Transfer({j: share(rows[BASE], j) for j in names},

@@ -7,10 +7,12 @@
 (`load("NAME", api="http://127.0.0.1:8000/v1")`); `rank` gives the same for every ranker.
 """
 
+import hashlib
+import json
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ranker import config as settings, drive, llms
@@ -100,53 +102,98 @@ class Reranker:
             raise UserError(f"top_n must be a whole number from 1 on, got {top_n!r}")
         many = bool(documents) and all(isinstance(one, Sequence) and not isinstance(one, str) for one in documents)
         if not many:
-            return self._rank([query_of(query, documents, task, "0")], top_n)[0]
+            return self._rank([query_of(query, documents, task)], top_n)[0]
         if isinstance(query, str) or not isinstance(query, Sequence) or len(query) != len(documents):
             raise UserError(f"{len(documents)} lists of documents need as many queries")
-        return self._rank([query_of(q, d, task, str(i)) for i, (q, d) in enumerate(zip(query, documents))], top_n)
+        return self._rank([query_of(q, d, task) for q, d in zip(query, documents)], top_n)
 
     def _rank(self, queries: Sequence[Query], top_n: int | None) -> list[Ranked]:
-        found = {q.id: Ranked(q.context) for q in queries}
-
-        def keep(ask: Ask, number: int, completion: Completion) -> None:
-            answer = completion.answer
-            found[ask.query.id].steps.append(Step(number, ask.role, ask.decision, ask.left, answer.value, answer.status,
-                                                  "" if ask.by_logits or scored_texts(ask) else completion.text))
-
-        several = [q for q in queries if len(q.ids) > 1]
-        largest = max(several, key=lambda q: len(q.ids), default=None)
-        if self.prompter and largest and len(largest.ids) > self.checked:
-            self.prompter.check(llms.rehearsal(self.ranker, largest))
-            self.checked = len(largest.ids)
-        rankings = drive.run(self.ranker, several, self.models, self.config.run.seed, keep)
-        ranked = {r.query.id: r for r in rankings}
-        for q in queries:
-            r, places = ranked.get(q.id), {c: i for i, c in enumerate(q.ids)}
-            order = r.order if r else list(q.ids)
-            found[q.id].results = [Result(places[c], c, q.texts[c], place, r.scores.get(c) if r else None)
-                                   for place, c in enumerate(order[:top_n], 1)]
-            if r:
-                found[q.id].failed, found[q.id].prompt_tokens = r.failed, r.prompt_tokens
-                found[q.id].completion_tokens, found[q.id].seconds = r.completion_tokens, r.seconds
-        return [found[q.id] for q in queries]
+        rounds = Rounds(self)
+        found = [rounds.add(query) for query in queries]
+        while rounds.running:
+            rounds.round()
+        for ranked in found:
+            ranked.results = ranked.results[:top_n]
+        return found
 
 
-def query_of(query: str | Sequence[str], documents: Sequence[Document], task: str, name: str) -> Query:
-    """Return a Query of what a caller gave. Raise UserError for what is none."""
+class Rounds:
+    """Queries that are ranked together, round by round; others may join and leave between two rounds."""
+
+    def __init__(self, reranker: Reranker):
+        self.reranker, self.running = reranker, {}  # id -> (Ranked, Ranking)
+        self.driver = drive.Driver(reranker.ranker, reranker.models, reranker.config.run.seed, self._keep)
+
+    def add(self, query: Query) -> Ranked:
+        """Begin with a query; its results are filled while rounds go on. Raise UserError for one that is too much."""
+        ranked, reranker = Ranked(query.context), self.reranker
+        if len(query.ids) < 2:
+            ranked.results = [Result(0, c, query.texts[c], 1) for c in query.ids]
+            return ranked
+        if reranker.prompter and len(query.ids) > reranker.checked:
+            reranker.prompter.check(llms.rehearsal(reranker.ranker, query))
+            reranker.checked = len(query.ids)
+        name, number = query.id, 1
+        while query.id in self.running:  # an equal query
+            number += 1
+            query = replace(query, id=f"{name}-{number}")
+        self.running[query.id] = ranked, self.driver.add(query)
+        self._finish()
+        return ranked
+
+    def round(self) -> None:
+        """Answer what is asked, and fill the results of queries that are done."""
+        self.driver.round()
+        self._finish()
+
+    def leave(self, ranked: Ranked) -> None:
+        """Let go of a query whose results nobody waits for."""
+        gone = {name for name, (one, _) in self.running.items() if one is ranked}
+        self.driver.running = [entry for entry in self.driver.running if entry[0].query.id not in gone]
+        for name in gone:
+            del self.running[name]
+
+    def _keep(self, ask: Ask, number: int, completion: Completion) -> None:
+        ranked, answer = self.running[ask.query.id][0], completion.answer
+        ranked.steps.append(Step(number, ask.role, ask.decision, ask.left, answer.value, answer.status,
+                                 "" if ask.by_logits or scored_texts(ask) else completion.text))
+
+    def _finish(self) -> None:
+        asked = {entry[0].query.id for entry in self.driver.running}
+        for name in [name for name in self.running if name not in asked]:
+            ranked, r = self.running.pop(name)
+            places = {c: i for i, c in enumerate(r.query.ids)}
+            ranked.results = [Result(places[c], c, r.query.texts[c], place, r.scores.get(c))
+                              for place, c in enumerate(r.order, 1)]
+            first = ranked.steps[0].round if ranked.steps else 0  # of a query that joined later
+            ranked.steps = [replace(step, round=step.round - first) for step in ranked.steps]
+            ranked.failed, ranked.prompt_tokens = r.failed, r.prompt_tokens
+            ranked.completion_tokens, ranked.seconds = r.completion_tokens, r.seconds
+
+
+def query_of(query: str | Sequence[str], documents: Sequence[Document], task: str) -> Query:
+    """Return a Query of what a caller gave. Raise UserError for what is none.
+
+    Its id is made of what it holds, so that what a ranker draws at random depends on that alone.
+    """
     context = query if isinstance(query, str) else tuple(query) if isinstance(query, Sequence) else None
     if context is None or not all(isinstance(item, str) for item in context):
         raise UserError(f"a query must be a text or a list of texts, got {type(query).__name__}")
     candidates, seen = [], set()
+    given = {str(d["id"]) for d in documents if isinstance(d, Mapping) and "id" in d}
     for i, document in enumerate(documents):
         text = document.get("text") if isinstance(document, Mapping) else document
         if not isinstance(text, str):
             raise UserError(f"document {i} must be a text or an object with a 'text', got {type(document).__name__}")
-        identity = str(document.get("id", i)) if isinstance(document, Mapping) else str(i)
+        own = str(i) if str(i) not in given else f"document {i}"
+        identity = str(document["id"]) if isinstance(document, Mapping) and "id" in document else own
         if identity in seen:
             raise UserError(f"document {i}: the id '{identity}' stands twice")
         seen.add(identity)
         candidates.append(Candidate(identity, text))
-    return Query(name, task, context, tuple(candidates), (0.0,) * len(candidates))
+    content = json.dumps([task, context, [(c.id, c.text) for c in candidates]])
+    return Query(hashlib.sha256(content.encode()).hexdigest()[:16], task, context, tuple(candidates),
+                 (0.0,) * len(candidates))
 
 
 def load(name: str, ranker: str | Mapping | None = None, api: str = "",
@@ -158,9 +205,12 @@ def load(name: str, ranker: str | Mapping | None = None, api: str = "",
     config; by default the checkpoint's own, else `sliding`. `settings_` are further ones, such as
     {"rollout.max_new_tokens": 512}. Raise UserError.
     """
-    found = inputs.checkpoints([name], None) if not api and is_checkpoint(Path(name).expanduser()) else []
-    overrides = [] if found else [f"llm.api={api}", f"llm.model={name}"] if api else [f"model.name={name}"]
-    overrides += [f"{key}={value}" for key, value in (settings_ or {}).items()]
+    path = Path(name).expanduser()
+    found = inputs.checkpoints([str(path)], None) if not api and is_checkpoint(path) else []
+    named = {} if found else {"llm.api": api, "llm.model": name} if api else {"model.name": name}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in named.items()]
+    overrides += [f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+                  for key, value in (settings_ or {}).items()]
     if found:
         config = inputs.agreed(found, True)
         for text in overrides:

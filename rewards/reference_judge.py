@@ -5,7 +5,8 @@ limited to its `tasks`). The judge sees the reference and the answer twice, in b
 times earns 1, one that loses both times 0, and anything else 0.5, such as a judge that always names the first. Without
 a readable answer a completion earns 0. The paper's prompt is not published; the three values are a reading of it.
 
-References are JSON lines of `query` (its id) and `text`.
+References are JSON lines of `query` (its id) and `text`. They should name candidates by their texts: numbers mean the
+order in which one prompt showed them.
 """
 
 import functools
@@ -33,7 +34,7 @@ def references(path: str) -> dict[str, str]:
     """Return query id -> its reference answer. Raise UserError for a file that holds something else."""
     try:
         with open_text(os.path.expanduser(path)) as file:
-            found = {record["query"]: record["text"] for record in map(json.loads, filter(str.strip, file))}
+            found = {str(record["query"]): record["text"] for record in map(json.loads, filter(str.strip, file))}
     except (ValueError, KeyError, TypeError):
         found = {}
     if not found or not all(isinstance(text, str) and text.strip() for text in found.values()):
@@ -51,16 +52,16 @@ def reward(groups: list[Group], options: Options) -> Generator:
         for text in {c.text for c in group.completions if c.answer.ok}:
             pair = line(known[query.id]), line(text)
             for number, told in enumerate((pair, pair[::-1])):
-                asks[query.id, text, number] = Ask(query, group.ask.pool, "versus", role=options.role,
+                asks[group.ask, text, number] = Ask(query, group.ask.pool, "versus", role=options.role,
                                                    told=(("first", told[0]), ("second", told[1])))
     answers = dict(zip(asks, (yield list(asks.values())), strict=True)) if asks else {}
 
-    def worth(query: str, text: str) -> float:
-        named = [answers[query, text, number].value[:1] for number in (0, 1)]
+    def worth(ask: Ask, text: str) -> float:
+        named = [answers[ask, text, number].value[:1] for number in (0, 1)]
         wins, losses = [("second",), ("first",)], [("first",), ("second",)]
         return 1.0 if named == wins else 0.0 if named == losses else 0.5
 
-    return [[worth(group.ask.query.id, c.text) if c.answer.ok else 0.0 for c in group.completions] for group in groups]
+    return [[worth(group.ask, c.text) if c.answer.ok else 0.0 for c in group.completions] for group in groups]
 
 
 def line(text: str) -> str:

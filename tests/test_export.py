@@ -53,14 +53,14 @@ def test_merged_and_gguf_compute_what_base_and_adapter_do(call, base_folder, lla
     policy, ids = policies.load(plain, None, tmp_path / "run/last"), torch.tensor([[5, 6, 7, 8, 9, 10]])
     expected = logits(policy.model, ids)
     with policy.reference():
-        assert (logits(policy.model, ids) - expected).abs().max() > 1e-3  # the adapter does something
+        moved = (logits(policy.model, ids) - expected).abs().max()  # by the adapter
     merged = AutoModelForCausalLM.from_pretrained("merged", dtype="float32")
-    torch.testing.assert_close(logits(merged, ids), expected, atol=2e-2, rtol=0)
+    assert (logits(merged, ids) - expected).abs().max() < 0.1 * moved
     assert json.load(open("merged/config.json"))["dtype"] == "float16"
     text = "Which passage [1] fits 2024?"
     assert AutoTokenizer.from_pretrained("merged")(text).input_ids == policy.tokenizer(text).input_ids
     again = policies.load(settings.Model(name="one.gguf", quantize="none", device="cpu", dtype="float32"))
-    torch.testing.assert_close(logits(again.model, ids), expected, atol=2e-2, rtol=0)
+    assert (logits(again.model, ids) - expected).abs().max() < 0.1 * moved
     assert again.tokenizer(text, add_special_tokens=False).input_ids == policy.tokenizer(
         text, add_special_tokens=False).input_ids
 

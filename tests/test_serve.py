@@ -23,7 +23,7 @@ from starlette.testclient import TestClient  # noqa: E402
 
 
 def by_length(ask) -> str:
-    """Rank by the length of texts; the text `boom` is a bug, `broken` a mistake of the user."""
+    """Rank by the length of texts; the text `boom` is a bug, `broken` a mistake of the operator."""
     texts = [ask.query.texts[c] for c in ask.pool]
     if "boom" in texts:
         raise RuntimeError("a bug")
@@ -73,7 +73,10 @@ def test_a_request_is_answered_as_clients_expect_it(client):
         assert "document" not in found["results"][0] and found["model"] == "m" and found["id"]
     objects = [{"text": text, "url": "http://x"} for text in DOCUMENTS]
     found = client.post("/v1/rerank", json={"query": "q", "documents": objects, "return_documents": True}).json()
-    assert [r["document"]["text"] for r in found["results"]] == ["aaaa", "aaa", "aa", "a"]
+    assert [r["document"] for r in found["results"]] == [objects[i] for i in (2, 3, 0, 1)]  # as they were given
+    found = client.post("/v1/rerank", json={"query": "q", "documents": DOCUMENTS, "top_n": None,
+                                            "return_documents": None}).json()
+    assert len(found["results"]) == 4 and "document" not in found["results"][0]
     assert client.get("/health").json() == {"status": "ok", "model": "m", "ranker": "listwise", "waiting": 0}
     assert client.post("/v1/rerank", json={"query": "q", "documents": ["one"]}).json()["results"][0]["index"] == 0
 
@@ -89,7 +92,7 @@ def test_a_request_is_answered_as_clients_expect_it(client):
     ({"query": "q", "documents": ["a"], "return_documents": 1}, 422, "return_documents"),
     ({"query": "q", "documents": ["a"] * 6}, 422, "at most 5"),
     ({"query": "q" * 3000, "documents": ["a"]}, 413, "larger than 2000 bytes"),
-    ({"query": "q", "documents": ["broken", "b"]}, 422, "this cannot be ranked"),
+    ({"query": "q", "documents": ["broken", "b"]}, 503, "the ranker failed"),  # a server behind it that is down, say
     ({"query": "q", "documents": ["boom", "b"]}, 500, "the ranker failed")])
 def test_every_error_is_one_json_object(client, body, status, said):
     body = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -112,6 +115,31 @@ def test_requests_that_wait_are_ranked_together_and_one_that_fails_fails_alone(c
         model.free.set()
         statuses = [f.result().status_code for f in sent]
     assert sorted(statuses) == [200] * 8 + [500] and max(model.batches) > 1
+
+
+def test_a_long_request_holds_up_no_short_one():
+    config = use.inputs.defaults([])
+    config.ranker = {"name": "elimination"}
+    rounds = []
+
+    def model(asks):
+        rounds.append([len(ask.pool) for ask in asks])
+        time.sleep(0.02)
+        return llms.scripted(lambda ask: f"<answer>[{len(ask.pool)}]</answer>")(asks)
+
+    app, _ = serve.application(use.Reranker(config, model, "m"), serve.Limits())
+    ended = []
+    with TestClient(app) as client, ThreadPoolExecutor(4) as pool:
+        def send(count):
+            found = client.post("/v1/rerank", json={"query": "q", "documents": [f"hat {i}" for i in range(count)]})
+            ended.append(count)
+            return [r["index"] for r in found.json()["results"]]
+        long = pool.submit(send, 60)
+        while not rounds:
+            time.sleep(0.01)
+        short = [pool.submit(send, 3) for _ in range(3)]
+        assert [f.result() for f in short] == [[0, 1, 2]] * 3 and long.result() == list(range(60))
+    assert ended == [3, 3, 3, 60] and any(len(sizes) > 1 for sizes in rounds)
 
 
 def test_too_many_that_wait_are_refused_and_a_wait_has_an_end(client, model):
@@ -193,7 +221,8 @@ def test_two_hundred_at_once_garbage_and_clients_who_leave_do_no_harm(process):
 @pytest.mark.parametrize("arguments, said", [
     ([], "name what ranks"), (["--ckpt", "a", "--model", "b"], "name what ranks"),
     (["--model", "tiny", "--nonsense", "1"], "unknown argument '--nonsense'"),
-    (["--model", "no/such/model"], "no/such/model")])
+    (["--model", "no/such/model"], "no/such/model"), (["--model", "tiny", "--port", "70000"], "cannot be listened at"),
+    (["--model", "tiny", "--host", "no.such.host.invalid"], "cannot be listened at")])
 def test_mistakes_of_the_command_end_in_one_line(call, arguments, said):  # noqa: F811
     status, _, err = call(serve, *arguments)
     assert status == 2 and said in err and len(err.splitlines()) == 1

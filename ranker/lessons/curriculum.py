@@ -85,7 +85,7 @@ def lesson(source: Source, fit: Sequence[Query], options: Options) -> Source:
     for query in source.items:
         by_scenario.setdefault(wording(query.task)["scenario"], []).append(query)
     names = options.scenarios or sorted(by_scenario)
-    for name in {*names} ^ {*by_scenario}:
+    for name in [*({*names} ^ {*by_scenario}), *(name for name in names if names.count(name) > 1)]:
         raise UserError(f"curriculum: scenarios={options.scenarios} must name each scenario of the training queries"
                         f" once; '{name}'{nearest(name, by_scenario)}")
     parts = [replace(source, items=by_scenario[name]) for name in arranged(names, options)]

@@ -2,16 +2,17 @@
 
     python tests/bench/bench_machines.py [--models 0.5B,3B]
 
-A model of six layers and one of seven, of the real width and random weights in NF4, are loaded on the CPU in bfloat16
-and measured as a run measures itself (`ranker/engine/memory.py`); bytes are linear in the number of layers, so both
-give those of the real depth. To them come `CONTEXT` bytes of CUDA's own. A card fits what leaves a tenth of it free.
-The last lines hold the plan against the peaks that were measured on an H200 (docs/speed.md).
+A model of three layers, of the real width and random weights in NF4, is loaded on the CPU and measured as a run
+measures itself (`ranker/engine/memory.py`: bytes are linear in the number of layers, so probes of three and two layers
+give those of the real depth). CPUs multiply bfloat16 too slowly, so it computes in fp32, and cache, activations and
+copies are halved, since on a card they are bfloat16. To it come `CONTEXT` bytes of CUDA's own; a tenth of a card stays
+free. One line holds the plan against a peak that was measured on an H200 (docs/speed.md).
 """
 
 import argparse
 import sys
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 import bench_step  # noqa: E402
 import torch  # noqa: E402
+from torch.utils._pytree import tree_map  # noqa: E402
 
 from ranker import config as settings, plugins  # noqa: E402
 from ranker.engine import memory, policy as policies  # noqa: E402
@@ -51,37 +53,45 @@ def main() -> None:
             config.rollout.prompts_per_step = 2
             config.rollout.tokens_per_prefill = 16384
             peaks = plan(costs, config).peaks(config)
-            print(f"3B, 2 prompts of 1400, 8 completions of 256: {peaks['learning'] / 1e9:.2f} GB planned for learning,"
-                  " 4.53 GB measured on an H200", flush=True)
+            print(f"3B, 2 prompts of 1400, 8 completions of 256: {(peaks['learning'] - CONTEXT) / 1e9:.2f} GB planned"
+                  " for learning, 4.53 GB measured on an H200, both without CUDA's own", flush=True)
     print("\n" + report.markdown(["prompt + completion", *(f"{card} GB" for card in CARDS)], lines))
 
 
 def costs_of(name: str) -> memory.Costs:
-    """Return the costs of a model of real depth from those of six and of seven layers."""
+    """Return the costs of a model of real depth, measured on three of its layers."""
     *numbers, vocabulary, tied = SHAPES[name]
     shape = dict(zip(NAMES, (*numbers, vocabulary)))
-    six, seven = (measured(shape | {"num_hidden_layers": few}) for few in (6, 7))
-    grown = lambda a, b: a + (shape["num_hidden_layers"] - 6) * (b - a)  # noqa: E731
-    both = zip(asdict(six).items(), asdict(seven).values())
-    found = {key: {item: grown(a, b[item]) for item, a in value.items()} if isinstance(value, dict)
-             else [grown(a, b) for a, b in zip(value, b)] if isinstance(value, list)
-             else value if key in ("head", "chunk", "checkpointing") else grown(value, b) for (key, value), b in both}
-    found["held"]["other"] = CONTEXT
-    if not tied:
-        found["held"]["weights"] += vocabulary * shape["hidden_size"] * 2  # a head of its own, in 16 bits
-    return memory.Costs(**found)
-
-
-def measured(shape: dict) -> memory.Costs:
-    """Return the costs of a model of this shape and random weights."""
+    depth = shape["num_hidden_layers"]
     with tempfile.TemporaryDirectory() as folder:
-        bench_step.save_base(replace(bench_step.CPU, base=shape), Path(folder))
-        model = settings.Model(name=folder, quantize="nf4", device="cpu", dtype="bfloat16", max_prompt=4000,
+        bench_step.save_base(replace(bench_step.CPU, base=shape | {"num_hidden_layers": 3}), Path(folder))
+        model = settings.Model(name=folder, quantize="nf4", device="cpu", dtype="float32", max_prompt=4000,
                                gradient_checkpointing=True)
-        lora = plugins.load("lora", {"name": "lora", "rank": 32, "alpha": 32})
-        policy = policies.load(model, lora, None, 16)
-        optimizer = torch.optim.AdamW(policy.adapter_parameters().values())
-        return memory.measure(policy, Sampler(policy, CONFIG.rollout), optimizer, 256)
+        policy = policies.load(model, plugins.load("lora", {"name": "lora", "rank": 32, "alpha": 32}), None, 16)
+    layers = policy.trunk.layers
+    adapter = {id(p) for p in policy.adapter_parameters().values()}
+    sizes = [[p.nbytes for p in layers[0].parameters() if (id(p) in adapter) == own] for own in (False, True)]
+
+    def of_all_layers(policy, probe):
+        whole, found = list(layers), []
+        for few in 3, 2:
+            del layers[few:]
+            found.append(probe())
+        layers.extend(whole[len(layers):])
+        return tree_map(lambda three, two: three + (depth - 3) * (three - two), *found)
+
+    memory.of_all_layers = of_all_layers
+    optimizer = torch.optim.AdamW(policy.adapter_parameters().values())
+    costs = memory.measure(policy, Sampler(policy, CONFIG.rollout), optimizer, 256)
+    costs.held["weights"] += (depth - 3) * sum(sizes[0])
+    # Embeddings, a head of its own and norms are in 16 bits on a card.
+    whole = vocabulary * shape["hidden_size"]
+    costs.held["weights"] -= 2 * whole - (0 if tied else 2 * whole)
+    for item, times in (("adapter", 1), ("optimizer", 2)):
+        costs.held[item] += times * (depth - 3) * sum(sizes[1])
+    costs.held["other"] = CONTEXT
+    halved = {name: [c / 2 for c in getattr(costs, name)] for name in ("prefill", "saved", "step")}
+    return replace(costs, dense=costs.dense / 2, cache=costs.cache / 2, kept=costs.kept / 2, **halved)
 
 
 def with_lengths(prompt: int, new: int, budget: int) -> settings.Config:

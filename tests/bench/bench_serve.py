@@ -77,6 +77,7 @@ def start(port: int = 0) -> tuple[subprocess.Popen, int]:
     server = subprocess.Popen([sys.executable, "-m", "ranker.serve", "--model", "tiny", "--ranker", "first", "--port",
                                str(port)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               env=os.environ | {"OMP_NUM_THREADS": "1"})
+    servers.append(server)
     for _ in range(240):
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
@@ -117,4 +118,9 @@ def latency(seconds: list[float]) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    servers: list[subprocess.Popen] = []
+    try:
+        sys.exit(main())
+    finally:
+        for one in servers:
+            one.kill()
