@@ -486,7 +486,7 @@ def test_another_chat_template_is_another_prompt_and_a_resumed_run_and_an_evalua
 def test_identifiers_without_a_token_are_refused_before_the_model_is_loaded(call, monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("the weights were read first")
-    monkeypatch.setattr(train, "load_policy", refuse), monkeypatch.setattr(evaluate, "load_policy", refuse)
+    monkeypatch.setattr(train, "load_policy", refuse), monkeypatch.setattr("ranker.engine.policy.load", refuse)
     monkeypatch.setattr("ranker.prompting.Prompter.letters", True)
     lots = {"id": "q", "task": "rank", "context": "c", "relevance": [1] + [0] * 29,
             "candidates": [{"id": str(k), "text": f"t{k}"} for k in range(30)]}
