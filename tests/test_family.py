@@ -22,7 +22,8 @@ pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data bes
 
 RANKERS = plugins.names("ranker")
 SCRIPTED = {"pointwise": {"score": "written"}}  # what a ranker needs where no probabilities are
-ORACLE, MUTE = llms.scripted(llms.right_answer), llms.scripted(lambda ask: "")
+ORACLE, MUTE = ({role: llms.scripted(write) for role in ("policy", "base")}
+                for write in (llms.right_answer, lambda ask: ""))
 
 
 def loaded(name, **options):

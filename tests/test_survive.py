@@ -334,7 +334,7 @@ def test_a_read_only_place_is_noticed_before_a_model_is_loaded(call, monkeypatch
     def refuse(*arguments, **options):
         raise AssertionError("a model was loaded")
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.R_OK)
-    monkeypatch.setattr(train, "load_policy", refuse), monkeypatch.setattr(evaluate, "load_policy", refuse)
+    monkeypatch.setattr(train, "load_policy", refuse), monkeypatch.setattr("ranker.engine.policy.load", refuse)
     for arguments in ((train, ROOT / "configs/iranker.yaml"), (evaluate, "--config", ROOT / "configs/iranker.yaml"),
                       (evaluate, *run_of_another_tool)):
         status, _, err = call(*arguments)
