@@ -9,6 +9,7 @@ adapter apart, computed as they were trained (`4 bits`) and unquantised. A merge
 again, so none is written.
 """
 
+import json
 import shutil
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from ranker.engine import policy as policies
 from ranker.engine.policy import Policy
 from ranker.engine.scoring import pack, score_all
 from ranker.errors import Parser, UserError, exit_status
-from ranker.files import writing
+from ranker.files import write_text, writing
 
 FAMILIES = {"llama": "LLAMA", "qwen2": "QWEN2"}  # model_type -> the architecture's name in the package gguf
 # A tokenizer's splitter -> its name in a GGUF file. A tokenizer is known by how it splits this text.
@@ -110,8 +111,10 @@ def save(model: torch.nn.Module, tokenizer, dtype: torch.dtype, folder: Path) ->
     try:
         with writing(folder):
             state = {name: value.to(dtype) for name, value in model.state_dict().items()}
-            model.config.dtype = dtype
             model.save_pretrained(working, state_dict=state)
+            path = working / "config.json"  # it tells how the model was held, not how it is written
+            config = json.loads(path.read_text(encoding="utf-8")) | {"dtype": str(dtype).removeprefix("torch.")}
+            write_text(path, json.dumps(config, indent=2))
             tokenizer.save_pretrained(working)
             working.chmod(0o755)
             working.rename(folder)
@@ -186,7 +189,6 @@ def rope_theta(config) -> float:
 
 def add_tokenizer(writer, tokenizer, config) -> None:
     """Write a byte-level BPE tokenizer. Raise UserError for others, and for a splitter without a name."""
-    import json
     made = json.loads(tokenizer.backend_tokenizer.to_str())
     if made["model"]["type"] != "BPE" or not made["model"].get("merges"):
         raise UserError("--gguf writes tokenizers of byte-level BPE alone; --merged DIR keeps this one")

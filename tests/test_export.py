@@ -27,14 +27,14 @@ def logits(model, ids) -> torch.Tensor:
 
 
 @pytest.fixture
-def llama(tmp_path, tokenizer):
+def llama(tmp_path, tokenizer, base_folder):
     torch.manual_seed(3)
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.15, tie_word_embeddings=True,
         rope_theta=5e4, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
     model.save_pretrained(tmp_path / "llama")
-    tokenizer.save_pretrained(tmp_path / "llama")
+    AutoTokenizer.from_pretrained(base_folder).save_pretrained(tmp_path / "llama")  # of a splitter that has a name
     return tmp_path / "llama"
 
 
