@@ -29,7 +29,8 @@ from ranker.evaluation import report  # noqa: E402
 
 CONTEXT = 0.8e9  # bytes that CUDA, cuBLAS and the allocator's rounding take
 CARDS = (8, 12, 16, 24, 48, 80)  # GB
-RUNS = ((700, 512), (1400, 1024), (2800, 1024), (4000, 2048), (8000, 4096), (16000, 8192))  # prompt, completion tokens
+RUNS = ((512, 128), (700, 512), (1400, 1024), (2800, 1024), (4000, 2048))  # tokens of prompts and completions
+BUDGETS = (16384, 8192, 4096)  # train.tokens_per_batch
 SHAPES = {  # width, inner width, layers, heads, heads of keys, vocabulary, whether the head is the embedding
     "0.5B": (896, 4864, 24, 14, 2, 151936, True), "1.5B": (1536, 8960, 28, 12, 2, 151936, True),
     "3B": (2048, 11008, 36, 16, 2, 151936, True), "7B": (3584, 18944, 28, 28, 4, 152064, False)}  # Qwen2.5
@@ -105,15 +106,15 @@ def plan(costs: memory.Costs, config: settings.Config) -> memory.Plan:
 
 
 def fits(costs: memory.Costs, card: int) -> str:
-    """Return the longest run that fits a card, and the settings it needs; `dense` where a copy to sample with fits."""
+    """Return the longest run that fits a card, and the settings it needs."""
     for prompt, new in reversed(RUNS):
-        for weights in ("dense", "nf4"):
-            for budget, sampled in ((16384, 131072), (8192, 65536), (4096, 32768)):
+        for budget in BUDGETS:
+            for sampled in (131072, 65536, 32768):
                 config = with_lengths(prompt, new, budget)
-                config.rollout.tokens_per_batch, config.rollout.weights = sampled, weights
+                config.rollout.tokens_per_batch = sampled
                 config.rollout.tokens_kept = min(config.rollout.tokens_kept, sampled // 2)
                 if max(plan(costs, config).peaks(config).values()) <= 0.9 * card * 1e9:
-                    return f"{prompt} + {new}, {budget // 1024}k" + (", dense" if weights == "dense" else "")
+                    return f"{prompt} + {new} ({budget // 1024}k, {sampled // 1024}k)"
     return "–"
 
 
