@@ -479,6 +479,7 @@ def test_a_run_is_ranked_again_by_a_server_window_by_window(serve, command):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data beside the repository")
+@pytest.mark.slow
 def test_rankvicuna_behind_a_server_ranks_trec_dl19_as_it_was_recorded(serve, command):
     recorded, lock = {}, threading.Lock()
     for _, record in reading.json_lines(next((REAL / "rankllm_replay").glob("A_*.responses.jsonl.gz"))):

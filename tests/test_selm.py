@@ -77,6 +77,7 @@ def test_equal_groups_give_no_pair_and_a_draw_without_o_is_refused():
         selm.alive([group(1.0, 0.0)], selm.Options())
 
 
+@pytest.mark.slow
 def test_the_reference_of_an_iteration_is_the_policy_it_begins_with(call):  # noqa: F811
     """In the first step of an iteration policy and reference are one, whatever was learned before."""
     text = (ROOT / "configs/selm.yaml").read_text().replace("steps: 10}", "steps: 2}")

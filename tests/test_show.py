@@ -21,6 +21,7 @@ def held(path) -> dict:
     return json.loads(gzip.decompress(base64.b64decode(packed)))
 
 
+@pytest.mark.slow
 def test_a_run_with_its_evaluations_is_one_file(call, finished_run):  # noqa: F811
     assert call(evaluate, "--ckpt", "runs/iranker/best", "--limit", 1)[0] == 0
     status, out, err = call(show, "runs/iranker")

@@ -30,6 +30,7 @@ def test_numbers_have_the_names_of_metrics_jsonl():
         "reward": 0.5, "validation/mean": 0.2}
 
 
+@pytest.mark.slow
 def test_a_run_is_tracked_from_its_first_validation_on(call, wandb):  # noqa: F811
     assert train_short(call, "--run.log=wandb")[0] == 0
     assert [step for step, _ in wandb.logged] == [0, 1, 2, 3, 4]

@@ -202,6 +202,7 @@ def test_no_reference_pass_at_beta_zero(call, monkeypatch):
     assert train_short(call, "--objective.beta=0", "--train.steps=1", "--eval.every=1", "--train.warmup=0")[0] == 0
 
 
+@pytest.mark.slow
 def test_ppo_logs_what_it_is_judged_by_and_moves_no_adapter_in_the_warm_up(call):
     status, _, err = train_short(call, "--objective.value_warmup=2", "--train.warmup=0", config="iranker_ppo")
     assert status == 0, err
@@ -231,6 +232,7 @@ def test_the_list_ranker_trains_and_ranks_in_one_ask(call):
     assert status == 0 and len(records(written(out) / "traces.jsonl")) == 2 * 2
 
 
+@pytest.mark.slow
 def test_on_policy_runs_learn_from_whole_episodes(call):
     status, _, err = train_short(call, "--rollout.prompts_per_step=2", "--train.steps=1", "--train.warmup=0",
                                  "--eval.every=1", config="iranker_on_policy")

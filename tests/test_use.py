@@ -42,6 +42,7 @@ def test_results_say_which_document_stands_where_and_steps_say_why(tiny):
     assert str(found).count("\n") == 4 and len(found[:2]) == 2
 
 
+@pytest.mark.slow
 def test_many_queries_at_once_are_ranked_as_one_by_one(tiny):
     queries = [world.query(task, "test", 1) for task in ("passage-5", "passage-7", "passage-5")]
     documents = [[{"id": c, "text": q.texts[c]} for c in q.ids] for q in queries]
