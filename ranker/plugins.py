@@ -208,7 +208,7 @@ def cast(value: object, hint: type, limits: typing.Mapping, where: str):
         value = _number(value, hint, limits, where)
     choices = limits.get("choices")
     if choices and value not in choices:
-        raise UserError(f"{where} must be one of {', '.join(choices)}, "
+        raise UserError(f"{where} must be one of {', '.join(filter(None, choices))}, "
                         f"got {shown(value)}{nearest(str(value), choices)}")
     return value
 
