@@ -34,7 +34,7 @@ KEY = "R1_RANKER_KEY"  # environment variable
 
 @dataclass
 class Limits:
-    """What a request may ask for, and how many may wait."""
+    """Hold what a request may ask for, and how many may wait."""
 
     documents: int = 1000
     characters: int = 2_000_000  # of a request's body, in bytes
@@ -104,9 +104,11 @@ class Worker(threading.Thread):
     def _apart(self, error: Exception) -> None:
         """Rank the jobs of a round that failed one by one, so that each has its own result or error."""
         jobs, self.running, self.rounds = [job for job, _ in self.running], [], Rounds(self.ranker)
+        if len(jobs) == 1:
+            return jobs[0].done.set_exception(Failed(error))
         for job in jobs:
             try:
-                job.done.set_result(self.ranker.rank(job.query, job.documents) if len(jobs) > 1 else _raise(error))
+                job.done.set_result(self.ranker.rank(job.query, job.documents))
             except Exception as own:
                 job.done.set_exception(Failed(own))
 
@@ -120,10 +122,6 @@ class Failed(Exception):
     def __init__(self, why: Exception):
         super().__init__(str(why))
         self.why = why
-
-
-def _raise(error: Exception):
-    raise error
 
 
 def read_request(body: bytes, limits: Limits) -> tuple[str, list, int | None, bool]:

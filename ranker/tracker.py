@@ -13,16 +13,14 @@ from ranker import config as settings
 from ranker.errors import UserError
 from ranker.files import write_text
 
-NEEDS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # run.log -> the package
-
 
 def check(name: str) -> None:
-    """Raise UserError where the package of a tracker is not installed."""
+    """Raise UserError where a tracker's package, which has its name, is not installed."""
     if name:
         try:
-            importlib.import_module(NEEDS[name])
+            importlib.import_module(name)
         except ImportError as error:
-            raise UserError(f"run.log={name} needs a package: .venv/bin/pip install {NEEDS[name]} ({error})") from None
+            raise UserError(f"run.log={name} needs a package: .venv/bin/pip install {name} ({error})") from None
 
 
 def tracker(config: settings.Config, folder: Path, done: int) -> Callable[[dict], None]:

@@ -42,7 +42,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What training on one scenario does to another, each a share of the way from chance to 1."""
+    """Hold what training on one scenario does to another, each a share of the way from chance to 1."""
 
     base: dict[str, float]  # scenario j -> a[j]
     after: dict[str, dict[str, float]]  # scenario i -> j -> A[i][j]
