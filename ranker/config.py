@@ -309,14 +309,16 @@ def override(config: Config, text: str) -> None:
     if not equals or len(parts) < 2:
         raise UserError(f"'{text}' is no setting: write --section.key=value, for example --train.lr=1e-4")
     _known_section(parts[0], where)
-    if parts[0] in ("stages", "roles"):
-        raise UserError(f"{where}: {parts[0]} are changed in the file")
+    if parts[0] == "stages":
+        raise UserError(f"{where}: stages are changed in the file")
     try:
         value = parse_yaml(value) if value else ""
     except ValueError:
         raise UserError(f"{where}: cannot read the value of '{text}'") from None
     if parts[0] == "reward":
         _override_reward(config, parts, value)
+    elif parts[0] == "roles":
+        _override_role(config, parts, value)
     elif parts[:2] == ["data", "lessons"] and len(parts) == 4:  # data.lessons.NAME.option
         lessons = {str(lesson.get("name")): lesson for lesson in config.data.lessons}
         lessons[parts[2]] = lessons.get(parts[2], {"name": parts[2]}) | {parts[3]: value}
@@ -330,6 +332,18 @@ def _override_reward(config: Config, parts: list[str], value: object) -> None:
         raise UserError(f"command line: '{'.'.join(parts)}' has too many parts: write --reward.NAME.option=value")
     entry = plugins.reward_entry(value) if len(parts) == 2 else config.reward.get(parts[1], {}) | {parts[2]: value}
     config.reward = config.reward | {parts[1]: entry}
+
+
+def _override_role(config: Config, parts: list[str], value: object) -> None:
+    if parts[2:] == ["adapter"]:
+        entry = {"adapter": value}
+    elif len(parts) == 4 and parts[2] == "llm":
+        before = config.roles.get(parts[1], {}).get("llm") or {}
+        entry = {"llm": before | {parts[3]: value}}
+    else:
+        raise UserError(f"command line: write --roles.NAME.adapter=FOLDER or --roles.NAME.llm.KEY=value, not"
+                        f" '{'.'.join(parts)}'")
+    config.roles = config.roles | {parts[1]: _role(parts[1], entry, "command line")}
 
 
 def _known_section(name: str, where: str) -> None:

@@ -244,9 +244,10 @@ def rollout_means(groups: Sequence[Group]) -> dict[str, float]:
 
     `entropy`, in nats per token, is the mean of -log p of the sampled tokens: sampling gives it at no cost, and it is
     an unbiased estimate of the entropy of the distributions sampled from, at `rollout.temperature`. Recorded traces
-    have no entropy.
+    have no entropy. Texts that a draw sets beside samples, such as right answers behind a thought, are not counted.
     """
     completions = [c for g in groups for c in g.completions]
+    completions = [c for c in completions if c.ids and not math.isnan(c.logprobs[0])] or completions
     count = len(completions)
     sampled = [p for c in completions for p in c.logprobs if not math.isnan(p)]
     # An order that repeats the pool as shown is a safe answer where the reward is a gain over the order shown.

@@ -39,6 +39,8 @@ def load(config: settings.Config, ranker: plugins.Plugin, source: Source, where:
                             f" {distributed.size()} processes")
         objective, draw = (plugins.load(kind, getattr(now, kind), where) for kind in ("objective", "draw"))
         rewards = rewarding.load(now.reward, where) if objective.REWARDS else []
+        for part in rewards:
+            part.plugin.fits(ranker)
         drawn = draw.source(source, ranker, now.run.seed)
         found.append(Stage(first, now, rewards, objective, draw, drawn))
     return found

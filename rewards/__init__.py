@@ -8,7 +8,11 @@ teach; False: shaping, which must weigh less) and
 All groups of a step (or of a refill) are given at once, so a reward may compare completions of several asks. It may
 also be a generator that yields asks (to a judge, by `role`) and receives answers, as a ranker does, and returns the
 numbers. The config's section `reward.NAME` holds its options, `weight` (1) and `tasks` (a list; empty: all), to which
-it is limited: elsewhere it pays 0. An example:
+it is limited: elsewhere it pays 0. Optional, for a reward that does not go with every ranker:
+
+    fits(ranker, options)      raise UserError where it does not go with the run's ranker
+
+An example:
 
     TASK = True
 
@@ -22,5 +26,5 @@ it is limited: elsewhere it pays 0. An example:
 """
 
 DEFAULT = "top1_hit"
-CONTRACT = {"reward": ("groups", "options"), "TASK": frozenset({True, False})}
-OPTIONAL = {}
+CONTRACT = {"reward": ("groups", "options"), "TASK": frozenset({True, False}), "fits": ("ranker", "options")}
+OPTIONAL = {"fits": lambda ranker, options: None}

@@ -25,6 +25,14 @@ class Options:
     role: str = setting("base")  # the large ranker
 
 
+def fits(ranker, options: Options) -> None:
+    """Raise UserError unless the large ranker of training is that of ranking."""
+    large = getattr(ranker.options, "large_role", options.role)
+    if large != options.role:
+        raise UserError(f"an adjuster fits one large ranker: ranker.large_role is '{large}', and"
+                        f" reward.downstream_ndcg.role '{options.role}'; name the same")
+
+
 def reward(groups: list[Group], options: Options) -> Generator:
     """Yield what the large ranker is asked, receive its answers, return one number per completion, in [-1, 1]."""
     asks: dict[tuple[str, tuple], Ask] = {}

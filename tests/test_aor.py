@@ -177,3 +177,12 @@ def test_a_chain_cannot_speak_for_another():
 def test_options_are_checked():
     with pytest.raises(UserError, match="most"):
         drive.load_ranker({"name": "aor", "samples": 30, "most": 20})
+
+
+def test_with_a_cap_the_largest_buckets_alone_are_judged_and_one_that_grows_is_judged_whole():
+    world = World([BAD, BAD, GOOD], by_word(good=9, bad=6))
+    assert world.rank(samples=3, most=3, buckets=1).order[0] == "a"
+    assert world.asked == {"samples": 3, "judge_alone": 1, "judge_together": 3}
+    grows = World([BAD, BAD, GOOD, GOOD, GOOD], by_word(good=9, bad=1))
+    assert grows.rank(samples=3, most=5, extension=2, theta=9.0, buckets=1).order[0] == "b"
+    assert dict(grows.told[1].told)["chains"].count("Chain") == 3

@@ -106,8 +106,19 @@ def test_the_routing_table_says_what_first_choices_score_and_cost():
     row = report.model_row("policy", [[Ranking(query=q, order=["b", "a"]) for q in queries]], 0.0)
     header, [line] = cost_quality.table_lines([row], queries)
     assert dict(zip(header, line)) == {"routing": "router-cost: policy", "performance": "0.000", "$ per 1000": "1.000",
-                                       "reward": "0.250", "gap to oracle": "0.550", "area": "0.000",
+                                       "reward": "0.250", "gap to oracle": "0.550", "mean rank": "2.0",
+                                       "first in": "0%", "area": "0.000",
                                        "router's tokens": "0", "seconds": "0.000"}
+
+
+def test_a_router_stands_among_single_models_by_tag():
+    """Zooter's MTR and uplift: b is chosen, which is the best under one tag and the third under the other."""
+    rewards = {"x": (0.1, 0.9, 0.0), "y": (0.8, 0.3, 0.5)}
+    queries = [replace(routed(f"{tag}{i}", "router-balance", "q", dict(zip("abc", ((1.0, 0.001, r) for r in given)))),
+                       tags=(tag,)) for tag, given in rewards.items() for i in range(2)]
+    pairs = [(q, q.candidates[1]) for q in queries]
+    assert cost_quality.standing(pairs) == (2.0, 0.5)  # 1 under x, 3 under y
+    assert cost_quality.standing([(replace(q, tags=()), c) for q, c in pairs]) == (1.0, 1.0)  # 0.6, 0.45, 0.25 in all
 
 
 def test_what_the_router_costs_itself_is_part_of_the_cost():

@@ -89,6 +89,14 @@ def test_a_large_ranker_that_does_not_care_leaves_no_pair():
         paid(Group(Ask(query(3), query(3).ids, "pick"), [], found.completions), ORACLE)
 
 
+def test_the_large_ranker_of_training_is_that_of_ranking():
+    [part] = rewarding.load({"downstream_ndcg": {"role": "large"}})
+    part.plugin.fits(drive.load_ranker({"name": "coranking", "large_role": "large"}))
+    part.plugin.fits(drive.load_ranker({"name": "listwise"}))  # which has none
+    with pytest.raises(UserError, match="ranker.large_role is 'base', and reward.downstream_ndcg.role 'large'"):
+        part.plugin.fits(drive.load_ranker({"name": "coranking"}))
+
+
 def test_labels_move_to_the_top_and_both_parts_keep_the_teachers_order(tmp_path):
     ids = [Candidate(str(i), f"t{i}") for i in range(1, 5)]
     taught = Query("q", "rank", "c", tuple(ids), (3.0, 1.0, 4.0, 2.0))  # the teacher: 3, 1, 4, 2

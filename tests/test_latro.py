@@ -75,6 +75,16 @@ def test_the_answer_and_nothing_else_is_scored_behind_the_thought(make_policy, t
     assert record["gold_logprob"] == pytest.approx(math.log(total), abs=1e-4)
 
 
+def test_where_a_thought_ends_is_learned_unless_the_tag_is_cut_off(make_policy):
+    policy = make_policy()
+    said = completion(policy, "<think>[2] fits</think>\n<answer>[2]</answer>")
+    (whole, before, text), (bare, also, same) = (gold_answers.cut(policy, said, stop) for stop in (True, False))
+    assert (before, text) == (also, same) and text.endswith("<answer>")
+    assert policy.tokenizer.decode(whole.ids) == text
+    assert policy.tokenizer.decode(bare.ids) == text.removesuffix("<answer>") and bare.ids == whole.ids[:len(bare.ids)]
+    assert len(bare.logprobs) == len(bare.ids)
+
+
 def test_thoughts_that_lead_to_right_answers_earn_more():
     """The built-in policy's own thoughts; what it answered behind them is not looked at by the objective."""
     policy = policies.load(settings.Model(quantize="none", device="cpu"), plugins.load("lora", {"name": "lora"}))

@@ -162,6 +162,8 @@ def test_the_entropy_that_is_logged_is_that_of_the_distributions_sampled_from(ma
 def test_where_nothing_was_sampled_there_is_no_entropy(asks):
     trace, sampled = (Group(asks[0], [], [Completion([1, 2], logprobs, "", True, Answer("ok", asks[0].pool[:1]))])
                       for logprobs in ([math.nan] * 2, [-1.0, -3.0]))
+    trace.completions[0].answer = Answer("missing_answer")
+    assert log.rollout_means([trace])["parse_rate"] == 0 and log.rollout_means([sampled, trace])["parse_rate"] == 1
     assert "entropy" not in log.rollout_means([trace]) and log.rollout_means([sampled, trace])["entropy"] == 2.0
 
 

@@ -194,6 +194,15 @@ def test_the_plan_meets_what_the_phases_of_a_step_take(make_policy, new, prefill
         assert sum(items.values()) - held == pytest.approx(found[phase], rel=0.2), phase
 
 
+def test_a_group_that_cannot_be_split_is_planned_whole(make_policy):
+    costs, planned = costs_of(make_policy()), {}
+    for name in "grpo", "dpo":  # dpo needs its pair in one row
+        config = settings.Config(objective={"name": name}, train=settings.Train(tokens_per_batch=300),
+                                 rollout=settings.Rollout(completions_per_prompt=8, max_new_tokens=90))
+        planned[name] = plan_of(costs, config).items(config)["learning"]["activations"]
+    assert planned["dpo"] > 2 * planned["grpo"]  # 920 tokens in a row, not 290
+
+
 def test_a_phase_is_measured_by_its_own_peak(make_policy):
     plan = plan_of(costs_of(make_policy()), settings.Config())
     try:

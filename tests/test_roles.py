@@ -181,3 +181,12 @@ def test_played_gives_every_ask_the_role_and_returns_ids():
     with pytest.raises(StopIteration) as stop:
         talk.send(None)
     assert stop.value.value == ["c1", "c0"]
+
+
+def test_a_role_is_given_on_the_command_line_key_by_key(tmp_path):
+    (tmp_path / "c.yaml").write_text("roles:\n  judge: {adapter: old}\n")
+    config = settings.load(tmp_path / "c.yaml", [
+        "--roles.large.llm.api=http://127.0.0.1:1/v1", "--roles.large.llm.model=m", "--roles.judge.adapter=new"])
+    assert config.roles["judge"] == {"adapter": "new", "llm": {}}
+    assert config.roles["large"]["adapter"] == "" and config.roles["large"]["llm"]["model"] == "m"
+    assert config.roles["large"]["llm"]["api"] == "http://127.0.0.1:1/v1"

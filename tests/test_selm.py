@@ -7,9 +7,16 @@ import torch
 
 import train
 from ranker import passes
+from ranker.asking import Sample
+from ranker.config import Rollout
 from ranker.data import Answer, Completion, Group
+from ranker.draws import optimistic
+from ranker.drive import load_ranker
+from ranker.engine.sampler import Sampler
 from ranker.errors import UserError
 from ranker.objectives import selm
+from ranker.sources import Source
+from ranker.world import queries
 from test_train import ROOT, call, records  # noqa: F401  a fixture
 
 
@@ -75,6 +82,24 @@ def test_equal_groups_give_no_pair_and_a_draw_without_o_is_refused():
     assert not any(c.alive for c in even.completions) and selm.targets([even], selm.Options())["pairs"] == 0
     with pytest.raises(UserError, match="needs draw.name=optimistic"):
         selm.alive([group(1.0, 0.0)], selm.Options())
+
+
+def test_a_right_answer_may_join_the_samples_where_no_thought_is_asked_for(make_policy):
+    source = Source("queries", item=queries("passage-5", "train", 4).__getitem__)
+    ranker, rollout = load_ranker({"name": "elimination"}), Rollout(prompts_per_step=2, completions_per_prompt=2,
+                                                                     max_new_tokens=6)
+    for think in False, True:
+        sample = Sample(Sampler(make_policy(think=think), rollout), ranker, rollout, 0)
+        draw = lambda: optimistic.draw(source, sample, list, {}, optimistic.Options(gold=True))  # noqa: E731, B023
+        if think:
+            with pytest.raises(UserError, match="add model.think=false"):
+                draw()
+            continue
+        for group in draw():
+            *_, said, gold = group.completions
+            assert len(group.completions) == 4 and "optimism" in said.signals and gold.cohort == said.cohort
+            worst = min(group.ask.query.rel[c] for c in group.ask.pool)
+            assert gold.answer.ok and group.ask.query.rel[gold.answer.value[0]] == worst
 
 
 @pytest.mark.slow

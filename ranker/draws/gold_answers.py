@@ -23,7 +23,7 @@ OPENING = "<answer>"
 
 @dataclass
 class Options:
-    pass
+    stop: bool = True  # whether the tag that ends a thought is learned with it; the released code cuts it off
 
 
 def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
@@ -36,7 +36,7 @@ def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
     for i, group in enumerate(sample(asks, sample.rollout.completions_per_prompt, [seed + i for i, _ in queries])):
         thoughts, behind = [], []
         for k, completion in enumerate(group.completions):
-            thought, context, text = cut(sample.policy, completion)
+            thought, context, text = cut(sample.policy, completion, options.stop)
             thought.cohort = i
             thoughts.append(thought)
             if thought.finished:
@@ -46,8 +46,11 @@ def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
     return judge(groups)
 
 
-def cut(policy, completion: Completion) -> tuple[Completion, list[int], str]:
-    """Return the thought of a completion, and the tokens and the text that stand before the right answers."""
+def cut(policy, completion: Completion, stop: bool = True) -> tuple[Completion, list[int], str]:
+    """Return the thought of a completion, and the tokens and the text that stand before the right answers.
+
+    `stop`: the thought's last tokens are those that end it, the answer's tag or the end of the text.
+    """
     start = completion.text.rfind(OPENING)
     if start >= 0:
         kept = tokens_within(policy, completion.ids, start + len(OPENING))
@@ -56,9 +59,11 @@ def cut(policy, completion: Completion) -> tuple[Completion, list[int], str]:
         kept, before = len(completion.ids), completion.text
         whole = before + OPENING
     ids = completion.ids[:kept]
+    scored = ids if stop else (ids[:tokens_within(policy, ids, start)] if start >= 0 else
+                               [i for i in ids if i not in policy.stop_ids])
     context = [i for i in ids if i not in policy.stop_ids] + policy.prompter.behind(before, whole[len(before):])
-    thought = Completion(ids, completion.logprobs[:kept], before, completion.finished or start >= 0, completion.answer,
-                         completion.seconds, completion.cut)
+    thought = Completion(scored, completion.logprobs[:len(scored)], before, completion.finished or start >= 0,
+                         completion.answer, completion.seconds, completion.cut)
     return thought, context, whole
 
 

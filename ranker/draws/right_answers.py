@@ -29,10 +29,15 @@ def draw(source, sample, judge: Callable, state: dict, options: Options) -> list
     for i, query in source.take(sample.rollout.prompts_per_step, state):
         rng = random.Random(f"{seed}/ask/{i}")
         [ask, *_] = sample.ranker.sampled_asks(query, rng, None)
-        [(_, known)] = llms.scripted(llms.right_answer)([ask])
-        named = set(known.answer.value) <= set(ask.pool)  # else a number, which ties do not make ambiguous
-        groups.append(imitated(sample.policy, ask, llms.right_answer(untied(ask, rng) if named else ask), i))
+        groups.append(imitated(sample.policy, ask, right(ask, rng), i))
     return judge(groups)
+
+
+def right(ask: Ask, rng: random.Random) -> str:
+    """Return a right answer's text, one of several at random."""
+    [(_, known)] = llms.scripted(llms.right_answer)([ask])
+    named = set(known.answer.value) <= set(ask.pool)  # else a number, which ties do not make ambiguous
+    return llms.right_answer(untied(ask, rng) if named else ask)
 
 
 def untied(ask: Ask, rng: random.Random) -> Ask:

@@ -7,8 +7,8 @@ polynomial of the shape of a batch: as many probes as it has terms give its coef
 peak of a whole batch.
 
 The plan is for the longest prompt known and the worst lengths of completions; nothing in a run depends on it. It counts
-tensors, as the measured peaks on a CUDA device do. On a CPU the measured peaks are resident memory, which no plan of a
-small run can foresee: the C library keeps freed blocks between the tensors of a backward pass (`HEAP`), and pages of
+tensors, as the measured peaks on a CUDA device do. On a CPU the measured peaks are resident memory, which a plan of a
+small run cannot foresee: the C library keeps freed blocks between the tensors of a backward pass (`HEAP`), and pages of
 the cache that completions never reach are never resident. Limits of a container are not seen.
 """
 
@@ -264,7 +264,7 @@ class Plan:
         def learning(length: int, prompt: int) -> list[dict[str, float]]:
             """Return the items of learning from full batches of prompts and completions of these lengths: before and
             in backward."""
-            split = within((budget - prompt) // length, group)  # completions in a row
+            split = group if whole else within((budget - prompt) // length, group)  # completions in a row
             rows = within(budget // (prompt + split * length),
                           queries * (self.asks if episodes else 1) * -(-group // split))
             terms = batch_terms(rows, prompt, rows * split, length)
@@ -277,6 +277,7 @@ class Plan:
             return [{"activations": saved, "logits": costs.head * min(costs.chunk, rows * split * length)} | heap,
                     {"activations": step} | heap]
 
+        whole = plugins.load("objective", config.objective).WHOLE_GROUPS  # in one row, however long
         episodes = plugins.load("draw", config.draw).EPISODES  # every completion of an episode has a prompt of its own
         phases = {"validation": sampling(self.queries, 1,
                                          min(self.queries, rollout.tokens_kept // prompt) if self.asks > 1 else 0),

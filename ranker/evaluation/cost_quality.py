@@ -85,6 +85,26 @@ def point(pairs: Sequence[tuple[Query, Candidate]]) -> Point:
     return sum(c.cost for _, c in pairs) / len(pairs), sum(c.performance for _, c in pairs) / len(pairs)
 
 
+def standing(pairs: Sequence[tuple[Query, Candidate]]) -> tuple[float, float]:
+    """Return the mean over tags of a router's rank among single models, and the share of tags where it is first.
+
+    The first is Zooter's MTR (arXiv 2311.08692), the second its uplift. A tag is a benchmark or a category; queries
+    without tags are one. The rank is 1 where no single model has a higher mean relevance.
+    """
+    tagged: dict[str, list[tuple[Query, Candidate]]] = {}
+    for query, candidate in pairs:
+        for tag in query.tags or ("",):
+            tagged.setdefault(tag, []).append((query, candidate))
+    ranks = []
+    for found in tagged.values():
+        earned: dict[str, list[float]] = {}
+        for query, _ in found:
+            for name in query.ids:
+                earned.setdefault(name, []).append(query.rel[name])
+        ranks.append(1 + sum(sum(values) / len(values) > reward(found) + 1e-9 for values in earned.values()))
+    return sum(ranks) / len(ranks), ranks.count(1) / len(ranks)
+
+
 def singles(queries: Sequence[Query]) -> dict[str, Point]:
     """Return candidate id -> its point when it alone answers every question."""
     by_id: dict[str, list[tuple[Query, Candidate]]] = {}
@@ -129,7 +149,8 @@ def table_lines(rows: Sequence["Row"], queries: Sequence[Query]) -> tuple[list[s
     """Return the header and the lines of a table with a line per row and task.
 
     A line shows the performance, the cost in USD per 1000 queries, the reward (mean relevance of the first choice), its
-    gap to the best choice, the area under the row's curve, and the router's own tokens and seconds for a query.
+    gap to the best choice, the rank among single models and where it is the first (`standing`), the area under the
+    row's curve, and the router's own tokens and seconds for a query.
     """
     shared = common(queries)
     alone = singles(shared)
@@ -142,12 +163,13 @@ def table_lines(rows: Sequence["Row"], queries: Sequence[Query]) -> tuple[list[s
             (cost, performance), rankings = point(pairs), rankings_by_task[task]
             best = sum(max(q.relevance) for q, _ in pairs) / len(pairs)
             tokens = sum(r.prompt_tokens + r.completion_tokens for r in rankings) / len(rankings)
+            rank, first = standing(pairs)
             lines.append([f"{task}: {row.name}", f"{performance:.3f}", f"{1000 * cost:.3f}", f"{reward(pairs):.3f}",
-                          f"{best - reward(pairs):.3f}", f"{under:.3f}", f"{tokens:.0f}",
+                          f"{best - reward(pairs):.3f}", f"{rank:.1f}", f"{first:.0%}", f"{under:.3f}", f"{tokens:.0f}",
                           f"{sum(r.seconds for r in rankings) / len(rankings):.3f}"])
     lines.sort(key=lambda line: line[0].split(":")[0])  # a stable sort: by task, then rows as given
-    return ["routing", "performance", "$ per 1000", "reward", "gap to oracle", "area", "router's tokens",
-            "seconds"], lines
+    return ["routing", "performance", "$ per 1000", "reward", "gap to oracle", "mean rank", "first in", "area",
+            "router's tokens", "seconds"], lines
 
 
 def budget_lines(rows: Sequence["Row"], budget: float) -> tuple[list[str], list[list[str]]]:

@@ -35,6 +35,7 @@ class Options:
     extension: int = setting(5, low=1)  # samples that are added at a time
     keep: int = setting(3, low=1)  # representatives of a bucket, and rounds of the comparison
     epsilon: float = setting(6.0, low=0.0, high=10.0)  # points that a representative needs
+    buckets: int = setting(0, low=0)  # that are judged, the largest; 0: all, as published
     theta: float = setting(2.0, low=0.0)  # margin of points at which nothing more is sampled
     temperature: float = setting(1.0, low=0.01, high=2.0)
     judge: str = setting("judge", choices=("judge", "majority", "borda"))
@@ -63,6 +64,7 @@ def rank(query: Query, rng: random.Random, options: Options) -> Generator:
 def decided(ask: Ask, options: Options) -> Generator:
     """Return what the winning bucket decides, candidate ids; nothing where no sample can be read."""
     buckets: dict[str, list[Answer]] = {}
+    fresh: dict[str, list[Answer]] = {}  # not judged yet
     best: Chains = {}
     means: dict[str, float] = {}
     drawn = 0
@@ -70,14 +72,15 @@ def decided(ask: Ask, options: Options) -> Generator:
         count = min(options.extension if drawn else options.samples, options.most - drawn)
         answers = yield replace(ask, samples=count, sample=drawn, temperature=options.temperature)
         drawn += count
-        fresh: dict[str, list[Answer]] = {}
         for answer in answers if count > 1 else [answers]:
             if answer.ok:
                 fresh.setdefault(answer.value[0], []).append(answer)
                 buckets.setdefault(answer.value[0], []).append(answer)
         if options.judge != "judge" or len(buckets) == 1 and not best:
             break
-        if (yield from judged_alone(ask, fresh, best, options)):
+        largest = sorted(buckets, key=lambda key: -len(buckets[key]))[:options.buckets or None]
+        seen = {key: fresh.pop(key) for key in list(fresh) if key in largest}
+        if (yield from judged_alone(ask, seen, best, options)):
             means = yield from compared(ask, best, options)
         ranked = sorted(means.values(), reverse=True)
         if ranked and ranked[0] - (ranked[1] if len(ranked) > 1 else 0.0) >= options.theta:
