@@ -45,7 +45,7 @@ from ranker.stages import Stage, at, load as load_stages, new_optimizer, schedul
 def main() -> int | None:
     args, config = arguments()
     distributed.start(config.model.device)
-    source = sources.training(config.data, config.run.seed)
+    source = sources.training(config.data, config.run.seed, sources.planned(config, args.config))
     validation = sources.held_out(config.data, "validation", config.eval.queries)
     ranker = load_ranker(config.ranker, args.config)
     stages = load_stages(config, ranker, source, args.config)
@@ -112,7 +112,7 @@ def take_step(stage: Stage, step: int, state: dict, plan: memory.Plan, *, ranker
         groups = stage.draw.draw(stage.source, sample, partial(judge, stage, models), state)
     found = credit.completions(groups)
     record = log.reward_means(groups) | log.rollout_means(groups)
-    record["dead"] = 1 - sum(c.alive for c in found) / len(found)
+    record["dead"] = credit.dead(groups)
     if not optimizer and not stage.objective.WHOLE_GROUPS:  # an estimate is for a step that learns from all
         credit.mark(found, torch.ones(len(found), dtype=torch.bool))
     with plan.phase("learning"):
@@ -175,7 +175,8 @@ def update(stage: Stage, policy: Policy, optimizer: torch.optim.Optimizer | None
                 logging.warning("the gradient is not finite; this step changes nothing")
             elif optimizer and not drifted:
                 optimizer.step()
-                policy.adapter.after_step(policy, step)
+                for name, value in policy.adapter.after_step(policy, optimizer).items():
+                    record[name] = record.get(name, 0.0) + value
             for parameter in adapter + own:
                 parameter.grad = None
             if drifted:

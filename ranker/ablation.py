@@ -6,11 +6,13 @@ to eliminate. With `--configs A,B,...` these configs are compared instead: the c
 Finished runs and evaluations are not repeated. Settings of train.py may follow; they hold for all runs.
 """
 
+import hashlib
 import json
 import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -43,20 +45,29 @@ def main() -> None:
         if config not in known:
             raise UserError(f"--configs: there is no configs/{config}.yaml{nearest(config, known)}")
     runs = {config: [args.dir / f"{config}-{seed}" for seed in range(args.seeds)] for config in configs}
-    outs = {config: args.dir / f"eval-{config}-{args.seeds}-{args.limit or 'all'}" for config in configs}
     training = [(run.with_suffix(".log"), "train.py", ROOT / "configs" / f"{config}.yaml", f"--run.seed={seed}",
                  f"--run.dir={run}", *settings) for config in configs for seed, run in enumerate(runs[config])]
+    run_scripts("train", training, args.jobs)
+    outs = {config: args.dir / f"eval-{config}-{args.limit or 'all'}-{digest(found)}" for config, found in runs.items()}
     evaluations = [(out.with_suffix(".log"), "evaluate.py",
                     *(word for run in runs[config] for word in ("--ckpt", run / "best")), "--out", out,
                     *(["--limit", args.limit] if args.limit else [])) for config, out in outs.items()
                    if not (out / "results.json").is_file()]
-    for name, calls in (("train", training), ("evaluate", evaluations)):
-        run_scripts(name, calls, args.jobs)
+    run_scripts("evaluate", evaluations, args.jobs)
     results = {config: json.loads((out / "results.json").read_text(encoding="utf-8")) for config, out in outs.items()}
     table = methods_table(results) if args.configs else ablation_table(results)
     write_text(args.dir / "table.md", table + "\n")
     print(f"On the test queries, mean ± standard deviation over {args.seeds} seed(s):\n\n{table}\n\n"
           f"written to {args.dir}/table.md")
+
+
+def digest(runs: Sequence[Path]) -> str:
+    """Return a digest of the best adapters of runs, so that no evaluation of other ones is taken for theirs."""
+    found = hashlib.sha256()
+    for run in runs:
+        for path in sorted((run / "best").glob("adapter_model*")):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:8]
 
 
 def run_scripts(name: str, calls: list[tuple], jobs: int) -> None:

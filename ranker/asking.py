@@ -185,8 +185,14 @@ def local_model(sampler: Sampler, progress: Callable[[int], None] = lambda asks:
     """
     shelf: dict[str, Known] = {}  # by query
     kept: dict = {}  # log-probabilities of texts behind prompts
+    freezes = sampler.policy.freezes
 
     def model(asks: Sequence[Ask]) -> list[tuple[int, Completion]]:
+        nonlocal freezes
+        if freezes != sampler.policy.freezes:  # the previous iterate is another one now
+            freezes = sampler.policy.freezes
+            shelf.clear()
+            kept.clear()
         for query in shelf.keys() - {ask.query.id for ask in asks}:
             del shelf[query]
         if len(kept) > KEPT_TEXTS:  # a server runs for long

@@ -80,6 +80,7 @@ class Data:
     validation: str = ""  # a file; empty: held out from `train` by query
     test: str = ""
     tasks: list[str] = setting([])  # empty: all tasks of the data
+    unlabelled: bool = False  # train on queries without labels too, which a reward that asks a judge can pay for
     # what is done to training queries, in this order: {name: FILE in lessons/, options}
     lessons: list[dict] = setting([])
     seed: int = 0  # of the built-in world

@@ -13,6 +13,13 @@ def completions(groups: Iterable[Group]) -> list[Completion]:
     return [c for group in groups for c in group.completions]
 
 
+def sampled(groups: Iterable[Group]) -> list[Completion]:
+    """Return the completions that the policy sampled, without what a draw sets beside them (right answers behind a
+    thought, mutants, what another policy says); where it sampled none, all."""
+    found = completions(groups)
+    return [c for c in found if c.sampled] or found
+
+
 def cohorts(of: Sequence[Completion]) -> torch.Tensor:
     """Return the cohort of each completion [N], numbered from 0 as they appear."""
     numbers: dict[object, int] = {}
@@ -46,9 +53,15 @@ def spread(of: Sequence[Completion], values: torch.Tensor) -> None:
     for c, value in zip(of, values.tolist()):
         if c.alive:
             c.signals["advantage"] = torch.full((len(c.ids),), value)
-            c.advantage = c.signals["advantage"].mean().item()
+            c.advantage = value
 
 
 def live_cohorts(groups: Iterable[Group]) -> int:
     """Count the cohorts that hold a completion that is learned from."""
     return len({c.cohort for c in completions(groups) if c.alive})
+
+
+def dead(groups: Iterable[Group]) -> float:
+    """Return the share of cohorts that hold none."""
+    groups = list(groups)
+    return 1 - live_cohorts(groups) / len({c.cohort for c in completions(groups)})

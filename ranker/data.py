@@ -16,6 +16,7 @@ from which evaluations draw the cost-quality curve. Other fields are ignored, wi
 import difflib
 import json
 import logging
+import math
 import os.path
 import random
 import re
@@ -175,6 +176,10 @@ class Completion:
     alive: bool = field(default=False, compare=False, repr=False)  # whether it is learned from
     advantage: float = field(default=0.0, compare=False, repr=False)  # mean over its tokens
     signals: dict = field(default_factory=dict, compare=False, repr=False)  # name -> tensor [its tokens]
+
+    @property
+    def sampled(self) -> bool:
+        return not self.logprobs or not math.isnan(self.logprobs[0])
 
     @property
     def tokens(self) -> int:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import matplotlib
 
+from ranker import credit
 from ranker.data import Group
 from ranker.files import open_whole, write_figure, writing
 
@@ -232,7 +233,7 @@ def curves(folder: Path) -> None:
 
 def reward_means(groups: Sequence[Group]) -> dict[str, float]:
     """Return the mean of the reward and of each of its parts over the completions that could be scored."""
-    rewards, means = [c.rewards for group in groups for c in group.completions], {}
+    rewards, means = [c.rewards for c in credit.sampled(groups)], {}
     for name in rewards[0]:
         values = [r[name] for r in rewards if math.isfinite(r[name])]
         means["reward" if name == "total" else f"reward/{name}"] = sum(values) / len(values) if values else math.nan
@@ -244,12 +245,11 @@ def rollout_means(groups: Sequence[Group]) -> dict[str, float]:
 
     `entropy`, in nats per token, is the mean of -log p of the sampled tokens: sampling gives it at no cost, and it is
     an unbiased estimate of the entropy of the distributions sampled from, at `rollout.temperature`. Recorded traces
-    have no entropy. Texts that a draw sets beside samples, such as right answers behind a thought, are not counted.
+    have no entropy.
     """
-    completions = [c for g in groups for c in g.completions]
-    completions = [c for c in completions if c.ids and not math.isnan(c.logprobs[0])] or completions
+    completions = credit.sampled(groups)
     count = len(completions)
-    sampled = [p for c in completions for p in c.logprobs if not math.isnan(p)]
+    surprise = [-p for c in completions for p in c.logprobs if not math.isnan(p)]
     # An order that repeats the pool as shown is a safe answer where the reward is a gain over the order shown.
     copies = [c.answer.value == g.ask.pool for g in groups if g.ask.decision == "order" for c in g.completions]
     return {
@@ -258,7 +258,7 @@ def rollout_means(groups: Sequence[Group]) -> dict[str, float]:
         "length": sum(len(c.ids) for c in completions) / count,
         "prompt_length": sum(len(g.prompt) for g in groups) / len(groups),
         "shortened": sum(g.completions[0].cut is not None for g in groups) / len(groups),
-        **({"entropy": -sum(sampled) / len(sampled)} if sampled else {}),
+        **({"entropy": sum(surprise) / len(surprise)} if surprise else {}),
         **({"unchanged": sum(copies) / len(copies)} if copies else {})}
 
 
@@ -266,5 +266,6 @@ def completion_records(step: int, groups: Sequence[Group]) -> list[dict]:
     """Return a record per completion: its ask, text, answer, rewards, and advantage (0 where it teaches nothing)."""
     return [{"step": step, "query": group.ask.query.id, **group.ask.described(), "text": c.text,
              "tokens": len(c.ids), "finished": c.finished, "status": c.answer.status, "answer": list(c.answer.value),
-             "reward": c.rewards, "advantage": round(c.advantage, 6), **({"cut": c.cut} if c.cut is not None else {})}
+             "reward": c.rewards, "advantage": round(c.advantage, 6), **({"cut": c.cut} if c.cut is not None else {}),
+             **({"sampled": False} if not c.sampled else {})}
             for group in groups for c in group.completions]

@@ -202,6 +202,9 @@ def cast(value: object, hint: type, limits: typing.Mapping, where: str):
     elif hint is dict:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be a section of keys, got {shown(value)}")
+    elif hint is list:
+        if not isinstance(value, list):
+            raise UserError(f"{where} must be a list, got {shown(value)}")
     elif typing.get_origin(hint) is list:
         value = _list(value, typing.get_args(hint)[0], where)
     else:  # int or float

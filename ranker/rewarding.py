@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ranker import drive, plugins
 from ranker.data import Group
 from ranker.engine import distributed
-from ranker.errors import UserError
+from ranker.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,33 @@ def load(section: dict, where: str = "config") -> list[Part]:
         raise UserError(f"{where}: shaping rewards weigh {shaping:g}, task rewards {task:g};"
                         " shaping must weigh less, or a wrong answer could be worth more than a right one")
     return parts
+
+
+def check(parts: Sequence[Part], tasks: Sequence[str], unlabelled: Sequence[str], where: str) -> None:
+    """Raise UserError where a task of the training queries is not paid for by one kind of reward.
+
+    That is: a reward that names a task which is not there; a task that no task reward pays for, or where form weighs
+    more; a judge beside a reward that reads labels, on one task; labels read where there are none (`unlabelled`).
+    """
+    for part in parts:
+        for name in set(part.tasks) - set(tasks):
+            raise UserError(f"{where}: reward.{part.name}.tasks: the training queries have no task"
+                            f" '{name}'{nearest(name, tasks)}")
+    for task in tasks:
+        paid = [part for part in parts if part.weight and (not part.tasks or task in part.tasks)]
+        own, shaping = [p for p in paid if p.task], [p for p in paid if not p.task]
+        if not own:
+            raise UserError(f"{where}: no task reward pays for '{task}'; give one more of its tasks")
+        if sum(p.weight for p in shaping) >= sum(p.weight for p in own):
+            raise UserError(f"{where}: for '{task}' shaping rewards weigh as much as task rewards; a wrong answer could"
+                            " be worth more than a right one")
+        judges, readers = [p.name for p in own if p.asks], [p.name for p in own if not p.asks]
+        if judges and readers:
+            raise UserError(f"{where}: '{task}' is paid for by {judges[0]}, which asks a judge, and by {readers[0]};"
+                            " limit each to its tasks")
+        if task in unlabelled and readers:
+            raise UserError(f"{where}: '{task}' has queries without labels, which reward.{readers[0]} reads; take"
+                            " reward.reference_judge for it, or data.unlabelled=false")
 
 
 def score(parts: Sequence[Part], groups: Sequence[Group], models: drive.Models = ()) -> None:

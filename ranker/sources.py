@@ -40,6 +40,9 @@ class Source:
     items: Sequence | None = None
     seed: str = ""
     item: Callable[[int], object] | None = None
+    tasks: tuple[str, ...] = ()  # of its queries
+    unlabelled: tuple[str, ...] = ()  # those with queries without labels
+    planned: int = 0  # how many queries the run will take
     shuffled: tuple[int, list] = field(default=(-1, ()), init=False)  # the number of an epoch, and its items
 
     def __getitem__(self, position: int) -> object:
@@ -57,22 +60,29 @@ class Source:
         return [(i, self[start + i]) for i in distributed.share(count)]
 
 
-def training(data: Data, seed: int) -> Source:
+def training(data: Data, seed: int, planned: int = 0) -> Source:
     """Return the training queries without end: tasks take turns in the world, files are shuffled anew each epoch.
 
-    The lessons of `data` are done to them, one after the other.
+    The lessons of `data` are done to them, one after the other; `planned` is how many queries the run will take.
     """
     if data.train == "world":
         tasks = world_tasks(data.tasks)
-        return Source("queries", item=lambda i: world.query(tasks[i % len(tasks)], "train", i // len(tasks), data.seed))
+        return Source("queries", item=lambda i: world.query(tasks[i % len(tasks)], "train", i // len(tasks), data.seed),
+                      tasks=tuple(tasks), planned=planned)
     queries = held_out(data, "train")
-    source = Source("queries", queries, str(seed))
+    source = Source("queries", queries, str(seed), tasks=tuple(dict.fromkeys(q.task for q in queries)),
+                    unlabelled=tuple(dict.fromkeys(q.task for q in queries if not q.labelled)), planned=planned)
     for section in data.lessons:
         if source.items is None:
             raise UserError(f"data.lessons: behind {source.name} there is no list of queries for '{section['name']}';"
                             " put it first")
         source = plugins.load("lesson", section).lesson(source, queries)
     return source
+
+
+def planned(config: Config, where: str) -> int:
+    """Return how many queries a run takes. Raise UserError."""
+    return sum(now.train.steps * now.rollout.prompts_per_step for _, now in stages(config, where))
 
 
 def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]:
@@ -94,7 +104,7 @@ def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]
             raise UserError(f"{source} is too small to hold out queries for {split}; name a file in data.{split}")
     else:
         refuse_shared(queries, data, f"data.{split} {source}")
-    if split != "test":
+    if split == "validation" or split == "train" and not data.unlabelled:
         queries = labelled(queries, f"{source}, {split}")
     return first_of_each_task(queries, per_task)
 

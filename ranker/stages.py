@@ -39,6 +39,7 @@ def load(config: settings.Config, ranker: plugins.Plugin, source: Source, where:
                             f" {distributed.size()} processes")
         objective, draw = (plugins.load(kind, getattr(now, kind), where) for kind in ("objective", "draw"))
         rewards = rewarding.load(now.reward, where) if objective.REWARDS else []
+        rewarding.check(rewards, source.tasks if rewards else (), source.unlabelled, where)
         for part in rewards:
             part.plugin.fits(ranker)
         drawn = draw.source(source, ranker, now.run.seed)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ranker.evaluation.baselines import BM25, context_text
-from ranker import plugins
+from ranker import credit, plugins
 from ranker.data import Ask, Candidate, Group, Query
 from ranker.drive import Models
 from ranker.errors import UserError
@@ -32,7 +32,7 @@ def kept(step: int, groups: Sequence[Group]) -> list[dict]:
     records = []
     for group in groups:
         rank = lambda c: (not math.isnan(c.rewards["total"]), c.rewards["task"], c.rewards["total"])  # noqa: E731
-        best, ask = max(group.completions, key=rank), group.ask
+        best, ask = max(credit.sampled([group]), key=rank), group.ask
         told = Ask(ask.query, ask.pool, ask.decision, out=ask.out, drop=ask.drop)
         paid = best.rewards["task"] > 0 and best.advantage > 0
         if paid and best.answer.ok and ask == told and plugins.module("reward", "format").exact(best.text):

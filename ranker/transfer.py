@@ -52,7 +52,7 @@ def main() -> None:
     found = matrix(json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"], names, runs)
     write_text(args.dir / "transfer.json", json.dumps({"base": found.base, "after": found.after}, indent=1) + "\n")
     print(f"{table(found, names)}\n\nwritten to {args.dir}/transfer.json   next: train.py with"
-          f" --data.lessons='[{{name: curriculum, transfer: {args.dir}/transfer.json, prompts: STEPS x QUERIES}}]'")
+          f" --data.lessons='[{{name: curriculum, transfer: {args.dir}/transfer.json}}]'")
 
 
 def matrix(rows: dict[str, dict], names: list[str], runs: dict[str, Path]) -> Transfer:

@@ -3,8 +3,9 @@ it.
 
 The large ranker (`role`) is asked to order the candidates as the adjuster arranged them; it is greedy, so equal
 arrangements of a query are asked about once. It must be the one that will rank later, with the same prompt and head.
-Where it does not care for the order shown, all arrangements earn the same, and the group teaches nothing. An answer
-that is no full order earns -1, the least.
+Where it does not care for the order shown, all arrangements earn the same, and the group teaches nothing. Where the
+large ranker's own answer is no full order, it is completed in the order shown, as in ranking. An arrangement that is no
+full order earns -1, the least.
 """
 
 from collections.abc import Generator

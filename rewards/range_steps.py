@@ -38,4 +38,4 @@ def steps(ask: Ask, answer: Answer) -> float:
         if not low <= grade <= high:
             break
         right += 1
-    return right / depth
+    return right / depth if depth else 1.0  # a scale of one grade

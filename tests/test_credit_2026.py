@@ -20,6 +20,28 @@ QUESTION = Query("q", "passage-5", "x", tuple(Candidate(c, f"text {c}") for c in
 ASK = Ask(QUESTION, tuple("abc"), "order")
 
 
+def test_a_sequence_is_clipped_as_a_whole_by_its_geometric_mean():
+    """GSPO, against the formula: min(s A, clip(s) A) of each completion, s = exp(mean of its log-ratios), per token."""
+    torch.manual_seed(1)
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]).bool()
+    old, moves = -torch.rand(3, 4), torch.tensor([[0.3, -0.1, 0.2, 0.0], [0.1, 0.3, 5.0, 5.0], [-0.4, 0.0, -0.1, 5.0]])
+    new, advantage = (old + moves).requires_grad_(), torch.tensor([[1.0], [-1.0], [-2.0]])
+    segments = torch.zeros(3, 4, dtype=torch.long)
+    loss, sums = losses.policy_loss(new, old, advantage, mask, clip_low=0.05, clip_high=0.05, segments=segments)
+    loss.backward()
+    for row, (length, own) in enumerate(zip((4, 2, 3), advantage[:, 0].tolist())):
+        s = math.exp(moves[row, :length].mean().item())
+        clipped = min(max(s, 0.95), 1.05)
+        chosen = -min(s * own, clipped * own)
+        # each of its tokens has that loss; what is clipped has no gradient, the rest shares it
+        slope = 0.0 if clipped * own < s * own else -s * own / length * length
+        assert new.grad[row, :length].tolist() == pytest.approx([slope] * length, abs=1e-5)
+        assert (new.grad[row, length:] == 0).all()
+        total = chosen * length if row == 0 else total + chosen * length
+    assert loss.item() == pytest.approx(total, abs=1e-5)
+    assert (sums["clip_high"], sums["clip_low"]) == (4, 3)  # tokens of the first and of the third
+
+
 def test_a_segments_ratio_is_the_geometric_mean_over_its_tokens_and_its_gradient_is_shared():
     torch.manual_seed(0)
     new = (torch.randn(2, 5) * 0.1).requires_grad_()

@@ -167,3 +167,19 @@ def test_a_thought_that_was_cut_off_has_no_answers_and_costs_twice_the_mean(make
     assert record["unfinished"] == 0.5 and record["gold_logprob"] < 0
     assert first.advantage == pytest.approx(-record["gold_logprob"]) == pytest.approx(-second.advantage)
     assert latro.passes(latro.Options(beta=0.0)) == {"old"}  # no reference pass
+
+
+def test_a_thought_without_a_token_is_legal(make_policy):
+    """The policy answers at once, and the tag is not learned: nothing of the thought is scored, the answers are."""
+    policy = make_policy()
+    groups = groups_of(policy, "<answer>[1]</answer>", "<think>[3]</think>\n<answer>[3]</answer>")
+    groups[0].completions[0].ids, groups[0].completions[0].logprobs = [], []
+    rows, record = learned(policy, groups, latro.Options())
+    assert math.isfinite(record["self_reward"]) and record["unfinished"] == 0
+    [batch] = list(passes.batched(policy, rows, 1.0, 10**6))
+    loss, _ = latro.loss(batch, latro.Options())
+    assert loss.isfinite()
+    means = latro.Options(per_token=True, beta=0.0)
+    long = latro.gold_logprobs(groups, groups[0].completions)
+    assert all(a < b for a, b in zip(long, latro.gold_logprobs(groups, groups[0].completions, per_token=True)))
+    assert latro.loss(batch, means)[0].isfinite()

@@ -3,12 +3,14 @@
 import itertools
 import json
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from ranker import answers, drive, llms, transfer
-from ranker.data import Ask, Candidate, Completion, Group, Query
-from ranker.errors import UserError
+from ranker import answers, config as settings, drive, llms, rewarding, sources, transfer
+from ranker.data import Ask, Candidate, Completion, Group, Query, write_queries
+from ranker.errors import UserError, exit_status
 from ranker.lessons import curriculum
 from ranker.lessons.curriculum import Options, Transfer
 from ranker.sources import Source
@@ -127,3 +129,76 @@ def test_an_answer_is_compared_with_the_reference_in_both_orders(tmp_path, judge
     other = Group(Ask(QUERIES[1], ("a", "b"), "order"), [], group.completions)
     with pytest.raises(UserError, match="no reference answer to query 'passage-5-1'"):
         drive.converse(reference_judge.reward([other], options), {"base": llms.scripted(write)})
+
+
+def test_a_curriculum_is_as_long_as_the_run_unless_it_says_otherwise():
+    source = Source("queries", QUERIES, "0", planned=6)
+    found = curriculum.lesson(source, QUERIES, Options(order="fixed", scenarios=["routing", "passages",
+                                                                                 "recommendation"]))
+    assert [found[i].task for i in range(6)] == ["router-cost"] * 2 + ["passage-5"] * 2 + ["rec-movie"] * 2
+    config = settings.Config(train=settings.Train(steps=5), rollout=settings.Rollout(prompts_per_step=4),
+                             stages=[{"steps": 2, "rollout": {"prompts_per_step": 8}}])
+    assert sources.planned(config, "c") == 2 * 8 + 3 * 4
+
+
+def test_each_task_is_paid_for_by_one_kind_of_reward():
+    """Judges for prompts without labels, readers of labels for the others: both on one task are a mistake."""
+    judge = {"references": "f.jsonl", "tasks": ["rec-movie"]}
+    check = lambda section, tasks=("rec-movie", "passage-5"), unlabelled=(): rewarding.check(  # noqa: E731
+        rewarding.load(section), tasks, unlabelled, "c.yaml")
+    good = {"reference_judge": judge, "ndcg": {"tasks": ["passage-5"]}, "format": {"weight": 0.5}}
+    check(good)
+    check(good, unlabelled=["rec-movie"])
+    for section, unlabelled, message in (
+            (good | {"ndcg": {}}, (), "'rec-movie' is paid for by reference_judge, which asks a judge, and by ndcg"),
+            (good | {"ndcg": {"tasks": ["passage-7"]}}, (), "no task 'passage-7' .did you mean 'passage-5'"),
+            ({"ndcg": {"tasks": ["passage-5"]}}, (), "no task reward pays for 'rec-movie'"),
+            ({"ndcg": {"weight": 0.4, "tasks": ["passage-5"]}, "top1_hit": {"tasks": ["rec-movie"]},
+              "format": {"weight": 0.5}}, (), "for 'passage-5' shaping rewards weigh as much"),
+            (good, ["passage-5"], "'passage-5' has queries without labels, which reward.ndcg reads")):
+        with pytest.raises(UserError, match=message):
+            check(section, unlabelled=unlabelled)
+
+
+def test_queries_without_labels_are_trained_on_where_that_is_wanted(tmp_path):
+    known = [replace(q, id=f"k{i}", relevance=(1.0, *[0.0] * (len(q.ids) - 1)))
+             for i, q in enumerate(QUERIES * 9)]
+    write_queries(tmp_path / "d.jsonl", [*known, *(replace(q, id=f"u{i}", relevance=(0.0,) * len(q.ids))
+                                                   for i, q in enumerate(QUERIES * 9))])
+    data = settings.Data(train=str(tmp_path / "d.jsonl"))
+    source = sources.training(data, 0)
+    assert not source.unlabelled and all(q.labelled for q in source.items) and set(source.tasks) == {
+        q.task for q in QUERIES}
+    source = sources.training(replace(data, unlabelled=True), 0)
+    assert set(source.unlabelled) <= set(source.tasks) and not all(q.labelled for q in source.items)
+
+
+def test_the_command_trains_each_scenario_evaluates_all_and_writes_the_matrix(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_queries(Path("three.jsonl"), [replace(q, id=f"q{i}", relevance=(1.0, *[0.0] * (len(q.ids) - 1)))
+                                        for i, q in enumerate(QUERIES * 12)])
+    Path("c.yaml").write_text("data: {train: three.jsonl}\ntrain: {steps: 3}\n")
+    calls = []
+
+    def pretend(name, found, jobs):
+        calls.append((name, [[str(word) for word in call] for call in found]))
+        if name == "evaluate":
+            [[_, _, *words]] = found
+            row = lambda value: {"repaired": {"scenarios": {j: {"MRR": value} for j in TASKS}}}  # noqa: E731
+            rows = {"random order": row(0.2), "untrained base": row(0.3)} | {
+                str(word): row(0.6) for before, word in zip(words, words[1:]) if before == "--ckpt"}
+            out = Path(words[words.index("--out") + 1])
+            out.mkdir(parents=True)
+            (out / "results.json").write_text(json.dumps({"rows": rows}))
+
+    monkeypatch.setattr(transfer, "run_scripts", pretend)
+    monkeypatch.setattr("sys.argv", ["transfer", "c.yaml", "--dir", "t"])
+    assert exit_status(transfer.main) == 0
+    (_, trained), (_, [evaluated]) = calls
+    assert len(trained) == 3 and all("--data.lessons=[]" in call for call in trained)
+    assert sorted(call[-1] for call in trained) == [f"--run.dir=t/{name}" for name in sorted(TASKS)]
+    assert evaluated.count("--ckpt") == 3 and "validation" in evaluated
+    found = json.loads(Path("t/transfer.json").read_text())
+    assert found["base"] == pytest.approx(dict.fromkeys(TASKS, 0.125))
+    assert found["after"]["routing"] == pytest.approx(dict.fromkeys(TASKS, 0.5))
+    assert "next: train.py" in capsys.readouterr().out

@@ -114,3 +114,34 @@ def test_training_states_stand_on_the_way_to_the_right_grade():
         assert state.decision == "range" and now[0] <= grade <= now[1] and now[0] < now[1]
         seen.add((state.pool[0], now))
     assert len(seen) == 12
+
+
+def test_a_tree_says_how_grades_are_divided():
+    pairs = [0, [[1, 2], [3, 4]]]  # Ord2Seq's own for five grades
+    tree = ranges.tree_of(pairs, 5)
+    assert tree == {(0, 4): ((0, 0), (1, 4)), (1, 4): ((1, 2), (3, 4)), (1, 2): ((1, 1), (2, 2)),
+                    (3, 4): ((3, 3), (4, 4))}
+    assert [len(ranges.chain(y, 5, tree)) - 1 for y in range(5)] == [1, 3, 3, 3, 3]
+    five = query([4, 0, 3, 1])
+    ranking = ranked(five, llms.scripted(llms.right_answer), classes=5, tree=pairs)
+    assert ranking.scores == {"c0": 4.0, "c1": 0.0, "c2": 3.0, "c3": 1.0} and ranking.calls == 1 + 3 * 3
+    assert drive.load_ranker({"name": "orderchain", "classes": 5, "tree": pairs}).calls(4) == 12
+    state = Ask(five, ("c0",), "range", told=ranges.told(5, (0, 4), tree))
+    assert parse("<answer>1..4</answer>", state).ok and not parse("<answer>3..4</answer>", state).ok
+    for wrong, message in (([0, 1], "0 to 4"), ([0, [2, 3]], "does not follow"), ([0, 1, 2], "nested pairs")):
+        with pytest.raises(UserError, match=message):
+            drive.load_ranker({"name": "orderchain", "classes": 5, "tree": wrong})
+    with pytest.raises(UserError, match="turn by turn"):
+        drive.load_ranker({"name": "orderchain", "classes": 5, "tree": pairs, "chain": "one_pass"})
+
+
+def test_wrong_divisions_are_counted_by_level_where_the_grade_is_known():
+    upper = llms.scripted(lambda ask: f"<answer>{dict(ask.told)['upper']}</answer>")
+    ranking = ranked(query([7, 6, 4, 0]), upper)  # right to the end, wrong at the third, second and first division
+    assert ranking.notes == {f"wrong at level {k}": 1 for k in (1, 2, 3)}
+    assert not ranked(query([0, 0, 0, 0]), upper).notes  # nobody knows
+
+
+def test_a_scale_of_one_grade_is_worth_one():
+    state = Ask(GRADED, ("c0",), "range_chain", told=(("scale", "0"),))
+    assert range_steps.steps(state, parse("<answer>0</answer>", state)) == 1.0

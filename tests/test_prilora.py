@@ -84,9 +84,8 @@ def test_pruning_comes_when_it_is_due_and_changes_nothing_while_b_is_zero(make_p
     before = policy.model(ids).logits.detach()
     zeros = lambda: sum((m.lora_A["default"].weight == 0).sum().item()  # noqa: E731
                         for _, m in prilora.adapted_modules(policy))
-    ADAPTER.after_step(policy, 1)
-    assert zeros() == 0
-    ADAPTER.after_step(policy, 2)
+    assert ADAPTER.after_step(policy, None) == {"pruned": 0.0} and zeros() == 0
+    assert ADAPTER.after_step(policy, torch.optim.AdamW([torch.zeros(1)])) == {"pruned": 1.0}
     assert zeros() == sum(m.r["default"] * (m.in_features // 2) for _, m in prilora.adapted_modules(policy))
     torch.testing.assert_close(policy.model(ids).logits, before)  # B is zero
 
@@ -111,3 +110,24 @@ def test_of_a_packed_row_what_is_learned_from_counts(make_policy):
         states = policy.trunk(input_ids=torch.tensor([[1, 2, 3, 4, 5]]), output_hidden_states=True).hidden_states[0]
         first = policy.trunk.layers[0].input_layernorm(states)[0, [3, 4]]  # the prompt's last, the completion's first
     torch.testing.assert_close(found, first.square().sum(0), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_moments_of_what_is_pruned_stay_unless_they_are_to_go(make_policy, moments):
+    adapter = plugins.load("lora", {"name": "prilora", "first": 2, "last": 6, "interval": 1, "moments": moments})
+    policy = make_policy(lora=adapter)
+    optimizer = torch.optim.AdamW(policy.adapter_parameters().values(), lr=1e-3)
+    score(policy, [Row([1, 2, 3, 4], [[5, 6]], [0])], 1.0)[0].sum().backward()
+    optimizer.step()
+    adapter.after_step(policy, optimizer)
+    for _, module in prilora.adapted_modules(policy):
+        weight = module.lora_A["default"].weight
+        gone = optimizer.state[weight]["exp_avg"][weight == 0]
+        assert len(gone) and (gone == 0).all() == moments
+
+
+def test_layers_of_unequal_ranks_are_merged_by_their_own_scales(make_policy):
+    policy, ids = make_policy(lora=ADAPTER), torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        expected = policy.model(ids).logits
+        torch.testing.assert_close(policy.model.merge_and_unload()(ids).logits, expected, atol=1e-4, rtol=1e-4)

@@ -3,11 +3,12 @@
 import math
 import random
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
-from ranker import drive, llms, plugins
+from ranker import drive, llms, log, plugins, thoughts
 from ranker.answers import parse
 from ranker.asking import complete
 from ranker.data import Ask, Candidate, Completion, Group, Query
@@ -89,6 +90,18 @@ def test_mutants_are_the_same_for_the_same_seed_and_swap_what_differs(make_polic
     for seed in range(20):  # the only swap that changes anything is that of the best one
         made = mutated.mutant(policy, ask, right, random.Random(seed), mutated.Options())
         assert made.answer.ok and made.answer.value[1] == "a" and exact(made.text)
+    unpaid = replace(right, rewards={"task": 0.0})  # right, in a form that earned nothing
+    made = mutated.mutant(policy, ask, unpaid, random.Random(0), mutated.Options())
+    assert mutated.was_right(ask, made, 1.0) and exact(made.text)
+    for swaps in (2, 3):
+        made = mutated.mutant(policy, ask, right, random.Random(swaps), mutated.Options(swaps=swaps))
+        assert not mutated.was_right(ask, made, 1.0)
+    answered = complete(policy, ask, policy.prompter.completion("<answer>[1]</answer>"), [-0.5], True)
+    assert exact(mutated.mutant(policy, ask, answered, random.Random(0), mutated.Options()).text)
+    long = policy.prompter.completion("<think>" + "it is a b c d e f g " * 12)
+    cut = complete(policy, ask, long, [-0.5] * len(long), False)
+    made = mutated.mutant(policy, ask, cut, random.Random(0), mutated.Options())
+    assert len(made.ids) <= len(long) and exact(made.text) and made.answer.ok
     bare = Completion([], [], "I think that it is a", True, parse("I think that it is a", ask))
     assert exact(mutated.mutant(policy, ask, bare, random.Random(0), mutated.Options()).text)
     with pytest.raises(UserError, match="knows how to mutate"):
@@ -155,6 +168,12 @@ def test_only_groups_that_teach_nothing_are_mutated_and_then_they_teach(make_pol
     assert [c.signals["mutant"].any().item() for c in groups[0].completions] == [False] * 3 + [True]
     assert len({c.rewards["task"] for c in groups[0].completions}) == 2
     assert groups[0].completions[0].cohort == (1, 0, 0) and groups[1].completions[0].cohort == (1, 0, 1)
+    assert [record.get("sampled") for record in log.completion_records(1, groups[:1])] == [None] * 3 + [False]
+    groups[0].completions[3].rewards["total"], groups[0].completions[3].advantage = 9.0, 1.0
+    for c in groups[0].completions[:3]:
+        c.rewards["total"] = 0.0
+    assert not thoughts.kept(1, groups[:1])  # nobody thought so
+    assert "entropy" in log.rollout_means(groups[:1]) and log.rollout_means(groups[:1])["entropy"] == 0.5
     with pytest.raises(UserError, match="must be below"):
         mutated.draw(Twice(), Sample(), judge, {}, mutated.Options(count=4))
 

@@ -5,11 +5,14 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 import evaluate
 import train
 from conftest import prepared
+from ranker.data import Answer, Ask, Completion, Group
 from ranker.lessons import soft_labels
+from ranker.objectives import zooter
 from ranker.prepare import routing
 from ranker.sources import Source, split_of
 from test_train import ROOT, call, records  # noqa: F401  a fixture
@@ -18,7 +21,8 @@ ROUTERBENCH = ROOT.parent / "shared/data/routerbench_11llm/routerbench_wide.csv.
 SHORT = ["--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=4", "--rollout.completions_per_prompt=4",
          "--eval.every=2", "--eval.queries=1", "--model.device=cpu", "--data.tasks=passage-5"]
 FINITE = {"dranker_rank": "loss", "iranker_sized": "loss", "gspo": "drift", "cispo": "loss", "maxrl": "loss",
-          "iranker_entropy": "entropy_bonus", "latro": "gold_logprob", "coranking": "pairs"}
+          "iranker_entropy": "entropy_bonus", "latro": "gold_logprob", "coranking": "pairs", "rarl": "loss",
+          "orderchain": "loss", "halving": "loss"}
 
 
 @pytest.mark.slow
@@ -65,6 +69,15 @@ def test_routerbench_is_smoothed_by_its_benchmarks():
     assert all(sum(query.relevance) == pytest.approx(1) for query in items)
     sums = soft_labels.tag_sums(fit, options)
     assert sum(count for count, _ in sums.values()) == len(fit)  # of training queries alone
+    group = Group(Ask(items[0], items[0].ids, "order", by_logits=True), [], [
+        Completion([k], [math.nan], "", True, Answer("ok", (c,), 1)) for k, c in enumerate(items[0].ids)])
+    for c, share in zip(group.completions, items[0].relevance):
+        c.returns = {"task": share, "total": share}
+    zooter.alive([group], zooter.Options())
+    zooter.targets([group], zooter.Options())
+    label = torch.stack([c.signals["label"][0] for c in group.completions])
+    assert label.tolist() == pytest.approx(items[0].relevance)
+    assert zooter.divergence(label.log(), label, "target_first").abs() < 1e-6
     # Smoothing pulls a query towards what its benchmark likes: less spread than its own label.
     spread = lambda label: max(label) - min(label)  # noqa: E731
     own = [spread(soft_labels.own(query, options)) for query in fit]

@@ -6,12 +6,13 @@ A file NAME.py holds a dataclass `Options` and
                                               generator; PEFT must be able to load what it saves
     begin(policy, options)                    optional: called when a policy is loaded that goes on learning; what it
                                               keeps in `policy.own` is saved and resumed
-    after_step(policy, step, options)         optional: called behind every optimizer step that changed something
+    after_step(policy, optimizer, options)    optional: called behind every optimizer step that changed something;
+                                              returns what to log, summed over the optimizer steps of a step
 
 Examples are lora.py and, of all three, prilora.py.
 """
 
 DEFAULT = "lora"
 CONTRACT = {"make": ("causal_lm", "options"), "begin": ("policy", "options"),
-            "after_step": ("policy", "step", "options")}
-OPTIONAL = {"begin": lambda policy, options: None, "after_step": lambda policy, step, options: None}
+            "after_step": ("policy", "optimizer", "options")}
+OPTIONAL = {"begin": lambda policy, options: None, "after_step": lambda policy, optimizer, options: {}}

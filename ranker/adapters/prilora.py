@@ -1,11 +1,12 @@
 """PRILoRA-style (arXiv 2401.11316): LoRA whose rank rises with depth, and whose A is pruned while it learns.
 
-The rank of layer l of L is first + (last - first) * l / (L - 1), rounded, for all its modules; the output's scale
-alpha / rank is the same in every layer (or alpha is, with `scale: fixed_alpha`). Every `interval` steps after `start`,
-in each row of A the `share` of entries of the lowest |A_ij| * x_j is set to zero, where x_j is a moving average of the
+The rank of layer l of L is first + (last - first) * l / (L - 1), rounded, for all its modules; the output's scale alpha
+/ rank is the same in every layer (or alpha is, with `scale: fixed_alpha`). Every `interval` steps after `start`, in
+each row of A the `share` of entries of the lowest |A_ij| * x_j is set to zero, where x_j is a moving average of the
 norm of the module's j-th input over the tokens that were learned from; zeros go on learning, so this is no mask, and
-Adam's moments stay as they are. Ours, since the abstract is all that could be read: that formula and all numbers; the
-start behind the warm-up; inputs of learning alone, where states predict tokens that are learned from.
+Adam's moments stay as they are unless `moments` says so. Ours, since the abstract is all that could be read: that
+formula and all numbers; the start behind the warm-up; inputs of learning alone, where states predict tokens that are
+learned from.
 """
 
 import re
@@ -27,14 +28,15 @@ OWN = "prilora"  # where the policy keeps the statistics
 
 @dataclass
 class Options:
-    first: int = setting(8, low=1)  # rank of the first layer
-    last: int = setting(24, low=1)  # rank of the last layer
+    first: int = setting(4, low=1)  # rank of the first layer
+    last: int = setting(12, low=1)  # rank of the last layer
     alpha: float = setting(2.0, low=1e-6)  # of every rank: alpha / rank is this everywhere
     scale: str = setting("constant", choices=("constant", "fixed_alpha"))  # fixed_alpha: alpha is that of the mean rank
-    interval: int = setting(10, low=1)  # steps between two prunings
+    interval: int = setting(40, low=1)  # steps between two prunings
     share: float = setting(0.5, low=0.0, high=0.999)  # of a row's entries that are set to zero; 0: none
     decay: float = setting(0.9, low=0.0, high=1.0)  # of the moving average
-    start: int = setting(3, low=0)  # no pruning in or before this step
+    start: int = setting(0, low=0)  # no pruning in or before this step; a warm-up's last is a good one
+    moments: bool = False  # whether Adam's moments of what is pruned become zero too
 
 
 class Statistics(torch.nn.Module):
@@ -116,15 +118,18 @@ def adapted_modules(policy) -> Iterator[tuple[str, LoraLayer]]:
 
 
 @torch.no_grad()
-def after_step(policy, step: int, options: Options) -> None:
-    """Move the averages, and prune where it is due."""
+def after_step(policy, optimizer: torch.optim.Optimizer, options: Options) -> dict[str, float]:
+    """Move the averages, and prune where it is due: `pruned` 1 in the log, next to which the KL is to be watched."""
     statistics = policy.own[OWN]
     statistics.move(options.decay)
     done = int(statistics.steps)  # a step of the run may have several
-    if done > options.start and done % options.interval == 0:
-        for name, module in adapted_modules(policy):
-            weight = module.lora_A["default"].weight
-            weight.copy_(pruned(weight, getattr(statistics, key(name)), options.share))
+    due = done > options.start and done % options.interval == 0
+    for name, module in adapted_modules(policy) if due else ():
+        weight = module.lora_A["default"].weight
+        weight.copy_(pruned(weight, getattr(statistics, key(name)), options.share))
+        for moment in ("exp_avg", "exp_avg_sq") if options.moments and weight in optimizer.state else ():
+            optimizer.state[weight][moment][weight == 0] = 0.0
+    return {"pruned": float(due)}
 
 
 def pruned(weight: torch.Tensor, average: torch.Tensor, share: float) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """Mutated groups (RARL-style, arXiv 2601.20585): where all of a group earned the same, some learn the right answer.
 
 In such a group `count` completions are replaced: their reasoning stays, in the exact form, and the answer becomes the
-right one. Where all were right already it becomes a wrong one: an order with neighbours of different relevance swapped,
-values with noise, another candidate. Mutants are scored anew under the policy as it is, so their ratio is 1; they have
-no part in the entropy and in the KL of `grpo`. The operators are not published; these are ours. `since` and `until` say
-in which draws it happens, for the two stages of the paper.
+right one. Where all were right already, in the right form, it becomes a wrong one: an order with neighbours of
+different relevance swapped, values with noise, another candidate. Mutants are scored anew under the policy as it is, so
+their ratio is 1; they have no part in the entropy and in the KL of `grpo`. The operators are not published; these are
+ours. `since` and `until` say in which draws it happens, for the two stages of the paper.
 """
 
 import math
@@ -33,7 +33,7 @@ class Options:
     count: int = setting(1, low=0)  # mutants of a group; 0: none, the control
     min_spread: float = setting(1e-4, low=0.0)  # a group whose task rewards spread less is mutated
     swaps: int = setting(1, low=1)  # of neighbours of different relevance, where the right order would teach nothing
-    noise: float = setting(1.0, low=0.0)  # of values, at most
+    noise: float = setting(1.0, low=1e-3)  # of values, at most
     since: int = setting(0, low=0)  # the first draw that mutates
     until: int = setting(0, low=0)  # and the last; 0: all
 
@@ -62,16 +62,25 @@ def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
 
 
 def mutant(policy, ask: Ask, completion: Completion, rng: random.Random, options: Options) -> Completion:
-    """Return a completion with the reasoning of another and a better answer, or a worse one where that was right."""
+    """Return a completion with the reasoning of another and a better answer, or a worse one where that was right and
+    paid for.
+
+    A reasoning that is empty, or was cut by the token limit, is replaced by a word or cut further: a mutant has the
+    exact form and is no longer than a sample can be.
+    """
     if ask.decision not in DECISIONS:
         raise UserError(f"draw.name=mutated knows how to mutate {', '.join(DECISIONS)}, not to {ask.decision}; take"
                         " draw.name=sampled")
     found = answers.place(completion.text)
     thought = TAGS.sub("", completion.text[:found.start] if found else completion.text).strip()
     best = max(ask.query.rel[c] for c in ask.left)
-    text = (f"<think>{thought}</think>\n<answer>"
-            f"{mutation(ask, was_right(ask, completion, best), rng, options)}{STOP}")
-    ids = policy.prompter.completion(text)
+    right = was_right(ask, completion, best) and completion.rewards.get("task", 1.0) > 0
+    answer = mutation(ask, right, rng, options)
+    while True:
+        ids = policy.prompter.completion(f"<think>{thought or 'so'}</think>\n<answer>{answer}{STOP}")
+        if completion.finished or len(ids) <= len(completion.ids) or not thought:
+            break
+        thought = thought[:len(thought) * 9 // 10].strip()  # it ran into the limit
     made = complete(policy, ask, ids, [math.nan] * len(ids), True, cut=completion.cut)
     made.cohort, made.signals["mutant"] = completion.cohort, torch.ones(len(ids))
     return made
@@ -99,11 +108,13 @@ def mutation(ask: Ask, right: bool, rng: random.Random, options: Options) -> str
         return decision.written(noisy if right else gold)
     if ask.decision == "order":
         order = answers.by_relevance(ask)
+        last = None  # a swap does not undo the one before
         for _ in range(options.swaps if right else 0):
-            apart = [i for i in range(len(order) - 1) if ask.query.rel[order[i]] != ask.query.rel[order[i + 1]]]
+            apart = [i for i in range(len(order) - 1)
+                     if i != last and ask.query.rel[order[i]] != ask.query.rel[order[i + 1]]]
             if apart:
-                i = rng.choice(apart)
-                order[i], order[i + 1] = order[i + 1], order[i]
+                last = rng.choice(apart)
+                order[last], order[last + 1] = order[last + 1], order[last]
         return answers.written(ask, order)
     if not right:
         return rng.choice(answers.all_right(ask))

@@ -53,6 +53,7 @@ class Policy:
     taught: torch.Tensor | None = None  # places of a packed row that predict what is learned, while it is computed
     own: dict[str, torch.nn.Module] = field(default_factory=dict)  # parameters of objectives: name -> module, fp32
     frozen: dict[str, torch.Tensor] | None = None  # the adapter a stage began with, its reference; None: the base
+    freezes: int = 0  # how often that changed
 
     @property
     def causal_lm(self) -> torch.nn.Module:
@@ -154,6 +155,7 @@ class Policy:
     def freeze(self) -> None:
         """Keep the adapter as it is now for a reference."""
         self.frozen = {name: p.detach().clone() for name, p in self.adapter_parameters().items()}
+        self.freezes += 1
 
     @contextmanager
     def attend(self, attention: str) -> Iterator[None]:

@@ -91,7 +91,7 @@ def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[
             positions += range(p, p + len(completion))
             completions.append((start, len(completion)))
             owner.append(r)
-            places += [prompt_end - 1, *range(start, end - 1)]
+            places += [prompt_end - 1, *range(start, end - 1)][:len(completion)]
             targets += completion
             sizes.append(len(completion))
     tensor = lambda numbers: torch.tensor(numbers, device=policy.device)  # noqa: E731

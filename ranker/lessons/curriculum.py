@@ -30,7 +30,7 @@ MOST = 8  # scenarios whose orders are all looked at
 
 @dataclass
 class Options:
-    prompts: int = setting(low=1)  # queries of the whole run: train.steps x rollout.prompts_per_step
+    prompts: int = setting(0, low=0)  # queries of the whole run; 0: train.steps x rollout.prompts_per_step
     order: str = setting("exact", choices=("exact", "greedy", "reversed", "fixed", "joint"))
     transfer: str = setting("", file=True)  # what `python -m ranker.transfer` wrote, for an order made from it
     scenarios: list[str] = setting([])  # their order if `fixed`, and which of equal orders is first; empty: as named
@@ -89,7 +89,7 @@ def lesson(source: Source, fit: Sequence[Query], options: Options) -> Source:
         raise UserError(f"curriculum: scenarios={options.scenarios} must name each scenario of the training queries"
                         f" once; '{name}'{nearest(name, by_scenario)}")
     parts = [replace(source, items=by_scenario[name]) for name in arranged(names, options)]
-    stage = -(-options.prompts // len(parts))  # queries of a scenario, rounded up
+    stage = max(-(-(options.prompts or source.planned) // len(parts)), 1)  # queries of a scenario, rounded up
 
     def item(position: int) -> Query:
         if options.order == "joint":

@@ -3,7 +3,7 @@
 The soft label of a query is the softmax of its relevance over `tau`; that of a tag is the mean over the training
 queries with the tag, by candidate id; the smoothed one is beta * own + (1 - beta) * mean of its tags'. A query without
 tags keeps its own, and a candidate that a query lacks has no part in it: what is left of a tag's label is scaled to sum
-1. Tags are the query's `tags` (a benchmark, a category) within its task, or its task alone. `tau` is ours: utilities
+1. Tags are the query's `tags` (a benchmark, a category) within its task. `tau` is ours: utilities
 within [0, 1] have a nearly uniform softmax at the paper's 1. `leave_one_out` keeps a query out of its own tags' means,
 where it would give itself away; a tag with no other query then has no label.
 """
@@ -51,7 +51,7 @@ def own(query: Query, options: Options) -> list[float]:
 
 def tags(query: Query) -> list[tuple[str, str]]:
     """Return the tags of a query, each with its task: under another objective other candidates are the best."""
-    return [(query.task, tag) for tag in query.tags or ("",)]
+    return [(query.task, tag) for tag in query.tags]
 
 
 def tag_sums(queries: Sequence[Query], options: Options) -> Sums:

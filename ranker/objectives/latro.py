@@ -4,11 +4,11 @@
     loss = -mean(A log p(z | x)) - sft_weight * mean(log p(gold | x, z)),  A the leave-one-out advantage of r
 
 sums over tokens, so answers of like length are compared (an elimination, a pick; of an order the list as `right` writes
-it, ties as shown); no reward of the config, no parser is asked. Of several right answers (elimination) log p(gold) is
-the logarithm of their summed probability. A thought without an end has `gamma` times the mean log p(gold) of the batch
-(or of its prompt) in the place of its own, which is never more than the mean. Ours against the released code: the
-answer's term is there, its mask is exact (there the last token before the answer counts too), thoughts end by
-themselves, and where they end is learned.
+it, ties as shown; for others there is `per_token`); no reward of the config, no parser is asked. Of several right
+answers (elimination) log p(gold) is the logarithm of their summed probability. A thought without an end has `gamma`
+times the mean log p(gold) of the batch (or of its prompt) in the place of its own, which is never more than the mean.
+Ours against the released code: the answer's term is there, its mask is exact (there the last token before the answer
+counts too), thoughts end by themselves, and where they end is learned.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ class Options:
     gamma: float = setting(2.0, low=1.0)  # of the mean, for a thought without an end
     penalty_mean: str = setting("batch", choices=("batch", "prompt"))  # whose mean
     sft_weight: float = setting(1.0, low=0.0)  # of the answers' own log-probability
+    per_token: bool = False  # whether an answer's log-probability is a mean over its tokens; as published, a sum
 
 
 def alive(groups: Sequence[Group], options: Options) -> None:
@@ -44,7 +45,7 @@ def passes(options: Options) -> set[str]:
 def targets(groups: Sequence[Group], options: Options) -> dict[str, float]:
     """Give thoughts their advantages and answers their weight, both per thought of the step."""
     thoughts = [c for group in groups for c in group.completions if not behind(c)]
-    gold = torch.tensor(gold_logprobs(groups, thoughts))  # [thoughts], NaN without an end
+    gold = torch.tensor(gold_logprobs(groups, thoughts, options.per_token))  # [thoughts], NaN without an end
     cohorts = credit.cohorts(thoughts)
     full = penalised(gold, cohorts, options)
     ratio = torch.tensor([(c.signals["old"] - c.signals["reference"]).sum().item() if options.beta > 0 else 0.0
@@ -63,13 +64,13 @@ def behind(completion: Completion) -> bool:
     return isinstance(completion.cohort[-1], tuple)
 
 
-def gold_logprobs(groups: Sequence[Group], thoughts: Sequence[Completion]) -> list[float]:
+def gold_logprobs(groups: Sequence[Group], thoughts: Sequence[Completion], per_token: bool = False) -> list[float]:
     """Return the log of the summed probability of the right answers behind each thought, NaN where there are none."""
     found = {}
     for group in groups:
         first = group.completions[0]
         if behind(first):
-            sums = torch.stack([c.signals["old"].sum() for c in group.completions])
+            sums = torch.stack([c.signals["old"].sum() / (len(c.ids) if per_token else 1) for c in group.completions])
             found[*first.cohort[:-1], *first.cohort[-1]] = sums.logsumexp(0).item()
     numbers: dict[object, int] = {}  # of the next thought of a cohort
     values = []
@@ -93,7 +94,8 @@ def loss(batch: Batch, options: Options) -> tuple[torch.Tensor, dict[str, float]
     for group in batch.groups:
         first = batch.completions[group.start]
         if behind(first):
-            loss = loss - first.signals["answered"][0].item() * sums[group].logsumexp(0)
+            own = sums[group] / (batch.mask[group].sum(-1) if options.per_token else 1)
+            loss = loss - first.signals["answered"][0].item() * own.logsumexp(0)
         else:
             own = torch.tensor([c.advantage for c in batch.completions[group]], device=sums.device)
             loss = loss - (own * sums[group]).sum()

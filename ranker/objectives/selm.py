@@ -31,6 +31,7 @@ class Options:
     alpha: float = setting(0.001, low=0.0)  # weight of the optimism, times beta; 0: online DPO
     margin: float = setting(1e-4, low=0.0)  # by which the better return must be ahead
     skip_chosen: bool = True  # no optimism where the reference's own completion is the best one
+    per_token: bool = False  # whether the optimism is a mean over o's tokens; as published, a sum
     runaway: float = setting(-10.0, high=0.0)  # nats a token
 
 
@@ -56,7 +57,11 @@ def passes(options: Options) -> set[str]:
 
 
 def targets(groups: Sequence[Group], options: Options) -> dict[str, float]:
-    return {"pairs": float(sum(any(c.alive for c in group.completions) for group in groups))}
+    pairs = float(sum(any(c.alive for c in group.completions) for group in groups))
+    pushed = [c for c in credit.completions(groups) if c.alive and c.signals["own"].any()]
+    for c in pushed:
+        c.signals["own"] = filled(c, pairs / len(pushed))  # so that a mean over pairs is one over those who are pushed
+    return {"pairs": pairs}
 
 
 def filled(completion: Completion, value: float) -> torch.Tensor:
@@ -64,15 +69,16 @@ def filled(completion: Completion, value: float) -> torch.Tensor:
 
 
 def loss(batch: Batch, options: Options) -> tuple[torch.Tensor, dict[str, float]]:
-    signs, own = batch["sign"][:, 0], batch["own"][:, 0]  # [N]
+    signs, weights = batch["sign"][:, 0], batch["own"][:, 0]  # [N]
+    own, length = (weights > 0).float(), batch.mask.sum(-1)  # [N]
     ahead = ((batch.logprobs - batch["reference"]) * batch.mask).sum(-1)  # [N]
     margins = torch.stack([(ahead * signs)[group].sum() for group in batch.groups])  # [pairs]
-    optimism = (ahead * own).sum()
-    tokens = (batch.mask.sum(-1) * own).sum().item()
-    said = ((batch.logprobs.detach() * batch.mask).sum(-1) * own).sum().item() / max(tokens, 1)
+    optimism = (ahead * own / (length if options.per_token else 1)).sum()
+    each = (batch.logprobs.detach() * batch.mask).sum(-1) / length  # [N], nats a token
+    said = ((each * own).sum() / own.sum().clamp(min=1)).item()
     if said < options.runaway:
         raise UserError(f"objective.name=selm: the optimism ran away: what the previous iterate says has {said:.1f}"
                         f" nats a token (objective.runaway={options.runaway:g}); lower objective.alpha or train.lr")
     loss = losses.dpo_loss(margins, options.beta).sum() + options.alpha * options.beta * optimism
     return loss, {"margin": margins.detach().sum().item(), "right": (margins > 0).sum().item(),
-                  "own_logprob": said * len(batch.groups), "optimism": optimism.item()}
+                  "own_logprob": (each * weights).sum().item(), "optimism": optimism.item()}

@@ -3,10 +3,11 @@ that a large ranker likes best, and the large one orders that head, in one call.
 
 The small ranker slides a window over all candidates. The adjuster (decision `arrange`) sees the first `head` of its
 order and says in which order they shall be shown. 100 documents cost the small one 9 calls, the adjuster 1, the large
-one 1; full windows of the large one cost 9. Ours, since the abstract is all that could be read: the tail keeps the
-small ranker's order, an answer that is no full order is completed in the order shown, and the roles: the policy learns
-to adjust and its base plays the other two, unless the config's `roles` name adapters or servers. An adjuster fits the
-large ranker, prompt and head that it was trained with. `head_order` has the controls.
+one 1; full windows of the large one cost 9. The adjuster is trained by DPO, as in the first version of the paper (a
+later one says reinforcement learning). Ours, since the abstract is all that could be read: the tail keeps the small
+ranker's order, an answer that is no full order is completed in the order shown, heads in training are in random order,
+and the roles: the policy learns to adjust and its base plays the other two, unless `roles` name adapters or servers. An
+adjuster fits the large ranker, prompt and head that it was trained with. `head_order` has the controls.
 """
 
 import random

@@ -3,14 +3,16 @@
 With `chain: turns` every division is an ask of its own, all candidates at once; with `one_pass` the policy writes the
 whole chain. `mask: hard` goes on inside the range that was named. `soft` writes nothing and never decides: every range
 is scored as a completion, a grade's probability is the product along its chain, and the mean grade ranks. An answer
-that cannot be read takes the lower half. Ours: the arity and the tree (two parts, the lower one larger), since the
-paper's are not to be had, and relevance as the scale. `rankers/halving.py` halves the list instead.
+that cannot be read takes the lower half. Where the right grade is known, the notes `wrong at level N` count divisions
+that were wrong though those before were right. Ours: the arity and the tree (two parts, the lower one larger), since
+the paper's are not to be had, and relevance as the scale. `rankers/halving.py` halves the list instead.
 """
 
 import math
 import random
 from collections.abc import Generator
 from dataclasses import dataclass
+from itertools import count
 
 from ranker.data import Answer, Ask, Query
 from ranker.decisions import range as ranges
@@ -22,8 +24,11 @@ class Options:
     classes: int = setting(8, low=2, high=64)  # grades
     chain: str = setting("turns", choices=("turns", "one_pass"))
     mask: str = setting("hard", choices=("hard", "soft"))
+    tree: list = setting([])  # nested pairs, such as [[[0, 1], 2], [3, 4]]; empty: halves
 
     def __post_init__(self):
+        if ranges.tree_of(self.tree, self.classes) and self.chain == "one_pass":
+            raise ValueError("a tree is told turn by turn; chain: one_pass halves")
         if (self.chain, self.mask) == ("one_pass", "soft"):
             raise ValueError("mask: soft scores the ranges of turns; chain: one_pass takes mask: hard")
 
@@ -38,11 +43,18 @@ def rank(query: Query, rng: random.Random, options: Options) -> Generator[list[A
 
 
 def turns(query: Query, options: Options) -> Generator[list[Ask], list[Answer], dict[str, float]]:
-    now = {c: (0, options.classes - 1) for c in query.ids}
-    while wide := [c for c, span in now.items() if span[0] < span[1]]:
-        answers = yield [asked(query, c, now[c], options) for c in wide]
-        now |= {c: answer.value if answer.ok else ranges.halves(now[c])[0] for c, answer in zip(wide, answers)}
-    return {c: float(low) for c, (low, _) in now.items()}
+    now, tree = {c: (0, options.classes - 1) for c in query.ids}, ranges.tree_of(options.tree, options.classes)
+    for level in count(1):
+        wide = [c for c, span in now.items() if span[0] < span[1]]
+        if not wide:
+            return {c: float(low) for c, (low, _) in now.items()}
+        asks = [asked(query, c, now[c], options) for c in wide]
+        answers = yield asks
+        for c, ask, answer in zip(wide, asks, answers):
+            before, now[c] = now[c], answer.value if answer.ok else ranges.halves(now[c], tree)[0]
+            grade = ranges.grade(ask, options.classes)
+            if query.labelled and before[0] <= grade <= before[1] and not now[c][0] <= grade <= now[c][1]:
+                yield f"wrong at level {level}"
 
 
 def one_pass(query: Query, options: Options) -> Generator[list[Ask], list[Answer], dict[str, float]]:
@@ -52,7 +64,8 @@ def one_pass(query: Query, options: Options) -> Generator[list[Ask], list[Answer
 
 
 def soft(query: Query, options: Options) -> Generator[list[Ask], list[Answer], dict[str, float]]:
-    spans = divided((0, options.classes - 1))
+    tree = ranges.tree_of(options.tree, options.classes)
+    spans = divided((0, options.classes - 1), tree)
     answers = iter((yield [asked(query, c, span, options) for c in query.ids for span in spans]))
     grades = {}
     for c in query.ids:
@@ -60,26 +73,28 @@ def soft(query: Query, options: Options) -> Generator[list[Ask], list[Answer], d
         for span in spans:  # from the widest on
             scores = next(answers).scores or (0.0, 0.0)
             total = max(scores) + math.log(sum(math.exp(s - max(scores)) for s in scores))
-            for half, score in zip(ranges.halves(span), scores):
+            for half, score in zip(ranges.halves(span, tree), scores):
                 logs[half] = logs[span] + score - total
         grades[c] = sum(low * math.exp(log) for (low, high), log in logs.items() if low == high)
     return grades
 
 
-def divided(span: ranges.Range) -> list[ranges.Range]:
-    """Return a range and all ranges within it that are divided, the widest first."""
-    return [] if span[0] == span[1] else [span, *(s for half in ranges.halves(span) for s in divided(half))]
+def divided(span: ranges.Range, tree: ranges.Tree) -> list[ranges.Range]:
+    """Return a range and all ranges within it that are divided, each before its parts."""
+    return [] if span[0] == span[1] else [span, *(s for part in ranges.halves(span, tree) for s in divided(part, tree))]
 
 
 def asked(query: Query, candidate: str, span: ranges.Range, options: Options) -> Ask:
     decision = "range_likely" if options.mask == "soft" else "range"
-    return Ask(query, (candidate,), decision, told=ranges.told(options.classes, span))
+    tree = ranges.tree_of(options.tree, options.classes)
+    return Ask(query, (candidate,), decision, told=ranges.told(options.classes, span, tree))
 
 
 def calls(n: int, options: Options) -> int:
     """Return the most asks that n candidates can cost."""
-    each = 1 if options.chain == "one_pass" else options.classes - 1 if options.mask == "soft" else (
-        options.classes - 1).bit_length()
+    tree = ranges.tree_of(options.tree, options.classes)
+    deepest = max(len(ranges.chain(grade, options.classes, tree)) - 1 for grade in range(options.classes))
+    each = 1 if options.chain == "one_pass" else options.classes - 1 if options.mask == "soft" else deepest
     return n * each if n > 1 else 0
 
 
@@ -90,5 +105,6 @@ def sampled_asks(query: Query, rng: random.Random, size: int | None, options: Op
     whole = Ask(query, (candidate,), "range_chain", told=ranges.told(options.classes, (0, options.classes - 1))[:1])
     if options.chain == "one_pass":
         return [whole]
-    spans = ranges.chain(ranges.grade(whole, options.classes), options.classes)[:-1]
-    return [Ask(query, (candidate,), "range", told=ranges.told(options.classes, rng.choice(spans)))]
+    tree = ranges.tree_of(options.tree, options.classes)
+    span = rng.choice(ranges.chain(ranges.grade(whole, options.classes), options.classes, tree)[:-1])
+    return [Ask(query, (candidate,), "range", told=ranges.told(options.classes, span, tree))]
