@@ -2,22 +2,28 @@
 
 Trains every config with every seed, evaluates each config's runs by the two scripts, and prints MRR per scenario as
 mean and standard deviation over the seeds. The first two rows are the untrained base, asked for a whole list and asked
-to eliminate. With `--configs A,B,...` these configs are compared instead: the cost of each, and the gain of training.
-Finished runs and evaluations are not repeated. Settings of train.py may follow; they hold for all runs.
+to eliminate. With `--configs A,B,...` these configs are compared instead: the cost of each and the gain of training, and
+beside it what each is, as its header says, and which plug-ins it is made of; `--configs papers` are the sixteen papers
+of docs/papers.md. Finished runs and evaluations are not repeated. Settings of train.py may follow; they hold for all
+runs.
 """
 
 import hashlib
+import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ranker import config as settings, plugins
 from ranker.errors import Parser, UserError, exit_status, nearest
 from ranker.files import write_text, writing
 from ranker.evaluation.report import BASE, markdown
@@ -26,6 +32,9 @@ ROOT = Path(__file__).resolve().parent.parent
 UNTRAINED = {"base, direct": "dranker", "base, iterative": "iranker"}  # row -> the config whose untrained base it shows
 TRAINED = {"DRanker (GRPO)": "dranker", "IRanker (GRPO)": "iranker", "IRanker (PPO)": "iranker_ppo",
            "IRanker on-policy": "iranker_on_policy"}  # row -> the config whose trained runs it shows
+PAPERS = ("iranker", "dranker", "rank_r1", "reasonrank", "erank", "gr2", "rankgpt", "first", "coranking", "latro",
+          "selm", "aor", "rarl", "omni_thinker", "orderchain", "prilora", "zooter")
+PROMPTED = {"rankgpt", "aor"}  # configs of which nothing is trained
 
 
 def main() -> None:
@@ -35,27 +44,30 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1,
                         help="scripts at a time, which share the CPU cores; 1 for a single GPU")
     parser.add_argument("--limit", type=int, help="at most this many test queries per task")
-    parser.add_argument("--configs", help="names of configs/, joined by commas, to compare instead")
+    parser.add_argument("--configs", help="names of configs/, joined by commas, to compare instead, or `papers`")
     args, settings = parser.parse_known_args()
     if min(args.seeds, args.jobs, args.limit or 1) < 1:
         raise UserError("--seeds, --jobs and --limit must be at least 1")
-    configs = args.configs.split(",") if args.configs else list(dict.fromkeys([*UNTRAINED.values(), *TRAINED.values()]))
+    configs = (list(PAPERS) if args.configs == "papers" else args.configs.split(",") if args.configs else
+               list(dict.fromkeys([*UNTRAINED.values(), *TRAINED.values()])))
     known = [path.stem for path in (ROOT / "configs").glob("*.yaml")]
     for config in configs:
         if config not in known:
             raise UserError(f"--configs: there is no configs/{config}.yaml{nearest(config, known)}")
-    runs = {config: [args.dir / f"{config}-{seed}" for seed in range(args.seeds)] for config in configs}
+    runs = {config: [args.dir / f"{config}-{seed}" for seed in range(args.seeds if config not in PROMPTED else 0)]
+            for config in configs}
     training = [(run.with_suffix(".log"), "train.py", ROOT / "configs" / f"{config}.yaml", f"--run.seed={seed}",
                  f"--run.dir={run}", *settings) for config in configs for seed, run in enumerate(runs[config])]
     run_scripts("train", training, args.jobs)
     outs = {config: args.dir / f"eval-{config}-{args.limit or 'all'}-{digest(found)}" for config, found in runs.items()}
     evaluations = [(out.with_suffix(".log"), "evaluate.py",
-                    *(word for run in runs[config] for word in ("--ckpt", run / "best")), "--out", out,
+                    *([word for run in runs[config] for word in ("--ckpt", run / "best")]
+                      or ["--config", ROOT / "configs" / f"{config}.yaml"]), "--out", out,
                     *(["--limit", args.limit] if args.limit else [])) for config, out in outs.items()
                    if not (out / "results.json").is_file()]
     run_scripts("evaluate", evaluations, args.jobs)
     results = {config: json.loads((out / "results.json").read_text(encoding="utf-8")) for config, out in outs.items()}
-    table = methods_table(results) if args.configs else ablation_table(results)
+    table = (f"{methods_table(results)}\n\n{ideas(configs)}" if args.configs else ablation_table(results))
     write_text(args.dir / "table.md", table + "\n")
     print(f"On the test queries, mean ± standard deviation over {args.seeds} seed(s):\n\n{table}\n\n"
           f"written to {args.dir}/table.md")
@@ -126,7 +138,8 @@ def methods_table(results: dict[str, dict]) -> str:
     """
     lines = []
     for config, result in results.items():
-        base, trained = result["rows"][BASE], trained_rows(result)
+        base = result["rows"][BASE]
+        trained = trained_rows(result) or [base]  # nothing is trained
         cost = [next(iter(row["cost"].values())) for row in trained]
         numbers = [f"{statistics.mean(c[name] for c in cost):.{digits}f}"
                    for name, digits in (("calls", 1), ("prompt_tokens", 0), ("completion_tokens", 0))]
@@ -136,6 +149,32 @@ def methods_table(results: dict[str, dict]) -> str:
         lines.append([config, *numbers, mean_and_deviation([row["strict"]["mean"]["MRR"] for row in trained])])
     return markdown(["config", "calls", "tokens in", "tokens out", "MRR before", "after", "nDCG@10 before", "after",
                      "MRR after, strict"], lines)
+
+
+def ideas(configs: Sequence[str]) -> str:
+    """Return a Markdown list of what configs are, by the comment that begins each: its first sentence, the plug-ins
+    that are not the usual ones, and the sentence behind "Ours:"."""
+    lines = []
+    for name in configs:
+        path = ROOT / "configs" / f"{name}.yaml"
+        comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+        text = " ".join(line.lstrip("# ") for line in comment)
+        idea, ours = re.match(r".*?\.(?= |$)", text), re.search(r"Ours: .*?\.(?= |$)", text)
+        files = ", ".join(f"`{plugin}`" for plugin in made_of(settings.load(path, []), name in PROMPTED))
+        lines.append(textwrap.fill(f"- `{name}`: {idea[0]} Of {files}. {ours[0] if ours else ''}", 120,
+                                   subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+    return "\n".join(lines)
+
+
+def made_of(config: settings.Config, prompted: bool) -> list[str]:
+    """Return the plug-ins of a config but the default draw and adapter; of one that is not trained, its ranker."""
+    if prompted:
+        return [config.ranker["name"]]
+    found = [config.ranker["name"], *(lesson["name"] for lesson in config.data.lessons), config.lora["name"]]
+    for _, stage in settings.stages(config):
+        found += [stage.draw["name"], *stage.reward, stage.objective["name"]]
+    usual = {plugins.default(kind) for kind in ("draw", "lora")}
+    return [name for name in dict.fromkeys(found) if name not in usual]
 
 
 def trained_rows(result: dict) -> list[dict]:

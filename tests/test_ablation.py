@@ -86,3 +86,33 @@ def test_a_mistake_ends_with_status_two(tmp_path, monkeypatch, capsys, arguments
     monkeypatch.setattr(subprocess, "run", fail)
     monkeypatch.setattr("sys.argv", ["ablation", *arguments])
     assert exit_status(ablation.main) == 2 and named in capsys.readouterr().err
+
+
+def test_what_a_config_is_stands_in_the_comment_that_begins_it():
+    text = ablation.ideas(["iranker", "erank", "rankgpt"])
+    assert all(len(line) <= 120 for line in text.splitlines())
+    first, erank, rankgpt = " ".join(text.split()).removeprefix("- ").split(" - `")
+    assert first.startswith("`iranker`: IRanker (arXiv 2506.21638, section 3): drop the least likely candidate")
+    assert "Of `elimination`, `top1_hit`, `format`, `grpo`. Ours: GRPO on groups of 8" in first
+    assert "`sft`" in erank and "`grpo`" in erank and "Of `sliding`. Ours" in rankgpt
+    assert all((ablation.ROOT / "configs" / f"{name}.yaml").is_file() for name in ablation.PAPERS)
+
+
+def test_what_is_only_prompted_is_evaluated_once_and_never_trained(tmp_path, monkeypatch):
+    calls = []
+
+    def pretend(name, found, jobs):
+        calls.append((name, [list(map(str, call)) for call in found]))
+        for log, *_, out in calls[-1][1] if name == "evaluate" else ():
+            row = {"repaired": {"mean": {"MRR": 0.4, "nDCG@10": 0.5}}, "strict": {"mean": {"MRR": 0.3}},
+                   "cost": {"rec": {"calls": 1, "prompt_tokens": 2, "completion_tokens": 3}}}
+            (tmp_path / out).mkdir(parents=True)
+            (tmp_path / out / "results.json").write_text(json.dumps({"rows": {"untrained base": row}}))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ablation, "run_scripts", pretend)
+    monkeypatch.setattr("sys.argv", ["ablation", "--configs", "rankgpt"])
+    assert exit_status(ablation.main) == 0
+    assert calls[0] == ("train", []) and "--ckpt" not in calls[1][1][0]
+    assert calls[1][1][0][2:4] == ["--config", str(ablation.ROOT / "configs/rankgpt.yaml")]
+    assert "0.400" in (tmp_path / "runs/ablation/table.md").read_text()
