@@ -2,10 +2,10 @@
 
 Trains every config with every seed, evaluates each config's runs by the two scripts, and prints MRR per scenario as
 mean and standard deviation over the seeds. The first two rows are the untrained base, asked for a whole list and asked
-to eliminate. With `--configs A,B,...` these configs are compared instead: the cost of each and the gain of training, and
-beside it what each is, as its header says, and which plug-ins it is made of; `--configs papers` are the sixteen papers
-of docs/papers.md. Finished runs and evaluations are not repeated. Settings of train.py may follow; they hold for all
-runs.
+to eliminate. With `--configs A,B,...` these configs are compared instead: the cost of each and the gain of training,
+and beside it what each is, as its header says, and which plug-ins it is made of; `--configs papers` are the sixteen
+papers of docs/papers.md. Finished runs and evaluations are not repeated. Settings of train.py may follow; they hold for
+all runs.
 """
 
 import hashlib

@@ -170,6 +170,7 @@ class Completion:
     counted: int = 0
     # What training adds:
     cohort: object = field(default=0, compare=False, repr=False)  # completions of one cohort are compared
+    behind: "Completion | None" = field(default=None, compare=False, repr=False)  # what it continues, of its group
     next: "Completion | None" = field(default=None, compare=False, repr=False)  # what follows it in its episode
     rewards: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # by name; `task`, `total`: sums
     returns: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # `task`, `total`, to the end

@@ -59,6 +59,9 @@ def rows_of(groups: Sequence[Group], budget: float) -> list[Row]:
     rows = pack([group.prompt for group in groups], ids, budget, lambda key: found[key].alive)
     for row in rows:
         row.keys = [found[key] for key in row.keys]
+        place = {id(c): i for i, c in enumerate(row.keys)}
+        if any(c.behind is not None for c in row.keys):  # then all of a group is alive and stands in one row
+            row.behind = [place[id(c.behind)] if c.behind is not None else -1 for c in row.keys]
     return rows
 
 

@@ -3,6 +3,7 @@ end."""
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,6 +39,19 @@ def groups_of(policy, *texts, finished=True) -> list[Group]:
                 c.cohort = 0, 0, c.cohort
             behind.append(Group(ASK, prompt + context, golds))
     return [Group(ASK, prompt, thoughts), *behind]
+
+
+def as_a_tree(groups) -> list[Group]:
+    """The same completions with the answers in the thoughts' group, each behind its thought, where that ends with the
+    tag."""
+    first, *others = groups
+    thoughts, apart = list(first.completions), []
+    for group, thought in zip(others, thoughts):
+        if group.prompt == first.prompt + thought.ids:
+            first.completions += [replace(c, behind=thought) for c in group.completions]
+        else:
+            apart.append(group)
+    return [first, *apart]
 
 
 def learned(policy, groups, options):
@@ -183,3 +197,23 @@ def test_a_thought_without_a_token_is_legal(make_policy):
     long = latro.gold_logprobs(groups, groups[0].completions)
     assert all(a < b for a, b in zip(long, latro.gold_logprobs(groups, groups[0].completions, per_token=True)))
     assert latro.loss(batch, means)[0].isfinite()
+
+
+@pytest.mark.parametrize("options", [latro.Options(beta=0.3), latro.Options(beta=0.0, per_token=True)])
+def test_answers_that_continue_thoughts_of_one_row_are_as_answers_in_rows_of_their_own(make_policy, options):
+    found = []
+    for tree in False, True:
+        policy = make_policy()
+        groups = groups_of(policy, "<think>[3]</think>\n<answer>[3]</answer>", "<think>no", "<answer>[1]</answer>",
+                           "<think>[1] or [2] or [1]</think>\n<answer>[2]</answer>")
+        groups = as_a_tree(groups) if tree else groups
+        rows, record = learned(policy, groups, options)
+        assert len(rows) == (2 if tree else 5)
+        loss = 0.0
+        for batch in passes.batched(policy, rows, 1.0, 10**6):
+            loss = loss + latro.loss(batch, options)[0] / len(rows)
+        loss.backward()
+        found.append((loss.item(), record, torch.cat([p.grad.flatten() for p in policy.adapter_parameters().values()])))
+    (loss, record, gradient), (same, again, other) = found
+    assert same == pytest.approx(loss, rel=1e-5) and again == pytest.approx(record, rel=1e-5)
+    torch.testing.assert_close(other, gradient, atol=1e-4, rtol=1e-3)

@@ -1,15 +1,16 @@
 """Thoughts of the policy, each with the right answers behind it, for LaTRO (arXiv 2411.04282).
 
 A thought is what the policy sampled up to where its answer opens, tag included (so that stopping is learned); what it
-answered does not count, and nothing is parsed. The groups of an ask are one of its thoughts and, for each thought that
-came to an end, one of all right answers, whose prompt is the ask's with the thought behind it. So these prompts are
-computed once more for each thought. A completion that ended without an answer has the tag added, unscored; one that the
+answered does not count, and nothing is parsed. The group of an ask holds its thoughts and, behind each thought that
+came to an end, all right answers, which continue it: prompt and thoughts are computed once. Where the answer does not
+begin with a token of its own, or the tag is not learned, the answers behind a thought are a group whose prompt is the
+ask's with the thought. A completion that ended without an answer has the tag added, unscored; one that the
 token limit cut before its answer has no answers behind it.
 """
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ranker import answers, plugins
 from ranker.asking import tokens_within, written
@@ -34,15 +35,18 @@ def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
     asks = [sample.ranker.sampled_asks(query, random.Random(f"{seed}/ask/{i}"), None)[0] for i, query in queries]
     groups = []
     for i, group in enumerate(sample(asks, sample.rollout.completions_per_prompt, [seed + i for i, _ in queries])):
-        thoughts, behind = [], []
+        thoughts, answered, others = [], [], []
         for k, completion in enumerate(group.completions):
             thought, context, text = cut(sample.policy, completion, options.stop)
             thought.cohort = i
             thoughts.append(thought)
             if thought.finished:
                 golds = gold(sample.policy, group.ask, text, (i, k))
-                behind.append(Group(group.ask, group.prompt + context, golds))
-        groups += [Group(group.ask, group.prompt, thoughts), *behind]
+                if context == thought.ids:
+                    answered += [replace(c, behind=thought) for c in golds]
+                else:
+                    others.append(Group(group.ask, group.prompt + context, golds))
+        groups += [Group(group.ask, group.prompt, thoughts + answered), *others]
     return judge(groups)
 
 

@@ -90,7 +90,8 @@ def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: P
 class Layout:
     """Hold where prompts and completions stand in a packed row of `total` tokens.
 
-    Tables have the width of the longest prompt or completion; shorter ones repeat their last token.
+    Tables have the width of the longest prompt or completion; shorter ones repeat their last token. A completion that
+    continues another one has that one's tokens in its line too, before its own, so that its tokens see them.
     """
 
     prompts: torch.Tensor  # [B, P], index of each token in the row
@@ -119,15 +120,22 @@ class Layout:
 
 
 def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, int]], owner: Sequence[int],
-           device: torch.device) -> Layout:
-    """Return the Layout of prompts and completions, each (start, length) in the row; `owner`: their prompts."""
-    def table(spans):
-        starts, lengths = torch.tensor(spans, device=device).T  # [spans] each
-        steps = torch.arange(int(lengths.max()), device=device)
-        return starts[:, None] + steps.minimum(lengths[:, None] - 1), steps < lengths[:, None]  # [spans, longest] each
+           device: torch.device, behind: Sequence[tuple[int, int]] = ()) -> Layout:
+    """Return the Layout of prompts and completions, each (start, length) in the row; `owner`: their prompts.
+
+    `behind`: what each completion continues, (start, length) as well, of length 0 for the prompt alone.
+    """
+    def table(spans, before=()):
+        (starts, lengths), (others, skipped) = (torch.tensor(found, device=device).T[..., None]
+                                                for found in (spans, before or [(0, 0)] * len(spans)))  # [spans, 1]
+        steps = torch.arange(int((skipped + lengths).max()), device=device)
+        step = steps.minimum(skipped + lengths - 1)
+        index = torch.where(step < skipped, others + step, starts + step - skipped)
+        return index, (steps >= skipped) & (steps < skipped + lengths)  # [spans, longest] each; own tokens
 
     group = equal_groups(owner, len(prompts), device.type)
-    (prompt, seen), (completion, real), owner = table(prompts), table(completions), torch.tensor(owner, device=device)
+    (prompt, seen), (completion, real) = table(prompts), table(completions, behind)
+    owner = torch.tensor(owner, device=device)
     width, steps = prompt.shape[1], completion.shape[1]
     causal = torch.ones(steps, steps, dtype=torch.bool, device=device).tril()
     visible = torch.cat([seen[owner][:, None].expand(-1, steps, -1), causal.expand(len(owner), -1, -1)], -1)[:, None]

@@ -8,7 +8,7 @@ never exist. Masks come from lengths; the end token is part of the completion.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -30,11 +30,16 @@ def chunk_of(head: torch.nn.Linear) -> int:
 
 @dataclass
 class Row:
-    """Hold a prompt with completions of its group; `keys[i]` is the number of `completions[i]` among all groups."""
+    """Hold a prompt with completions of its group; `keys[i]` is the number of `completions[i]` among all groups.
+
+    A completion may continue another one, which stands before it in the row: an answer behind a thought that other
+    answers continue as well.
+    """
 
     prompt: list[int]
     completions: list[list[int]]
     keys: list[int]
+    behind: list[int] = field(default_factory=list)  # place of the completion that each continues, -1: none; empty: all
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.completions))
@@ -78,27 +83,31 @@ def batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
 
 def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[int], list[int]]:
     """Return the hidden states [tokens, H] that predict completion tokens, these tokens, and completions' lengths."""
-    ids, positions, prompts, completions, owner = [], [], [], [], []
+    ids, positions, prompts, completions, owner, behind = [], [], [], [], [], []
     places, targets, sizes = [], [], []  # places[i]: where in the packed row the state stands that predicts targets[i]
     for r, row in enumerate(rows):
         p, prompt_end = len(row.prompt), len(ids) + len(row.prompt)
         prompts.append((len(ids), p))
         ids += row.prompt
         positions += range(p)
-        for completion in row.completions:
+        first = len(completions)
+        for completion, parent in zip(row.completions, row.behind or [-1] * len(row.completions)):
             start, end = len(ids), len(ids) + len(completion)
+            before, length = completions[first + parent] if parent >= 0 else (prompt_end, 0)
             ids += completion
-            positions += range(p, p + len(completion))
+            positions += range(p + length, p + length + len(completion))
             completions.append((start, len(completion)))
+            behind.append((before, length))
             owner.append(r)
-            places += [prompt_end - 1, *range(start, end - 1)][:len(completion)]
+            last = before + length - 1 if length else prompt_end - 1
+            places += [last, *range(start, end - 1)][:len(completion)]
             targets += completion
             sizes.append(len(completion))
     tensor = lambda numbers: torch.tensor(numbers, device=policy.device)  # noqa: E731
     policy.taught = taught = tensor(places)
     try:
         with policy.attend(PACKED):
-            packed = layout(prompts, completions, owner, policy.device)
+            packed = layout(prompts, completions, owner, policy.device, behind)
             hidden = policy.trunk(input_ids=tensor([ids]), position_ids=tensor([positions]), use_cache=False,
                                   layout=packed).last_hidden_state[0]  # [total, H]
     finally:

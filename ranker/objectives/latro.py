@@ -66,17 +66,16 @@ def behind(completion: Completion) -> bool:
 
 def gold_logprobs(groups: Sequence[Group], thoughts: Sequence[Completion], per_token: bool = False) -> list[float]:
     """Return the log of the summed probability of the right answers behind each thought, NaN where there are none."""
-    found = {}
-    for group in groups:
-        first = group.completions[0]
-        if behind(first):
-            sums = torch.stack([c.signals["old"].sum() / (len(c.ids) if per_token else 1) for c in group.completions])
-            found[*first.cohort[:-1], *first.cohort[-1]] = sums.logsumexp(0).item()
+    found: dict[object, list[torch.Tensor]] = {}  # thought -> log-probabilities of its answers
+    for c in filter(behind, credit.completions(groups)):
+        found.setdefault((*c.cohort[:-1], *c.cohort[-1]), []).append(
+            c.signals["old"].sum() / (len(c.ids) if per_token else 1))
     numbers: dict[object, int] = {}  # of the next thought of a cohort
     values = []
     for c in thoughts:
         numbers[c.cohort] = numbers.get(c.cohort, -1) + 1
-        values.append(found.get((*c.cohort, numbers[c.cohort]), torch.nan))
+        answers = found.get((*c.cohort, numbers[c.cohort]))
+        values.append(torch.stack(answers).logsumexp(0).item() if answers else torch.nan)
     return values
 
 
@@ -90,13 +89,12 @@ def penalised(gold: torch.Tensor, cohorts: torch.Tensor, options: Options) -> to
 
 def loss(batch: Batch, options: Options) -> tuple[torch.Tensor, dict[str, float]]:
     sums = (batch.logprobs * batch.mask).sum(-1)  # [N]
-    loss = sums.new_zeros(())
-    for group in batch.groups:
-        first = batch.completions[group.start]
-        if behind(first):
-            own = sums[group] / (batch.mask[group].sum(-1) if options.per_token else 1)
-            loss = loss - first.signals["answered"][0].item() * own.logsumexp(0)
-        else:
-            own = torch.tensor([c.advantage for c in batch.completions[group]], device=sums.device)
-            loss = loss - (own * sums[group]).sum()
+    weights = torch.tensor([0.0 if behind(c) else c.advantage for c in batch.completions], device=sums.device)  # [N]
+    loss, answered = -(weights * sums).sum(), {}  # thought -> places of its answers
+    for i, c in enumerate(batch.completions):
+        if behind(c):
+            answered.setdefault(c.cohort, []).append(i)
+    for places in answered.values():
+        own = sums[places] / (batch.mask[places].sum(-1) if options.per_token else 1)
+        loss = loss - batch.completions[places[0]].signals["answered"][0].item() * own.logsumexp(0)
     return loss, {}
