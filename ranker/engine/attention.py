@@ -90,13 +90,13 @@ def prefilling(module, query, key, value, attention_mask, scaling, *, prefill: P
 class Layout:
     """Hold where prompts and completions stand in a packed row of `total` tokens.
 
-    Tables have the width of the longest prompt or completion; shorter ones repeat their last token. A completion that
-    continues another one has that one's tokens in its line too, before its own, so that its tokens see them.
+    Tables have the width of the longest prompt or completion; shorter ones repeat their last token. Completions that
+    continue another one stand in its line, behind it, and do not see each other.
     """
 
     prompts: torch.Tensor  # [B, P], index of each token in the row
-    completions: torch.Tensor  # [N, T]
-    owner: torch.Tensor  # [N], the prompt of each completion
+    completions: torch.Tensor  # [N, T], a line each, with those that continue it
+    owner: torch.Tensor  # [N], the prompt of each line
     group: int  # completions per prompt, on CUDA where all prompts have the same number; else 0
     visible: torch.Tensor  # [N, 1, T, P + T]: the tokens that a completion's token sees, of its prompt and itself
     keys: torch.Tensor  # [N, 1, 1, P + T], positions of these keys
@@ -120,33 +120,60 @@ class Layout:
 
 
 def layout(prompts: Sequence[tuple[int, int]], completions: Sequence[tuple[int, int]], owner: Sequence[int],
-           device: torch.device, behind: Sequence[tuple[int, int]] = ()) -> Layout:
+           device: torch.device, behind: Sequence[int] = ()) -> Layout:
     """Return the Layout of prompts and completions, each (start, length) in the row; `owner`: their prompts.
 
-    `behind`: what each completion continues, (start, length) as well, of length 0 for the prompt alone.
+    `behind`: the number of the completion that each continues, -1 for none; empty: none does.
     """
-    def table(spans, before=()):
-        (starts, lengths), (others, skipped) = (torch.tensor(found, device=device).T[..., None]
-                                                for found in (spans, before or [(0, 0)] * len(spans)))  # [spans, 1]
-        steps = torch.arange(int((skipped + lengths).max()), device=device)
-        step = steps.minimum(skipped + lengths - 1)
-        index = torch.where(step < skipped, others + step, starts + step - skipped)
-        return index, (steps >= skipped) & (steps < skipped + lengths)  # [spans, longest] each; own tokens
+    def table(spans):
+        starts, lengths = torch.tensor(spans, device=device).T  # [spans] each
+        steps = torch.arange(int(lengths.max()), device=device)
+        return starts[:, None] + steps.minimum(lengths[:, None] - 1), steps < lengths[:, None]  # [spans, longest] each
 
-    group = equal_groups(owner, len(prompts), device.type)
-    (prompt, seen), (completion, real) = table(prompts), table(completions, behind)
-    owner = torch.tensor(owner, device=device)
+    prompt, seen = table(prompts)
+    if any(parent >= 0 for parent in behind):
+        completion, real, place, inner, owner = lines_of(completions, behind, owner, device)
+    else:
+        completion, real = table(completions)
+        place = torch.arange(completion.shape[1], device=device)
+        inner = torch.ones(len(place), len(place), dtype=torch.bool, device=device).tril()
+    group, owner = equal_groups(owner, len(prompts), device.type), torch.tensor(owner, device=device)
     width, steps = prompt.shape[1], completion.shape[1]
-    causal = torch.ones(steps, steps, dtype=torch.bool, device=device).tril()
-    visible = torch.cat([seen[owner][:, None].expand(-1, steps, -1), causal.expand(len(owner), -1, -1)], -1)[:, None]
-    begins = seen[owner].sum(-1)[:, None]  # [N, 1], position of a completion's first token
+    visible = torch.cat([seen[owner][:, None].expand(-1, steps, -1), inner.expand(len(owner), -1, -1)], -1)[:, None]
+    begins = seen[owner].sum(-1)[:, None]  # [N, 1], position of a line's first token
     of_prompt = torch.arange(width, device=device).expand(len(owner), -1)
-    keys = torch.cat([of_prompt, begins + torch.arange(steps, device=device)], -1)
+    keys = torch.cat([of_prompt, (begins + place).expand(len(owner), -1)], -1)
     kept = torch.cat([seen.flatten(), real.flatten()])
     index = torch.cat([prompt.flatten(), completion.flatten()])
     order = torch.empty(int(kept.sum()), dtype=torch.long, device=device)
     order[index[kept]] = kept.nonzero()[:, 0]
     return Layout(prompt, completion, owner, group, visible, keys[:, None, None], order)
+
+
+def lines_of(completions: Sequence[tuple[int, int]], behind: Sequence[int], owner: Sequence[int],
+             device: torch.device) -> tuple:
+    """Return the lines of completions with those that continue them: index, real, place [N, T], visible [N, T, T] and
+    the lines' prompts. A place is counted from the end of the prompt; a token sees what its own continues, and itself.
+    """
+    lines, number = [], {}
+    for i, parent in enumerate(behind):
+        number[i] = len(lines) if parent < 0 else number[parent]
+        lines += [[]] * (parent < 0)
+        lines[number[i]] = lines[number[i]] + [i]
+    index, place, part = [], [], []  # part: 0 for what is continued, k for the k-th continuation
+    for line in lines:
+        spans = [completions[i] for i in line]
+        index.append([t for start, length in spans for t in range(start, start + length)])
+        place.append([t + (spans[0][1] if k else 0) for k, (_, length) in enumerate(spans) for t in range(length)])
+        part.append([k for k, (_, length) in enumerate(spans) for _ in range(length)])
+    width = max(map(len, index))
+    fill = lambda rows: torch.tensor([row + (row[-1:] or [0]) * (width - len(row)) for row in rows],  # noqa: E731
+                                     device=device)
+    real = torch.arange(width, device=device) < torch.tensor(list(map(len, index)), device=device)[:, None]
+    parts = fill(part)
+    same = (parts[:, None] == 0) | (parts[:, None] == parts[..., None])  # [N, T of queries, T of keys]
+    visible = same & torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    return fill(index), real, fill(place), visible, [owner[line[0]] for line in lines]
 
 
 def equal_groups(owner: Sequence[int], prompts: int, device: str) -> int:

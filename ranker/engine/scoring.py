@@ -93,11 +93,11 @@ def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[
         first = len(completions)
         for completion, parent in zip(row.completions, row.behind or [-1] * len(row.completions)):
             start, end = len(ids), len(ids) + len(completion)
-            before, length = completions[first + parent] if parent >= 0 else (prompt_end, 0)
+            before, length = completions[first + parent] if parent >= 0 else (0, 0)
             ids += completion
             positions += range(p + length, p + length + len(completion))
             completions.append((start, len(completion)))
-            behind.append((before, length))
+            behind.append(first + parent if parent >= 0 else -1)
             owner.append(r)
             last = before + length - 1 if length else prompt_end - 1
             places += [last, *range(start, end - 1)][:len(completion)]
