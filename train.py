@@ -160,7 +160,7 @@ def update(stage: Stage, policy: Policy, optimizer: torch.optim.Optimizer | None
         for number, minibatch in enumerate(minibatches(rows, train, f"{stage.config.run.seed}/minibatch/{step}")):
             units = distributed.total(passes.units(minibatch, objective.UNIT))  # of this optimizer step
             drift, seed = 0.0, random.Random(f"{stage.config.run.seed}/loss/{step}/{number}").getrandbits(60)
-            for batch in passes.batched(policy, minibatch, temperature, budget, step=step, seed=seed):
+            for batch in passes.batched(policy, minibatch, temperature, budget, step, seed, stage.own):
                 loss, parts = objective.loss(batch)
                 (loss / units).backward()
                 passes.keep_first("old", batch)

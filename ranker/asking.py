@@ -148,8 +148,10 @@ def by_likelihood(sampler: Sampler, asks: Sequence[Ask], progress: Callable[[int
     score of a text is that for all queries.
     """
     prompter, kept = sampler.policy.prompter, {} if kept is None else kept
-    fitted = [prompter.fitted(ask) for ask in asks]
-    endings = [prompter.endings(ask, sampler.settings.max_new_tokens) for ask in asks]
+    fitted, endings = [], []
+    for prompt, texts, cut in (prompter.scored(ask, sampler.settings.max_new_tokens) for ask in asks):
+        fitted.append((prompt, cut))
+        endings.append(texts)
     budget, groups = min(sampler.settings.tokens_per_prefill, LIKELIHOOD_TOKENS), [None] * len(asks)
     for chosen in batches_of([len(fitted[i][0]) + sum(map(len, endings[i])) for i in range(len(asks))], [1] * len(asks),
                              4 * budget):

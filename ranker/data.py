@@ -31,7 +31,8 @@ from ranker.errors import UserError, nearest, one_line
 from ranker.files import open_whole
 from ranker.reading import unpacked
 
-# `tokens` (or `words`) that each text was cut to, items of the `history` that are left; None: all is whole
+# `tokens` (or `words`) that each text was cut to, items of the `history` that are left, tokens that texts whose
+# log-probability is the answer were cut to (`scored`); None: all is whole
 Cut = dict[str, int] | None
 
 FIELDS = ("id", "task", "context", "candidates")

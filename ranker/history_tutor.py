@@ -4,9 +4,10 @@
 
 A trace says what the history has in common (its years, where titles have them), then of each candidate its year, how
 often training users have it (`rare`, `known`, `common`, by thirds of all texts), and how close it is to the history
-(`far`, `near`, `close`, by thirds of the item-kNN's cosines), then the decision that follows: the candidate with the
-lowest sum. The user's own items do not count for their own trace, so nothing in it gives the right answer away. Mostly
-it is right, not always; `objective.keep_above` leaves out what a reward does not like.
+(`far`, `near`, `close`: thirds of the list by the item-kNN's cosines), then the decision: the candidate with the lowest
+sum of the two numbers behind these words, which are finer than the words. The user's own items do not count for their
+own trace, so nothing in it gives the right answer away. Mostly it is right, not always; `objective.keep_above` leaves
+out what a reward does not like.
 
 The counts stand in no prompt. A policy that imitates the traces has to learn them, which is what a ranker learns here.
 """

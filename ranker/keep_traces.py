@@ -8,6 +8,9 @@ imitates (draw `recorded`):
     python train.py CONFIG --draw.name=recorded --draw.traces=traces.jsonl --objective.name=sft
 
 A completion without a thought is kept too; `--format` keeps those alone that have the form of a thought and an answer.
+Left out and counted are asks among candidates that are all as good (such as all those behind a wrong elimination, where
+every answer is as right), and queries that training holds out for validation and test, unless `--held_out` says that
+other files serve for these.
 """
 
 import json
@@ -34,6 +37,7 @@ def main() -> None:
     add("--above", type=float, default=1.0, help="the least reward that is kept")
     add("--row", help="whose completions, where several models were evaluated")
     add("--format", action="store_true", help="only completions of a thought and an answer, and nothing else")
+    add("--held_out", action="store_true", help="keep queries that training would hold out as well")
     add("--out", type=Path, required=True, help="the traces file to write")
     args = parser.parse_args()
     queries = {query.id: query for query in sources.read_files(args.data)}
@@ -44,7 +48,10 @@ def main() -> None:
             ask = asked(record, queries, args.evaluation)
             completion = Completion([], [], record["text"], record["finished"],
                                     parse(record["text"], ask, record["finished"]))
-            reason = ("answers that cannot be read" if not completion.answer.ok else
+            split = sources.split_of(ask.query.group or ask.query.id, 0)
+            reason = ("held out for validation or test" if split != "train" and not args.held_out else
+                      "asks with nothing to tell apart" if len({ask.query.rel[c] for c in ask.left}) < 2 else
+                      "answers that cannot be read" if not completion.answer.ok else
                       "not in the form" if args.format and not form.exact(completion.text) else
                       f"rewards below {args.above:g}" if paid(reward, ask, completion) < args.above else "")
             counts[reason] += 1

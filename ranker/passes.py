@@ -65,16 +65,17 @@ def rows_of(groups: Sequence[Group], budget: float) -> list[Row]:
     return rows
 
 
-def batched(policy: Policy, rows: Sequence[Row], temperature: float, budget: int, step: int = 1,
-            seed: int = 0) -> Iterator[Batch]:
-    """Compute rows in batches of at most `budget` tokens; each has a seed of its own."""
+def batched(policy: Policy, rows: Sequence[Row], temperature: float, budget: int, step: int = 1, seed: int = 0,
+            own: Sequence[str] = ()) -> Iterator[Batch]:
+    """Compute rows in batches of at most `budget` tokens; each has a seed of its own. `own`: names of the objective's
+    parameters."""
     for number, chosen in enumerate(batches(rows, budget)):
         logprobs, values, mask = score(policy, chosen, temperature)
         ends = [0]
         for row in chosen:
             ends.append(ends[-1] + len(row.keys))
         yield Batch([c for row in chosen for c in row.keys], [slice(*ends[i:i + 2]) for i in range(len(chosen))],
-                    logprobs, values, mask, step, seed + number, policy.own)
+                    logprobs, values, mask, step, seed + number, {name: policy.own[name] for name in own})
 
 
 @torch.no_grad()

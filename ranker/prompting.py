@@ -415,14 +415,19 @@ class Prompter:
             self.identifiers.append(whole[len(before)])
         return self.identifiers[:count]
 
-    def endings(self, ask: Ask, limit: int) -> list[list[int]]:
-        """Return the tokens of each text whose log-probability answers the ask, with the end of the turn.
+    def scored(self, ask: Ask, limit: int) -> tuple[list[int], list[list[int]], Cut]:
+        """Return the prompt of an ask, and the tokens of each text whose log-probability answers it, with the end of
+        the turn.
 
-        At most `limit` tokens each; of a longer text the beginning is left, and no end.
+        At most `limit` tokens each; of a longer text the beginning is left, and no end, which the cut says (`scored`)
+        beside what the prompt lost.
         """
+        prompt, cut = self.fitted(ask)
         before = self._prompt(ask, self.harmless, 0)[-TAIL:]  # enough to know how a text behind it begins
-        texts = [self.behind(before, self.harmless(text)) for text in scored_texts(ask)]
-        return [[*ids, self.end][:limit] for ids in texts]
+        texts = [[*self.behind(before, self.harmless(text)), self.end] for text in scored_texts(ask)]
+        if any(len(ids) > limit for ids in texts):
+            cut = (cut or {}) | {"scored": limit}
+        return prompt, [ids[:limit] for ids in texts], cut
 
     @cached_property
     def end(self) -> int:
@@ -443,7 +448,8 @@ class Prompter:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _prompt(self, ask: Ask, shown: Callable[[str], str], history: int | None) -> str:
-        begun = self.to_answer if ask.by_logits else "" if scored_texts(ask) else self.begun
+        scored = "\n</think>\n" if self.chat.prefill else ""  # what a template opens for a thought is closed
+        begun = self.to_answer if ask.by_logits else scored if scored_texts(ask) else self.begun
         return self.render(self.messages(ask, shown, history)) + begun
 
     def completion(self, text: str) -> list[int]:
@@ -452,6 +458,9 @@ class Prompter:
         Where no thought is asked for its answer alone is left.
         """
         if not self.think:
+            if "<answer>" not in text:
+                raise UserError("model.think=false keeps a trace's answer alone, and this one has none:"
+                                f" {text[:60]!r}")
             text = self.prefill + text[text.rindex("<answer>") + len("<answer>"):]
         return self.behind(self.chat.opening + self.begun, text.removeprefix(self.prefill))
 

@@ -106,6 +106,8 @@ def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]
         refuse_shared(queries, data, f"data.{split} {source}")
     if split == "validation" or split == "train" and not data.unlabelled:
         queries = labelled(queries, f"{source}, {split}")
+    if split == "train" and per_task:  # the first of a file may be those of a few users
+        queries = random.Random("limit").sample(queries, len(queries))
     return first_of_each_task(queries, per_task)
 
 

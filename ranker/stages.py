@@ -53,11 +53,20 @@ def at(stages: Sequence[Stage], step: int) -> Stage:
 
 
 def new_optimizer(config: settings.Train, policy: Policy, stages: Sequence[Stage]) -> torch.optim.Optimizer:
-    """Return AdamW over the adapter and, in groups of their own, the parameters that objectives add to the policy."""
+    """Return AdamW over the adapter and, in groups of their own, the parameters that objectives add to the policy.
+
+    Raise UserError where two stages want the same parameters to begin differently: the later would go on with the
+    earlier's.
+    """
+    begun: dict[str, tuple] = {}
     optimizer = torch.optim.AdamW(policy.adapter_parameters().values(), lr=config.lr, weight_decay=config.weight_decay)
     for stage in stages:
         for name, (module, rate) in stage.objective.parameters(policy).items():
             stage.own.append(name)
+            begins = rate, *(value.detach().flatten().tolist() for value in module.parameters())
+            if name == "scale" and begun.setdefault(name, begins) != begins:
+                raise UserError("stages with other objective.scale or objective.scale_lr: they share one, which is"
+                                " learned on; give both the same")
             if name not in policy.own:
                 policy.own[name] = module
                 optimizer.add_param_group({"params": list(module.parameters()), "lr": rate, "rate": rate})

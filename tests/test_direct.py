@@ -10,6 +10,7 @@ from ranker.config import Rollout
 from ranker.data import Ask
 from ranker.draws import right_answers
 from ranker.engine.sampler import Sampler
+from ranker.errors import UserError
 from ranker.prompting import Prompter
 from test_likelihood import query
 from test_train import ROOT, call, records  # noqa: F401  a fixture
@@ -94,3 +95,8 @@ def test_ties_are_drawn_among_candidates_and_a_number_stays_what_it_is(make_poli
 def test_a_rehearsal_knows_the_asks_of_all_roles():
     cascade = drive.load_ranker({"name": "cascade", "first_role": "small", "second_role": "large"})
     assert {ask.role for ask in llms.rehearsal(cascade, query())} == {"small", "large"}
+
+
+def test_a_trace_without_an_answer_is_an_error_in_one_line(make_policy):
+    with pytest.raises(UserError, match="this one has none: 'c0 it is'"):
+        make_policy(think=False).prompter.completion("c0 it is")

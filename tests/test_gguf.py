@@ -1,9 +1,12 @@
 """GGUF files: the converted model computes what an independent dequantisation of the file computes, its tokenizer is
 that of an independent reading of vocabulary and merges, and what is damaged or not known is refused in one line."""
 
+import base64
+import hashlib
 import re
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,6 +189,21 @@ def test_damaged_and_unknown_files_end_in_one_line_and_leave_nothing(tmp_path):
     with pytest.raises(UserError, match="gone.gguf: No such file"):
         gguf_file.folder(str(tmp_path / "gone.gguf"))
     assert list((tmp_path / "cache").glob("*")) == list((tmp_path / "cache").glob(".*")) == []
+
+
+def test_a_file_that_is_not_what_was_installed_is_not_converted(tmp_path, monkeypatch):
+    path = tmp_path / "model.gguf"
+    made(path)
+    digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest()).rstrip(b"=").decode()
+    record = SimpleNamespace(hash=SimpleNamespace(value=digest), locate=lambda: path)
+    monkeypatch.setattr(gguf_file.importlib.metadata, "files", lambda name: [record])
+    gguf_file.check_packaged(path)
+    content = bytearray(path.read_bytes())
+    content[-7] ^= 1  # one bit of a weight, which no reader would see
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is not the file that was installed; type: make smollm2"):
+        gguf_file.folder(str(path))
+    assert not list((tmp_path / "cache").glob("model*"))
 
 
 def test_without_the_package_the_error_says_what_to_type(monkeypatch):

@@ -60,3 +60,17 @@ def test_other_data_is_refused(call, tmp_path):
                                                                                    "relevance")))])
     status, _, err = call("--row", "m")
     assert status == 2 and "query 'q1' or a candidate of it does not stand in the --data named" in err
+
+
+def test_asks_with_nothing_to_tell_apart_and_held_out_queries_are_left_out(call, tmp_path, monkeypatch):
+    """Behind a wrong elimination every answer is as right; and what training holds out teaches nobody."""
+    left = Ask(QUERY, ("c1", "c2"), "eliminate")
+    with open(tmp_path / "eval/traces.jsonl", "a") as file:
+        completion = Completion([], [], TEXTS["wrong"], True, parse(TEXTS["wrong"], left), counted=3)
+        file.write(json.dumps(ask_log.record(("m", 0, "q1", 9), left, 9, completion)) + "\n")
+    status, out, _ = call("--row", "m")
+    assert status == 0 and "2 of 5" in out and "left out 1: asks with nothing to tell apart" in out
+    monkeypatch.setattr(keep_traces.sources, "split_of", lambda group, seed: "test")
+    status, _, err = call("--row", "m")
+    assert status == 2 and "5 held out for validation or test" in err
+    assert call("--row", "m", "--held_out")[0] == 0

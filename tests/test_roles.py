@@ -190,3 +190,12 @@ def test_a_role_is_given_on_the_command_line_key_by_key(tmp_path):
     assert config.roles["judge"] == {"adapter": "new", "llm": {}}
     assert config.roles["large"]["adapter"] == "" and config.roles["large"]["llm"]["model"] == "m"
     assert config.roles["large"]["llm"]["api"] == "http://127.0.0.1:1/v1"
+
+
+def test_a_hybrid_passes_on_what_a_ranker_says_of_itself():
+    graded = {"name": "orderchain", "classes": 4}
+    ranker = drive.load_ranker({"name": "hybrid", "first": graded, "second": {"name": "pointwise",
+                                                                                      "score": "written"}})
+    upper = llms.scripted(lambda ask: f"<answer>{dict(ask.told).get('upper', '7')}</answer>")
+    [ranking] = drive.run(ranker, [query(4)], upper)
+    assert sorted(ranking.order) == sorted(query(4).ids) and ranking.notes["wrong at level 1"] > 0

@@ -30,10 +30,10 @@ def draw(source, sample, judge: Callable, state: dict, options: Options) -> list
     seed, groups = sample.seed(state), []
     for i, query in source.take(sample.rollout.prompts_per_step, state):
         [ask] = ranker.sampled_asks(query, random.Random(f"{seed}/ask/{i}"), None)
-        endings, completions = prompter.endings(ask, sample.rollout.max_new_tokens), []
+        (prompt, endings, cut), completions = prompter.scored(ask, sample.rollout.max_new_tokens), []
         for c, ids in zip(ask.pool, endings):
             completion = Completion(ids, [math.nan] * len(ids), prompter.tokenizer.decode(ids), True,
-                                    Answer("ok", (c,), 1), cohort=i)
+                                    Answer("ok", (c,), 1), cut=cut, cohort=i)
             weight = 1 / len(ids) if ranker.options.score == "mean" else 1.0
             completion.signals["share"] = torch.full((len(ids),), weight)
             completions.append(completion)

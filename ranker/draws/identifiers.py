@@ -30,9 +30,10 @@ def draw(source, sample, judge: Callable, state: dict, options: Options) -> list
                             f" which asks to {ask.decision}")
         [(_, right)] = llms.scripted(llms.right_answer)([ask])
         text, written = prompter.written_answer([ask.pool.index(c) + 1 for c in right.answer.value])
+        prompt, cut = prompter.fitted(ask)
         completions = [Completion([token], [math.nan], f"[{prompter.identifier(k)}]", True,
-                                  Answer("ok", (ask.pool[k - 1],), 1), cohort=i)
+                                  Answer("ok", (ask.pool[k - 1],), 1), cut=cut, cohort=i)
                        for k, token in enumerate(prompter.identifier_tokens(len(ask.pool)), 1)]
         completions.append(Completion(written, [math.nan] * len(written), text, True, right.answer, cohort=i))
-        groups.append(Group(ask, prompter.encode(ask), completions))
+        groups.append(Group(ask, prompt, completions))
     return judge(groups)

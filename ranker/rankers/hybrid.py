@@ -35,9 +35,13 @@ def rank(query: Query, rng: random.Random, options: Options) -> Generator:
         for i, asking in list(running.items()):
             try:
                 asked[i] = asking.send(given[i])
+                while isinstance(asked[i], str):  # a note
+                    yield asked[i]
+                    asked[i] = asking.send(None)
             except StopIteration as stop:
                 scores[i] = stop.value
                 del running[i]
+                asked.pop(i, None)
         if asked:
             flat = [ask for asks in asked.values() for ask in (asks if isinstance(asks, list) else [asks])]
             answers = iter((yield flat))
