@@ -171,16 +171,19 @@ def cut_after(path: Path, step: int) -> None:
 
 
 POINTS = 2000  # points of a curve at most
-PANELS = (  # title, keys of metrics.jsonl
+PANELS = (  # title, keys of metrics.jsonl; one without a number is not drawn
     ("reward, weighted", ("reward", "reward/task")),
+    ("training lists", ("mrr", "drawn_reward")),  # where texts are scored
     ("validation MRR", ()),  # a line per scenario, whose names are in the records
+    ("loss of lists", ("rank_loss", "kl_label")),
     ("share of completions", ("parse_rate", "truncated")),
-    ("share of completions that are dead", ("dead",)),
+    ("share of groups that are dead", ("dead",)),
     ("completion tokens", ("length",)),
     ("gradient norm", ("grad_norm",)),
     ("entropy, nats a token", ("entropy",)),
     ("KL to the reference, nats a token", ("kl",)),
 )
+OF_SAMPLES = {"reward", "parse_rate", "dead", "length"}  # say nothing of candidates' texts, which are as they are
 
 
 def curves(folder: Path) -> None:
@@ -208,12 +211,18 @@ def curves(folder: Path) -> None:
         if "validation" in record:
             validations.append((record["step"], record["validation"]))
     validations = [*validations[:-1:math.ceil(len(validations) / POINTS) or 1], *validations[-1:]]
-    figure, axes = plt.subplots(2, 4, figsize=(15, 6), layout="constrained")
-    for axis, (title, keys) in zip(axes.flat, PANELS):
+    scored = series["mrr"] or series["drawn_reward"]
+    panels = [(title, keys) for title, keys in PANELS
+              if not keys or any(series[key] for key in keys) and not (scored and OF_SAMPLES & {*keys})]
+    columns = max(-(-len(panels) // 2), 2)
+    figure, axes = plt.subplots(2, columns, figsize=(3.75 * columns, 6), layout="constrained")
+    for axis in axes.flat[len(panels):]:
+        axis.set_visible(False)
+    for axis, (title, keys) in zip(axes.flat, panels):
         axis.set_title(title, fontsize=11)
         axis.grid(alpha=0.3)
         axis.set_xlabel("step")
-        for color, key in zip(("tab:blue", "tab:orange"), keys):
+        for color, key in zip(("tab:blue", "tab:orange"), (key for key in keys if series[key])):
             x, y = [step for step, _ in series[key]], [value for _, value in series[key]]
             smooth = [sum(y[max(0, i - 9):i + 1]) / len(y[max(0, i - 9):i + 1]) for i in range(len(y))]
             axis.plot(x, y, color=color, alpha=0.25, linewidth=1)
