@@ -58,7 +58,7 @@ def evaluate_queries(args: argparse.Namespace, overrides: list[str], names: list
     prompter = load_prompter(config.model) if (args.ckpt or args.config) and not config.llm.api else None
     chat = prompter.chat.version if prompter else ""
     files = args.data or [config.data.test or config.data.train]
-    warnings = inputs.warnings_of(found, chat)
+    warnings = inputs.warnings_of(found, chat, config)
     warnings += report.strange_texts(config.model.name, files) if prompter else []
     for warning in warnings:
         logging.warning(warning)
@@ -125,7 +125,7 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str], names: list[str
     chat = prompter.chat.version if prompter else ""
     record = provenance(config, pick_device(config.model.device if models else "cpu"), files, chat)
     record |= {"queries": len(queries), "checkpoints": args.ckpt}
-    warnings = inputs.warnings_of(found, chat) + (report.strange_texts(config.model.name, [str(args.corpus)])
+    warnings = inputs.warnings_of(found, chat, config) + (report.strange_texts(config.model.name, [str(args.corpus)])
                                                   if prompter else [])
     # What a server answered stands in a file of its own, so everything else is asked again.
     asked = AskLog(out, inputs.identity(record) | {"ties": args.ties, "checkpoint": inputs.adapters(found, config)},

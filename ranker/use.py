@@ -224,7 +224,7 @@ def load(name: str, ranker: str | Mapping | None = None, api: str = "",
     settings.check(config, "load")
     prompter = None if api else load_prompter(config.model)
     check_adapters(config.model, [c.folder for c in found])
-    for warning in inputs.warnings_of(found, prompter.chat.version if prompter else ""):
+    for warning in inputs.warnings_of(found, prompter.chat.version if prompter else "", config):
         logging.warning(warning)
     kept = tempfile.TemporaryDirectory(prefix="r1-ranker-")  # of a server's answers, as long as the ranker lives
     reranker = Reranker(config, load_roles(config, found[0].folder if found else None, Path(kept.name)), name, prompter)

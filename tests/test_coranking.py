@@ -4,11 +4,12 @@ import inspect
 
 import pytest
 
-from ranker import drive, llms, rewarding
+from ranker import config as settings, drive, llms, rewarding
 from ranker.answers import parse
 from ranker.config import Data
 from ranker.data import Ask, Candidate, Completion, Group, Query, write_queries
 from ranker.errors import UserError
+from ranker.evaluation import inputs
 from ranker.lessons import labelled_first
 from ranker.objectives import dpo
 from ranker.sources import training
@@ -111,3 +112,15 @@ def test_labels_move_to_the_top_and_both_parts_keep_the_teachers_order(tmp_path)
     data = Data(train=str(tmp_path / "data.jsonl"),
                 lessons=[{"name": "labelled_first", "run": str(tmp_path / "teacher.trec")}])
     assert all(order(q) == ["4", "3", "1", "2"] for q in training(data, 0).items)
+
+
+def test_an_adjuster_that_is_used_with_another_head_or_large_ranker_is_told_of():
+    trained = {"ranker": {"name": "coranking", "head": 10, "large_role": "large"},
+               "roles": {"large": {"adapter": "a", "llm": {}}}}
+    now = lambda adapter="a", **options: settings.Config(  # noqa: E731
+        ranker=trained["ranker"] | options, roles={"large": {"adapter": adapter, "llm": {}}})
+    assert inputs.unfit(trained, now()) == []
+    assert inputs.unfit(trained, now(head=20)) == ["ranker.head=10, and is used with 20"]
+    [text] = inputs.unfit(trained, now(adapter="b"))
+    assert text == "ranker.large_role=large, and is used with large, which is another model now"
+    assert inputs.unfit(trained, settings.Config(ranker={"name": "sliding"})) == []

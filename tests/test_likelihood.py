@@ -191,3 +191,18 @@ def test_stages_share_one_scale_and_a_stage_without_one_has_none(make_policy):
     torch.testing.assert_close(scored[0], 2 * scored[1])
     with pytest.raises(UserError, match="give both the same"):
         stages.new_optimizer(settings.Train(), policy, [first, stage(scale=3.0)])
+
+
+def test_it_is_a_first_stage_and_half_of_a_hybrid(make_policy):
+    """A cascade keeps its two best for the second ranker; a hybrid of it alone is it, by standardised scores."""
+    sampler = Sampler(make_policy(), Rollout(max_new_tokens=24))
+    [alone] = ranked(sampler.policy, [query()])
+    def run(section):
+        return drive.run(drive.load_ranker(section), [query()], asking.local_model(sampler))[0]
+    cascade = run({"name": "cascade", "first": {"name": "likelihood"}, "second": {"name": "listwise"}, "depth": 2})
+    assert cascade.order[2:] == alone.order[2:] and set(cascade.order[:2]) == set(alone.order[:2])
+    hybrid = run({"name": "hybrid", "first": {"name": "likelihood"}, "second": {"name": "listwise"}, "weight": 1.0})
+    values = torch.tensor([alone.scores[c] for c in hybrid.order])
+    assert hybrid.order == alone.order
+    torch.testing.assert_close(torch.tensor([hybrid.scores[c] for c in hybrid.order]),
+                               (values - values.mean()) / values.std(correction=0), atol=1e-4, rtol=1e-4)

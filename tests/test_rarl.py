@@ -174,6 +174,13 @@ def test_only_groups_that_teach_nothing_are_mutated_and_then_they_teach(make_pol
         c.rewards["total"] = 0.0
     assert not thoughts.kept(1, groups[:1])  # nobody thought so
     assert "entropy" in log.rollout_means(groups[:1]) and log.rollout_means(groups[:1])["entropy"] == 0.5
+    for since, until, mutates in ((2, 0, False), (1, 1, True), (0, 1, True)):  # in the first draw
+        alike.completions = group(0, *[llms.wrong_answer] * 4).completions
+        drawn = mutated.draw(Twice(), Sample(), judge, {}, mutated.Options(since=since, until=until))
+        assert any(c.signals["mutant"].any() for c in drawn[0].completions) == mutates
+    alike.completions = group(0, *[llms.wrong_answer] * 4).completions
+    later = mutated.draw(Twice(), Sample(), judge, {"draws": 3}, mutated.Options(until=3))
+    assert not any(c.signals["mutant"].any() for c in later[0].completions)  # the fourth
     with pytest.raises(UserError, match="must be below"):
         mutated.draw(Twice(), Sample(), judge, {}, mutated.Options(count=4))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ranker import api, checkpoint, config as settings, prompting, sources
+from ranker import api, checkpoint, config as settings, plugins, prompting, sources
 from ranker.data import Query
 from ranker.errors import UserError, one_line
 from ranker.files import sha256
@@ -86,14 +86,29 @@ def defaults(overrides: Sequence[str]) -> settings.Config:
     return config
 
 
-def warnings_of(found: Sequence[Checkpoint], chat: str) -> list[str]:
-    """Return what speaks against the numbers of checkpoints: other prompts than now, notes of their training."""
+def warnings_of(found: Sequence[Checkpoint], chat: str, config: settings.Config) -> list[str]:
+    """Return what speaks against the numbers of checkpoints: other prompts than now, a ranker that they do not fit, notes
+    of their training."""
     known = [c for c in found if c.record]
     changed = {c.folder: prompting.changed_prompts(c.record["prompts"], chat) for c in known}
     return [f"{folder} was trained with other prompts: {', '.join(names)} changed since "
             "(--prompts=checkpoint ranks with"
             " its own)" for folder, names in changed.items() if names] + [
+        f"{c.folder} was trained for {other}" for c in known for other in unfit(c.record["config"], config)] + [
         one_line(f"{c.folder}, in training: {note}") for c in known for note in c.record["notes"]]
+
+
+def unfit(trained: dict, config: settings.Config) -> list[str]:
+    """Return the settings that a ranker's checkpoint was trained for, where others are given now."""
+    before, now, found = trained["ranker"], config.ranker, []
+    if before["name"] == now["name"]:
+        for option in plugins.load("ranker", now).TRAINED_FOR:
+            roles = [given.get(section.get(option, ""), {}) if option.endswith("_role") else {} for given, section in
+                     ((trained.get("roles", {}), before), (config.roles, now))]
+            if before.get(option) != now.get(option) or roles[0] != roles[1]:
+                found.append(f"ranker.{option}={before.get(option)}, and is used with {now.get(option)}"
+                             + (", which is another model now" if before.get(option) == now.get(option) else ""))
+    return found
 
 
 def test_queries(config: settings.Config, args, found: Sequence[Checkpoint]) -> tuple[list[Query], list[Query]]:

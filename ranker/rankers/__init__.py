@@ -13,8 +13,8 @@ A file NAME.py holds a dataclass `Options` and
 An answer with `ok` False must not be acted on. An ask may name a `role`, who answers it, want several `samples` at a
 `temperature` (from the number `sample` on), and tell texts. A text that is yielded is a note, such as a fall-back;
 notes are counted in results.json. An option of type dict may be a ranker section:
-`plugins.load("ranker", options.first)`.
-An example, the best by one ask and the rest as given:
+`plugins.load("ranker", options.first)`. Optional: `TRAINED_FOR`, the names of options that a checkpoint fits, of whose
+change an evaluation tells. An example, the best by one ask and the rest as given:
 
     @dataclass
     class Options:
@@ -34,5 +34,5 @@ An example, the best by one ask and the rest as given:
 
 DEFAULT = "elimination"
 CONTRACT = {"rank": ("query", "rng", "options"), "calls": ("n", "options"),
-            "sampled_asks": ("query", "rng", "size", "options")}
-OPTIONAL = {}
+            "sampled_asks": ("query", "rng", "size", "options"), "TRAINED_FOR": None}
+OPTIONAL = {"TRAINED_FOR": ()}

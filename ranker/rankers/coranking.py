@@ -21,6 +21,9 @@ from ranker.rankers import listwise, sliding
 from ranker.rankers.cascade import played
 
 
+TRAINED_FOR = ("head", "large_role")  # what an adjuster fits
+
+
 @dataclass
 class Options:
     window: int = setting(20, low=2)  # candidates that the small ranker orders at a time
