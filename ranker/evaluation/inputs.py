@@ -87,8 +87,8 @@ def defaults(overrides: Sequence[str]) -> settings.Config:
 
 
 def warnings_of(found: Sequence[Checkpoint], chat: str, config: settings.Config) -> list[str]:
-    """Return what speaks against the numbers of checkpoints: other prompts than now, a ranker that they do not fit, notes
-    of their training."""
+    """Return what speaks against the numbers of checkpoints: other prompts than now, a ranker that they do not fit, and
+    notes of their training."""
     known = [c for c in found if c.record]
     changed = {c.folder: prompting.changed_prompts(c.record["prompts"], chat) for c in known}
     return [f"{folder} was trained with other prompts: {', '.join(names)} changed since "
