@@ -172,7 +172,8 @@ def made_of(config: settings.Config, prompted: bool) -> list[str]:
         return [config.ranker["name"]]
     found = [config.ranker["name"], *(lesson["name"] for lesson in config.data.lessons), config.lora["name"]]
     for _, stage in settings.stages(config):
-        found += [stage.draw["name"], *stage.reward, stage.objective["name"]]
+        rewards = stage.reward if plugins.load("objective", stage.objective).REWARDS else ()
+        found += [stage.draw["name"], *rewards, stage.objective["name"]]
     usual = {plugins.default(kind) for kind in ("draw", "lora")}
     return [name for name in dict.fromkeys(found) if name not in usual]
 
