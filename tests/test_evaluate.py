@@ -9,8 +9,9 @@ import pytest
 import evaluate
 from ranker import config as settings
 from ranker.data import Candidate, Query, write_queries
+from ranker.errors import UserError
 from ranker.evaluation import inputs
-from test_train import call, finished_run  # noqa: F401  fixtures
+from test_train import ROOT, call, finished_run  # noqa: F401  fixtures
 
 
 def query(name, relevance=(0.0, 0.0, 0.0)):
@@ -91,3 +92,14 @@ def test_a_plain_evaluation_of_the_best_checkpoint_stands_in_test_and_a_changed_
              out([best], limit=5)]
     assert names[0] == Path("runs/a/eval/test") and len(set(names)) == 5
     assert names[1].name.startswith("test-step_20-") and names[2].name.startswith("test-setwise-")
+
+
+def test_checkpoints_may_differ_in_what_was_done_to_training_queries_and_not_in_the_data():
+    def trained(name, *overrides):
+        config = settings.load(ROOT / "configs/iranker.yaml", ["--data.train=f.jsonl", *overrides])
+        return inputs.Checkpoint(name, Path(name), {"config": settings.as_dict(config)})
+
+    one, two = trained("a"), trained("b", "--data.lessons.teacher.run=r.trec", "--data.unlabelled=true")
+    assert inputs.agreed([one, two], False).data.lessons == []
+    with pytest.raises(UserError, match="b and a differ in data.seed; evaluate them one by one"):
+        inputs.agreed([one, trained("b", "--data.seed=3")], False)

@@ -13,7 +13,8 @@ from ranker.errors import UserError, one_line
 from ranker.files import sha256
 
 MUST_AGREE = {"model.name", "model.think", "model.chat_template", "model.quantize", "model.dtype", "model.max_prompt",
-              "rollout.max_new_tokens", "eval.relevance_level"}  # and what begins with `ranker.` or `data.`
+              "rollout.max_new_tokens", "eval.relevance_level"}  # and what begins with `ranker.` or `data.`, but
+OF_TRAINING = {"data.tasks", "data.lessons", "data.unlabelled"}
 # Settings that change no ranking: an evaluation with other patience or other prices is the same one.
 PATIENCE = (*(f"llm.{name}=" for name in api.CHANGES_NO_ANSWER), "eval.machine_price=")
 
@@ -72,7 +73,7 @@ def agreed(found: Sequence[Checkpoint], other_data: bool) -> settings.Config:
     for c in found:
         differing = [key for key in settings.differences(first.record["config"], c.record["config"])
                      if key in MUST_AGREE or key.startswith("ranker.")
-                     or key.startswith("data.") and key != "data.tasks" and not other_data]
+                     or key.startswith("data.") and key not in OF_TRAINING and not other_data]
         if differing:
             raise UserError(f"{c.folder} and {first.folder} differ in {', '.join(differing)}; evaluate them one by one")
     return settings.build(first.record["config"], str(first.folder / "checkpoint.json"))
