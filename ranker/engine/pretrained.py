@@ -38,6 +38,7 @@ SCALES = re.compile(r"(scales?|scale_inv|qweight|qzeros|g_idx|absmax|SCB|quant_m
 ATTENDING = {"full_attention", "sliding_attention", "chunked_attention"}  # kinds of layers that can be computed
 ROUTER = re.compile(r"(^|\.)(gate|router|\w*expert_gate)(\.|$)")  # modules that decide which expert a token goes to
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # of mallopt(3)
+LARGE = 1e8  # bytes of a model's weights
 BATCH_LENGTH = ("longrope", "dynamic")  # kinds of RoPE whose angles follow the longest position of a batch
 
 
@@ -135,7 +136,7 @@ def load(model: settings.Model, tokenizer, device: torch.device, dtype: torch.dt
         # On a CPU with AVX512-BF16 bitsandbytes repacks 4-bit weights for a bf16 kernel that has no gradient.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    if where != TINY:
+    if sum(parameter.nbytes for parameter in causal_lm.parameters()) > LARGE:
         map_large_blocks()
     torch.backends.cuda.enable_cudnn_sdp(False)  # short of memory it fails with an error that says nothing of memory
     return causal_lm.requires_grad_(False)
@@ -145,8 +146,8 @@ def map_large_blocks() -> None:
     """Let the C library (glibc alone) give memory from a megabyte on back as soon as it is freed.
 
     It would keep the blocks that a backward pass frees between those that it needs. SmolLM2's likelihood step on a CPU
-    has a peak of 4.3 GB with this and of 6.8 without, at the same speed (docs/speed.md). The built-in policy's tensors
-    are too small to gain by it.
+    has a peak of 4.3 GB with this and of 6.8 without, at the same speed (docs/speed.md). Smaller models, such as the
+    built-in policy, gain nothing by it.
     """
     with suppress(AttributeError, OSError):  # another C library
         libc = ctypes.CDLL(None)
