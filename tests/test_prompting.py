@@ -548,8 +548,9 @@ def plain_fitted(prompter, question):
             ids, decode = encode(text), prompter.tokenizer.decode
             parts = f"{decode(ids[:length - length // 2])} ... {decode(ids[len(ids) - length // 2:])}"
             return text if len(ids) <= length else plain_harmless(parts, prompter.control_strings)
+        scored = "\n</think>\n" if prompter.chat.prefill and prompting.scored_texts(question) else ""
         return encode(prompter.render(prompter.messages(question, shown, history))
-                      + prompter.to_answer * question.by_logits)
+                      + (prompter.to_answer if question.by_logits else scored))
 
     fits = lambda ids: len(ids) <= prompter.max_tokens  # noqa: E731
     low, high = 4, len(prompt())
