@@ -125,8 +125,8 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str], names: list[str
     chat = prompter.chat.version if prompter else ""
     record = provenance(config, pick_device(config.model.device if models else "cpu"), files, chat)
     record |= {"queries": len(queries), "checkpoints": args.ckpt}
-    warnings = inputs.warnings_of(found, chat, config) + (report.strange_texts(config.model.name, [str(args.corpus)])
-                                                  if prompter else [])
+    warnings = inputs.warnings_of(found, chat, config)
+    warnings += report.strange_texts(config.model.name, [str(args.corpus)]) if prompter else []
     # What a server answered stands in a file of its own, so everything else is asked again.
     asked = AskLog(out, inputs.identity(record) | {"ties": args.ties, "checkpoint": inputs.adapters(found, config)},
                    anew=True)

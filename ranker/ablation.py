@@ -45,7 +45,7 @@ def main() -> None:
                         help="scripts at a time, which share the CPU cores; 1 for a single GPU")
     parser.add_argument("--limit", type=int, help="at most this many test queries per task")
     parser.add_argument("--configs", help="names of configs/, joined by commas, to compare instead, or `papers`")
-    args, settings = parser.parse_known_args()
+    args, overrides = parser.parse_known_args()
     if min(args.seeds, args.jobs, args.limit or 1) < 1:
         raise UserError("--seeds, --jobs and --limit must be at least 1")
     configs = (list(PAPERS) if args.configs == "papers" else args.configs.split(",") if args.configs else
@@ -57,7 +57,7 @@ def main() -> None:
     runs = {config: [args.dir / f"{config}-{seed}" for seed in range(args.seeds if config not in PROMPTED else 0)]
             for config in configs}
     training = [(run.with_suffix(".log"), "train.py", ROOT / "configs" / f"{config}.yaml", f"--run.seed={seed}",
-                 f"--run.dir={run}", *settings) for config in configs for seed, run in enumerate(runs[config])]
+                 f"--run.dir={run}", *overrides) for config in configs for seed, run in enumerate(runs[config])]
     run_scripts("train", training, args.jobs)
     outs = {config: args.dir / f"eval-{config}-{args.limit or 'all'}-{digest(found)}" for config, found in runs.items()}
     evaluations = [(out.with_suffix(".log"), "evaluate.py",
@@ -67,7 +67,7 @@ def main() -> None:
                    if not (out / "results.json").is_file()]
     run_scripts("evaluate", evaluations, args.jobs)
     results = {config: json.loads((out / "results.json").read_text(encoding="utf-8")) for config, out in outs.items()}
-    table = (f"{methods_table(results)}\n\n{ideas(configs)}" if args.configs else ablation_table(results))
+    table = f"{methods_table(results)}\n\n{ideas(configs)}" if args.configs else ablation_table(results)
     write_text(args.dir / "table.md", table + "\n")
     print(f"On the test queries, mean ± standard deviation over {args.seeds} seed(s):\n\n{table}\n\n"
           f"written to {args.dir}/table.md")

@@ -3,8 +3,8 @@
 A value earns 1 - ((value - gold) / delta)^2 within `delta` of the gold one, else 0; a list of values their mean, in
 which a missing one counts 0. An order earns tau * (t + 1) / 2 + position * (share of right places) + top * (whether the
 first is right): t is Kendall's tau over pairs of different relevance, and a place is right where the relevance is that
-of the right order there. What has not the exact form earns 0. The first formula is the paper's as a
-review tells it; the second one's parts and all weights are not published, so they must be given.
+of the right order there. What has not the exact form earns 0. The first formula is the paper's as a review tells it;
+the second one's parts and all weights are not published, so they must be given.
 """
 
 from collections.abc import Sequence

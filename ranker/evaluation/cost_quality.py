@@ -95,23 +95,23 @@ def standing(pairs: Sequence[tuple[Query, Candidate]]) -> tuple[float, float]:
     for query, candidate in pairs:
         for tag in query.tags or ("",):
             tagged.setdefault(tag, []).append((query, candidate))
-    ranks = []
-    for found in tagged.values():
-        earned: dict[str, list[float]] = {}
-        for query, _ in found:
-            for name in query.ids:
-                earned.setdefault(name, []).append(query.rel[name])
-        ranks.append(1 + sum(sum(values) / len(values) > reward(found) + 1e-9 for values in earned.values()))
+    ranks = [1 + sum(reward(alone) > reward(found) + 1e-9 for alone in single_choices([q for q, _ in found]).values())
+             for found in tagged.values()]
     return sum(ranks) / len(ranks), ranks.count(1) / len(ranks)
 
 
-def singles(queries: Sequence[Query]) -> dict[str, Point]:
-    """Return candidate id -> its point when it alone answers every question."""
+def single_choices(queries: Sequence[Query]) -> dict[str, list[tuple[Query, Candidate]]]:
+    """Return candidate id -> its choices when it alone answers every question."""
     by_id: dict[str, list[tuple[Query, Candidate]]] = {}
     for query in queries:
         for candidate in query.candidates:
             by_id.setdefault(candidate.id, []).append((query, candidate))
-    return {name: point(pairs) for name, pairs in by_id.items()}
+    return by_id
+
+
+def singles(queries: Sequence[Query]) -> dict[str, Point]:
+    """Return candidate id -> its point when it alone answers every question."""
+    return {name: point(pairs) for name, pairs in single_choices(queries).items()}
 
 
 def hull(points: Sequence[Point]) -> list[Point]:

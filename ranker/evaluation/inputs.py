@@ -101,14 +101,15 @@ def warnings_of(found: Sequence[Checkpoint], chat: str, config: settings.Config)
 
 def unfit(trained: dict, config: settings.Config) -> list[str]:
     """Return the settings that a ranker's checkpoint was trained for, where others are given now."""
-    before, now, found = trained["ranker"], config.ranker, []
-    if before["name"] == now["name"]:
-        for option in plugins.load("ranker", now).TRAINED_FOR:
-            roles = [given.get(section.get(option, ""), {}) if option.endswith("_role") else {} for given, section in
-                     ((trained.get("roles", {}), before), (config.roles, now))]
-            if before.get(option) != now.get(option) or roles[0] != roles[1]:
-                found.append(f"ranker.{option}={before.get(option)}, and is used with {now.get(option)}"
-                             + (", which is another model now" if before.get(option) == now.get(option) else ""))
+    if trained["ranker"]["name"] != config.ranker["name"]:
+        return []
+    found = []
+    for option in plugins.load("ranker", config.ranker).TRAINED_FOR:
+        before, now = trained["ranker"].get(option), config.ranker.get(option)
+        if before != now:
+            found.append(f"ranker.{option}={before}, and is used with {now}")
+        elif option.endswith("_role") and trained.get("roles", {}).get(now) != config.roles.get(now):
+            found.append(f"ranker.{option}={before}, and is used with {now}, which is another model now")
     return found
 
 

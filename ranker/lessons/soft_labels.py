@@ -3,9 +3,9 @@
 The soft label of a query is the softmax of its relevance over `tau`; that of a tag is the mean over the training
 queries with the tag, by candidate id; the smoothed one is beta * own + (1 - beta) * mean of its tags'. A query without
 tags keeps its own, and a candidate that a query lacks has no part in it: what is left of a tag's label is scaled to sum
-1. Tags are the query's `tags` (a benchmark, a category) within its task. `tau` is ours: utilities
-within [0, 1] have a nearly uniform softmax at the paper's 1. `leave_one_out` keeps a query out of its own tags' means,
-where it would give itself away; a tag with no other query then has no label.
+1. Tags are the query's `tags` (a benchmark, a category) within its task. `tau` is ours: utilities within [0, 1] have a
+nearly uniform softmax at the paper's 1. `leave_one_out` keeps a query out of its own tags' means, where it would give
+itself away; a tag with no other query then has no label.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""What AoR's theta and its limit of samples buy, for judges of known quality: `python tests/bench/bench_aor.py`.
+"""Measure what AoR's theta and its limit of samples buy, for judges of known quality.
 
     python tests/bench/bench_aor.py [--queries 10] [--ckpt RUN/best] [--noise 0 2 4]
 
