@@ -4,13 +4,13 @@ A thought is what the policy sampled up to where its answer opens, tag included 
 answered does not count, and nothing is parsed. The group of an ask holds its thoughts and, behind each thought that
 came to an end, all right answers, which continue it: prompt and thoughts are computed once. Where the answer does not
 begin with a token of its own, or the tag is not learned, the answers behind a thought are a group whose prompt is the
-ask's with the thought. A completion that ended without an answer has the tag added, unscored; one that the
-token limit cut before its answer has no answers behind it.
+ask's with the thought. A completion that ended without an answer has the tag added, unscored; one that the token limit
+cut before its answer has no answers behind it.
 """
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ranker import answers, plugins
 from ranker.asking import tokens_within, written
@@ -43,7 +43,9 @@ def draw(source, sample, judge, state: dict, options: Options) -> list[Group]:
             if thought.finished:
                 golds = gold(sample.policy, group.ask, text, (i, k))
                 if context == thought.ids:
-                    answered += [replace(c, behind=thought) for c in golds]
+                    for c in golds:
+                        c.behind = thought
+                    answered += golds
                 else:
                     others.append(Group(group.ask, group.prompt + context, golds))
         groups += [Group(group.ask, group.prompt, thoughts + answered), *others]

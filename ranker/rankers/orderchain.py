@@ -27,7 +27,8 @@ class Options:
     tree: list = setting([])  # nested pairs, such as [[[0, 1], 2], [3, 4]]; empty: halves
 
     def __post_init__(self):
-        if ranges.tree_of(self.tree, self.classes) and self.chain == "one_pass":
+        self.divisions = ranges.tree_of(self.tree, self.classes)
+        if self.divisions and self.chain == "one_pass":
             raise ValueError("a tree is told turn by turn; chain: one_pass halves")
         if (self.chain, self.mask) == ("one_pass", "soft"):
             raise ValueError("mask: soft scores the ranges of turns; chain: one_pass takes mask: hard")
@@ -43,7 +44,7 @@ def rank(query: Query, rng: random.Random, options: Options) -> Generator[list[A
 
 
 def turns(query: Query, options: Options) -> Generator[list[Ask], list[Answer], dict[str, float]]:
-    now, tree = {c: (0, options.classes - 1) for c in query.ids}, ranges.tree_of(options.tree, options.classes)
+    now = {c: (0, options.classes - 1) for c in query.ids}
     for level in count(1):
         wide = [c for c, span in now.items() if span[0] < span[1]]
         if not wide:
@@ -51,7 +52,7 @@ def turns(query: Query, options: Options) -> Generator[list[Ask], list[Answer], 
         asks = [asked(query, c, now[c], options) for c in wide]
         answers = yield asks
         for c, ask, answer in zip(wide, asks, answers):
-            before, now[c] = now[c], answer.value if answer.ok else ranges.halves(now[c], tree)[0]
+            before, now[c] = now[c], answer.value if answer.ok else ranges.halves(now[c], options.divisions)[0]
             grade = ranges.grade(ask, options.classes)
             if query.labelled and before[0] <= grade <= before[1] and not now[c][0] <= grade <= now[c][1]:
                 yield f"wrong at level {level}"
@@ -64,8 +65,7 @@ def one_pass(query: Query, options: Options) -> Generator[list[Ask], list[Answer
 
 
 def soft(query: Query, options: Options) -> Generator[list[Ask], list[Answer], dict[str, float]]:
-    tree = ranges.tree_of(options.tree, options.classes)
-    spans = divided((0, options.classes - 1), tree)
+    spans = divided((0, options.classes - 1), options.divisions)
     answers = iter((yield [asked(query, c, span, options) for c in query.ids for span in spans]))
     grades = {}
     for c in query.ids:
@@ -73,7 +73,7 @@ def soft(query: Query, options: Options) -> Generator[list[Ask], list[Answer], d
         for span in spans:  # from the widest on
             scores = next(answers).scores or (0.0, 0.0)
             total = max(scores) + math.log(sum(math.exp(s - max(scores)) for s in scores))
-            for half, score in zip(ranges.halves(span, tree), scores):
+            for half, score in zip(ranges.halves(span, options.divisions), scores):
                 logs[half] = logs[span] + score - total
         grades[c] = sum(low * math.exp(log) for (low, high), log in logs.items() if low == high)
     return grades
@@ -86,14 +86,12 @@ def divided(span: ranges.Range, tree: ranges.Tree) -> list[ranges.Range]:
 
 def asked(query: Query, candidate: str, span: ranges.Range, options: Options) -> Ask:
     decision = "range_likely" if options.mask == "soft" else "range"
-    tree = ranges.tree_of(options.tree, options.classes)
-    return Ask(query, (candidate,), decision, told=ranges.told(options.classes, span, tree))
+    return Ask(query, (candidate,), decision, told=ranges.told(options.classes, span, options.divisions))
 
 
 def calls(n: int, options: Options) -> int:
     """Return the most asks that n candidates can cost."""
-    tree = ranges.tree_of(options.tree, options.classes)
-    deepest = max(len(ranges.chain(grade, options.classes, tree)) - 1 for grade in range(options.classes))
+    deepest = max(len(ranges.chain(grade, options.classes, options.divisions)) - 1 for grade in range(options.classes))
     each = 1 if options.chain == "one_pass" else options.classes - 1 if options.mask == "soft" else deepest
     return n * each if n > 1 else 0
 
@@ -105,6 +103,5 @@ def sampled_asks(query: Query, rng: random.Random, size: int | None, options: Op
     whole = Ask(query, (candidate,), "range_chain", told=ranges.told(options.classes, (0, options.classes - 1))[:1])
     if options.chain == "one_pass":
         return [whole]
-    tree = ranges.tree_of(options.tree, options.classes)
-    span = rng.choice(ranges.chain(ranges.grade(whole, options.classes), options.classes, tree)[:-1])
-    return [Ask(query, (candidate,), "range", told=ranges.told(options.classes, span, tree))]
+    span = rng.choice(ranges.chain(ranges.grade(whole, options.classes), options.classes, options.divisions)[:-1])
+    return [Ask(query, (candidate,), "range", told=ranges.told(options.classes, span, options.divisions))]
