@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("config", help="a YAML file, such as configs/omni_thinker.yaml")
     parser.add_argument("--dir", type=Path, default=Path("runs/transfer"), help="where the runs and the matrix go")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--limit", type=int, help="at most this many validation queries per task")
     args, overrides = parser.parse_known_args()
     config = settings.load(args.config, overrides)
     if config.data.train == "world":
@@ -35,20 +36,22 @@ def main() -> None:
     for task in dict.fromkeys(query.task for query in sources.held_out(config.data, "train")):
         tasks.setdefault(wording(task)["scenario"], []).append(task)
     names = sorted(tasks)
-    if args.jobs < 1:
-        raise UserError("--jobs must be at least 1")
+    for name, value in (("--jobs", args.jobs), ("--limit", args.limit)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
     if len(names) < 2:
         raise UserError(f"{config.data.train}: holds one scenario, {names[0]}; transfer needs two")
     runs = {name: args.dir / name for name in names}
     run_scripts("train", [(run.with_suffix(".log"), "train.py", args.config, *overrides, "--data.lessons=[]",
                            f"--data.tasks={json.dumps(tasks[name])}", f"--run.dir={run}")
                           for name, run in runs.items()], args.jobs)
-    out = args.dir / f"eval-{config.train.steps}"
+    limit = ("--limit", str(args.limit)) if args.limit else ()
+    out = args.dir / "-".join(["eval", str(config.train.steps), *limit[1:]])
     if not (out / "results.json").is_file():
         every = json.dumps([task for name in names for task in tasks[name]])
         run_scripts("evaluate", [(out.with_suffix(".log"), "evaluate.py", f"--data.tasks={every}",
                                   *(word for run in runs.values() for word in ("--ckpt", run / "last")),
-                                  "--split", "validation", "--out", out)], 1)
+                                  "--split", "validation", *limit, "--out", out)], 1)
     found = matrix(json.loads((out / "results.json").read_text(encoding="utf-8"))["rows"], names, runs)
     write_text(args.dir / "transfer.json", json.dumps({"base": found.base, "after": found.after}, indent=1) + "\n")
     print(f"{table(found, names)}\n\nwritten to {args.dir}/transfer.json   next: train.py with"
