@@ -87,7 +87,7 @@ def asked(record: dict, queries: dict[str, Query], where: Path) -> Ask:
         raise UserError(f"{where}: query '{record['query']}' or a candidate of it does not stand in the --data named")
     out = record.get("out")
     return Ask(query, tuple(record["pool"]), record["decision"], out=None if out is None else tuple(out),
-               drop=record.get("drop", 1))
+               drop=record.get("drop", 1), told=tuple((name, value) for name, value in record.get("told", ())))
 
 
 def paid(reward: list, ask: Ask, completion: Completion) -> float:

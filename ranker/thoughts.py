@@ -33,7 +33,7 @@ def kept(step: int, groups: Sequence[Group]) -> list[dict]:
     for group in groups:
         rank = lambda c: (not math.isnan(c.rewards["total"]), c.rewards["task"], c.rewards["total"])  # noqa: E731
         best, ask = max(credit.sampled([group]), key=rank), group.ask
-        told = Ask(ask.query, ask.pool, ask.decision, out=ask.out, drop=ask.drop)
+        told = Ask(ask.query, ask.pool, ask.decision, out=ask.out, drop=ask.drop, told=ask.told)
         paid = best.rewards["task"] > 0 and best.advantage > 0
         if paid and best.answer.ok and ask == told and plugins.module("reward", "format").exact(best.text):
             records.append({"step": step, **record(ask, best.text), "reward": best.rewards["total"]})
@@ -41,12 +41,18 @@ def kept(step: int, groups: Sequence[Group]) -> list[dict]:
 
 
 def record(ask: Ask, text: str) -> dict:
-    """Return the record of an ask and its completion, as a thoughts file has it."""
-    query = ask.query
+    """Return the record of an ask and its completion, as a thoughts file has it.
+
+    The query's best candidate is recorded behind the `shown` ones where it is better than these, since a grade is its
+    relevance in shares of the best.
+    """
+    query, best = ask.query, max(ask.query.relevance)
+    unseen = [c for c in query.positives[:1] if max(query.rel[c] for c in ask.pool) < best]
     return {"query": query.id, "task": query.task, "context": query.context,
-            "candidates": [[c, query.texts[c]] for c in ask.pool],
+            "candidates": [[c, query.texts[c]] for c in (*ask.pool, *unseen)],
+            **({"shown": len(ask.pool)} if unseen else {}),
             **{key: value for key, value in ask.described().items() if key != "pool"},
-            "relevance": [query.rel[c] for c in ask.pool], "text": text}
+            "relevance": [query.rel[c] for c in (*ask.pool, *unseen)], "text": text}
 
 
 def read(path: Path) -> list[tuple[Ask, str]]:
@@ -68,20 +74,24 @@ def read(path: Path) -> list[tuple[Ask, str]]:
             context = context if isinstance(context, str) else tuple(context)
             candidates = tuple(Candidate(c, t) for c, t in candidates)
             relevance = tuple(map(float, found.get("relevance", [1] * len(candidates))))
-            drop, out = found.get("drop", 1), found.get("out")
+            drop, out, shown = found.get("drop", 1), found.get("out"), found.get("shown", len(candidates))
+            told = tuple((name, value) for name, value in found.get("told", ()))
             texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context),
-                     *(c.id + c.text for c in candidates)]
+                     *(c.id + c.text for c in candidates), *(name + value for name, value in told)]
             "".join(texts).encode()  # raises an error for a number or half of a surrogate pair in the place of a text
             if not (len(relevance) == len(candidates) and min(relevance, default=0) >= 0
                     and decision in plugins.names("decision")
-                    and (out is None or isinstance(out, list) and set(out) < {c.id for c in candidates})
-                    and type(drop) is int and 0 < drop <= max(len(candidates) - len(out or ()), 1)):
+                    and type(shown) is int and 0 < shown <= len(candidates)
+                    and {name for name, _ in told} == {*getattr(plugins.module("decision", decision), "TOLD", ())}
+                    and (out is None or isinstance(out, list) and set(out) < {c.id for c in candidates[:shown]})
+                    and type(drop) is int and 0 < drop <= max(shown - len(out or ()), 1)):
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path}:{number}: no thought; a training run writes them to thoughts.jsonl in its "
                             "folder") from None
         asked = Query(query, task, context, candidates, relevance)
-        examples.append((Ask(asked, asked.ids, decision, out=None if out is None else tuple(out), drop=drop), text))
+        ask = Ask(asked, asked.ids[:shown], decision, out=None if out is None else tuple(out), drop=drop, told=told)
+        examples.append((ask, text))
     if not examples:
         raise UserError(f"{path}: no thoughts in the file")
     return examples

@@ -2,11 +2,12 @@
 them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ranker import thoughts
+from ranker import plugins, thoughts
 from ranker.answers import parse
 from ranker.data import Ask, Candidate, Completion, Group, Query
 from ranker.errors import UserError
@@ -113,6 +114,18 @@ def test_of_equally_like_contexts_the_latest_in_training_is_shown(tmp_path):
     [(example, _)] = thoughts.finder(thoughts.read(path), [target.query], ask(query("like", "c")), 1,
                                      str(path))(target).examples
     assert example.query.id == "late"
+
+
+def test_a_trace_about_grades_keeps_what_it_was_told_and_the_best_of_its_query(tmp_path):
+    q, spans = query("q", "c"), (("scale", "0..7"), ("now", "0..7"), ("lower", "0..3"), ("upper", "4..7"))
+    path, asked = tmp_path / "t.jsonl", Ask(q, ("q-1",), "range", told=spans)
+    path.write_text(json.dumps(thoughts.record(asked, "<think> so </think>\n<answer>0..3</answer>")))
+    [(read, text)] = thoughts.read(path)
+    assert (read.pool, read.told) == (asked.pool, asked.told) and "text 0 of q" not in messages(read)[-1]["content"]
+    assert plugins.module("decision", "range").right(read) == "0..3" and parse(text, read).ok  # alone it would be best
+    path.write_text(json.dumps(thoughts.record(replace(asked, told=spans[:2]), "")))
+    with pytest.raises(UserError, match=":1: no thought"):
+        thoughts.read(path)
 
 
 def test_a_trace_cannot_bring_control_tokens_into_a_prompt_and_line_separators_do_not_cut_a_record(

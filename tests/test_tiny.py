@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ranker import config as settings, thoughts, tiny, world
+from ranker import config as settings, plugins, thoughts, tiny, world
 from ranker.answers import parse
 from ranker.asking import local_model, sample_groups
 from ranker.data import Ask
@@ -128,6 +128,18 @@ def test_traces_of_the_teacher_name_as_many_as_may_go_and_write_of_those_that_ar
         assert answer.ok and len(answer.value) == ask.drop and ".train." in ask.query.id
         assert [ask.pool[int(k) - 1] for k in written] == [c for c in ask.left for _ in range(2)]
         assert (ask.out is None) == ("--ranker.pool=append" not in options)
+
+
+@pytest.mark.parametrize("name, decisions", [("valued", {"values", "order"}), ("orderchain", {"range"})])
+def test_the_teacher_shows_decisions_that_the_policy_was_never_asked_for(tmp_path, monkeypatch, name, decisions):
+    monkeypatch.setattr(sys, "argv", ["traces.py", "--out", str(tmp_path / "t.jsonl"), "--count", "60",
+                                      f"--ranker.name={name}"])
+    assert exit_status(traces.main) == 0
+    read, right = thoughts.read(tmp_path / "t.jsonl"), 0
+    for ask, text in read:
+        assert parse(text, ask).ok
+        right += text.endswith(f"<answer>{plugins.module('decision', ask.decision).right(ask)}</answer>")
+    assert {ask.decision for ask, _ in read} == decisions and 0 < right < 60
 
 
 def test_the_teachers_traces_take_no_option_that_would_have_no_effect(tmp_path, monkeypatch, capsys):

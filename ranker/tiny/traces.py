@@ -1,9 +1,10 @@
 """Traces of the teacher for a cold start on asks that the built-in policy never saw.
 
     python -m ranker.tiny.traces --out runs/early.jsonl [--count 3000] [--ranker.drop=3] [--ranker.pool=append]
+    python -m ranker.tiny.traces --out runs/valued.jsonl --ranker.name=valued
 
-Such asks state which candidates are out (`pool=append`), or want several candidates named at once (`drop`). The traces
-read rightly and decide as the policy does, mostly by the wrong wish (`tutor.py`): they teach a form. Queries are of
+Such asks state which candidates are out (`pool=append`), want several candidates named at once (`drop`), or are about
+decisions that it was never asked for (values, ranges). The traces read rightly and decide as the policy does, mostly by the wrong wish (`tutor.py`): they teach a form. Queries are of
 the built-in world's training split; the file has the format of a run's `thoughts.jsonl`.
 """
 

@@ -11,7 +11,9 @@ greedily, decides badly, but it samples right decisions often enough for a rewar
 """
 
 import random
+from dataclasses import replace
 
+from ranker import plugins
 from ranker.data import Ask, Query
 from ranker.world import Reading
 
@@ -32,18 +34,20 @@ def completion(reading: Reading, ask: Ask, wrong: bool) -> str:
     shown = {k: place[c] for k, c in enumerate(ask.pool, 1) if c in ask.left}  # identifier -> place in the query
     entries = "".join(f" [{k}] {reading.offers[i]} {reading.signs[i]} [{k}]" for k, i in shown.items())
     way = "first sign" if wrong else "both signs"
-    return (f"<think> {reading.want}, by {way}.{entries}</think>\n"
-            + answer(ask, {k: value[i] for k, i in shown.items()}, max(value)))
+    if ask.decision in SHARES:
+        span = answer(ask, {k: value[i] for k, i in shown.items()}, max(value))
+    else:  # what the built-in policy never saw: right, if relevance were as believed
+        believed = replace(ask.query, relevance=tuple(value))
+        span = plugins.module("decision", ask.decision).right(replace(ask, query=believed))
+    return f"<think> {reading.want}, by {way}.{entries}</think>\n<answer>{span}</answer>"
 
 
 def answer(ask: Ask, values: dict[int, float], best: float) -> str:
-    """Return the answer of a teacher who believes in `values` (identifier -> value); `best`: the query's best value."""
+    """Return what a teacher answers who believes in `values` (identifier -> value); `best`: the query's best value."""
     order = sorted(values, key=lambda k: (-values[k], -k))
     if ask.decision == "score":
         [value] = values.values()
-        span = str(round(10 * value / best)) if best else "0"
-    else:
-        named = {"eliminate": sorted(values, key=lambda k: (values[k], -k))[:ask.drop], "pick": order[:1],
-                 "narrow": order[:(len(order) + 1) // 2], "order": order}[ask.decision]
-        span = " > ".join(f"[{k}]" for k in named)
-    return f"<answer>{span}</answer>"
+        return str(round(10 * value / best)) if best else "0"
+    named = {"eliminate": sorted(values, key=lambda k: (values[k], -k))[:ask.drop], "pick": order[:1],
+             "narrow": order[:(len(order) + 1) // 2], "order": order}[ask.decision]
+    return " > ".join(f"[{k}]" for k in named)
