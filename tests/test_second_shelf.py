@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,9 @@ def test_a_config_trains_ranks_and_goes_on(call, config):  # noqa: F811
         ranker, traced = TAUGHT[config]
         assert call(traces, "--out", traced, "--count", 20, f"--ranker.name={ranker}")[0] == 0
         text = path.read_text()
-        for long, short in (("- steps: 30", "- steps: 1"), ("prompts_per_step: 48", "prompts_per_step: 4"),
+        for long, short in ((r"- steps: \d+", "- steps: 1"), ("prompts_per_step: 48", "prompts_per_step: 4"),
                             ("warmup: 5", "warmup: 0")):
-            text = text.replace(long, short)
+            text = re.sub(long, short, text)
         path = Path(f"{config}.yaml")
         path.write_text(text)
     status, _, err = call(train, path, *SHORT)
