@@ -97,10 +97,10 @@ def read(path: Path) -> list[tuple[Ask, str]]:
     return examples
 
 
-def drawn(path: Path, decision: str, seed: int) -> Source:
-    """Return an endless source of a decision's traces, for a run to imitate. Raise UserError where there are none."""
-    examples = [example for example in read(path) if example[0].decision == decision]
-    if not examples:
+def drawn(path: Path, decisions: set[str], seed: int) -> Source:
+    """Return an endless source of traces of these decisions, to be imitated. Raise UserError where one has none."""
+    examples = [example for example in read(path) if example[0].decision in decisions]
+    for decision in sorted(decisions - {ask.decision for ask, _ in examples}):
         raise UserError(f"{path}: it holds no trace of the decision '{decision}', which the ranker asks for")
     return Source(str(path), examples, f"{seed}/traces")
 

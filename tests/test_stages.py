@@ -168,10 +168,19 @@ def test_recorded_traces_are_groups_of_one_whose_tokens_are_those_of_the_text(ma
 
 def test_traces_without_relevance_are_all_right_and_other_decisions_are_refused(tmp_path):
     trace_file(tmp_path / "traces.jsonl", relevance=False)
-    ask, _ = thoughts.drawn(tmp_path / "traces.jsonl", "order", 0)[0]
+    ask, _ = thoughts.drawn(tmp_path / "traces.jsonl", {"order"}, 0)[0]
     assert set(ask.query.relevance) == {1.0}
     with pytest.raises(UserError, match="no trace of the decision 'pick'"):
-        thoughts.drawn(tmp_path / "traces.jsonl", "pick", 0)
+        thoughts.drawn(tmp_path / "traces.jsonl", {"order", "pick"}, 0)
+
+
+def test_a_ranker_that_asks_two_decisions_imitates_traces_of_both(tmp_path):
+    query = world.query("passage-5", "train", 0)
+    traces = [thoughts.record(Ask(query, query.ids, decision), "") for decision in ("values", "order", "pick")]
+    (tmp_path / "traces.jsonl").write_text("\n".join(map(json.dumps, traces)))
+    draw = plugins.load("draw", {"name": "recorded", "traces": str(tmp_path / "traces.jsonl")})
+    source = draw.source(Source("queries", item=lambda i: query), load_ranker({"name": "valued"}), 0)
+    assert {ask.decision for ask, _ in (source[0], source[1])} == {"values", "order"}
 
 
 def test_refills_go_on_until_enough_groups_have_unlike_rewards_or_the_draws_are_spent(monkeypatch):

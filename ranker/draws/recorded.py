@@ -15,6 +15,7 @@ from ranker.plugins import setting
 from ranker.sources import Source
 
 GIVES, EPISODES = "texts", False
+SEEDS = 64  # of asks about one query, to see which decisions there are
 
 
 @dataclass
@@ -23,10 +24,10 @@ class Options:
 
 
 def source(source: Source, ranker, seed: int, options: Options) -> Source:
-    """Return the traces of the decision that the ranker asks for."""
+    """Return the traces of the decisions that the ranker asks for in training."""
     [(_, query)] = source.take(1, {})
-    decision = ranker.sampled_asks(query, random.Random(0), None)[0].decision
-    return thoughts.drawn(Path(options.traces).expanduser(), decision, seed)
+    decisions = {ask.decision for k in range(SEEDS) for ask in ranker.sampled_asks(query, random.Random(k), None)}
+    return thoughts.drawn(Path(options.traces).expanduser(), decisions, seed)
 
 
 def draw(source: Source, sample, judge: Callable, state: dict, options: Options) -> list[Group]:
