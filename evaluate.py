@@ -180,8 +180,11 @@ class Table:
 
 def worked_examples(path: Path, ranker: Plugin, queries: Sequence[Query], count: int) -> Callable:
     """Return what finds worked examples for an ask in a file of thoughts."""
-    like = ranker.sampled_asks(queries[0], random.Random(0), len(queries[0].ids))[0]
-    return thoughts.finder(thoughts.read(path), queries, like, count, str(path))
+    examples, longest = thoughts.read(path), max(queries, key=lambda query: len(query.ids))
+    asks, told = llms.rehearsal(ranker, longest), {ask.decision for ask, _ in examples}
+    asks += ranker.sampled_asks(longest, random.Random(0), None)  # where nothing is left to ask
+    like = next((ask for ask in asks if ask.decision in told), asks[0])
+    return thoughts.finder(examples, queries, like, count, str(path))
 
 
 def finish(out: Path, rows: list[Row], base: Row | None, head: str, record: dict, asked: AskLog,

@@ -109,9 +109,9 @@ def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], like: 
            where: str) -> Callable[[Ask], Ask]:
     """Return a function that gives an ask about one of `queries` the `count` examples most like it, the likest last.
 
-    Of equally like examples the latest in training wins. Raise UserError for a task without examples in the form of the
-    ask `like` (the same decision, at most as many candidates named, candidates that are out stated or not), and for
-    examples about the queries themselves.
+    Of equally like examples the latest in training wins; asks of another decision than that of the ask `like` get none.
+    Raise UserError for a task without examples in its form (the same decision, at most as many candidates named,
+    candidates that are out stated or not), and for examples about the queries themselves.
     """
     ranked = {q.id for q in queries}
     own = [ask.query.id for ask, _ in examples if ask.query.id in ranked]
@@ -131,6 +131,8 @@ def finder(examples: Sequence[tuple[Ask, str]], queries: Sequence[Query], like: 
     order: dict[str, list[str]] = {}  # query id -> keys, likest last
 
     def find(ask: Ask) -> Ask:
+        if ask.decision != like.decision:
+            return ask
         shelf = shelves[ask.query.task]
         if ask.query.id not in order:
             scores = index[ask.query.task].scores(context_text(ask.query))

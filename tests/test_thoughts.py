@@ -60,7 +60,7 @@ def test_what_is_kept_is_read_as_it_was_asked(tmp_path, options):
     other = query("other", "c")
     find = lambda **like: thoughts.finder(thoughts.read(path), [other],  # noqa: E731
                                           Ask(other, other.ids, "eliminate", **like), 1, "t")
-    find(**options)
+    assert find(**options)(ask(other)).examples and not find(**options)(ask(other, "order")).examples
     for like in [{}] if options else [{"out": ()}]:  # an example of another form would mislead
         with pytest.raises(UserError, match="in the ranker's form about nothing, none about passage-5"):
             find(**like)

@@ -4,8 +4,9 @@
     python -m ranker.tiny.traces --out runs/valued.jsonl --ranker.name=valued --tasks passage-5 router-cost
 
 Such asks state which candidates are out (`pool=append`), want several candidates named at once (`drop`), or are about
-decisions that it was never asked for (values, ranges). The traces read rightly and decide as the policy does, mostly by the wrong wish (`tutor.py`): they teach a form. Queries are of
-the built-in world's training split; the file has the format of a run's `thoughts.jsonl`.
+decisions that it was never asked for (values, ranges). The traces read rightly and decide as the policy does, mostly
+by the wrong wish (`tutor.py`): they teach a form. Queries are of the built-in world's training split; the file has
+the format of a run's `thoughts.jsonl`.
 """
 
 import random
