@@ -192,13 +192,16 @@ def test_the_command_trains_each_scenario_evaluates_all_and_writes_the_matrix(tm
             (out / "results.json").write_text(json.dumps({"rows": rows}))
 
     monkeypatch.setattr(transfer, "run_scripts", pretend)
-    monkeypatch.setattr("sys.argv", ["transfer", "c.yaml", "--dir", "t"])
+    monkeypatch.setattr("sys.argv", ["transfer", "c.yaml", "--dir", "t", "--limit", "7"])
     assert exit_status(transfer.main) == 0
     (_, trained), (_, [evaluated]) = calls
     assert len(trained) == 3 and all("--data.lessons=[]" in call for call in trained)
     assert sorted(call[-1] for call in trained) == [f"--run.dir=t/{name}" for name in sorted(TASKS)]
     assert evaluated.count("--ckpt") == 3 and "validation" in evaluated
+    assert "--limit 7 --out t/eval-3-7" in " ".join(evaluated)
     found = json.loads(Path("t/transfer.json").read_text())
     assert found["base"] == pytest.approx(dict.fromkeys(TASKS, 0.125))
     assert found["after"]["routing"] == pytest.approx(dict.fromkeys(TASKS, 0.5))
     assert "next: train.py" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["transfer", "c.yaml", "--limit", "0"])
+    assert exit_status(transfer.main) == 2 and "--limit must be at least 1" in capsys.readouterr().err
