@@ -128,6 +128,13 @@ class Ask:
         more |= {"sample": self.sample} if self.sample else {}
         return {"decision": self.decision, "pool": list(self.pool)} | more
 
+    @classmethod
+    def recorded(cls, query: Query, pool: Sequence[str], record: dict) -> "Ask":
+        """Return the ask about `pool` with what a record of `described` tells of it."""
+        out = record.get("out")
+        return cls(query, tuple(pool), record["decision"], out=None if out is None else tuple(out),
+                   drop=record.get("drop", 1), told=tuple((name, text) for name, text in record.get("told", ())))
+
 
 STATUSES = ("ok", "missing_answer", "not_a_candidate", "repetition", "missing_ids", "truncated")
 

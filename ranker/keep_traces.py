@@ -85,9 +85,7 @@ def asked(record: dict, queries: dict[str, Query], where: Path) -> Ask:
     query = queries.get(record["query"])
     if query is None or not set(record["pool"]) <= set(query.ids):
         raise UserError(f"{where}: query '{record['query']}' or a candidate of it does not stand in the --data named")
-    out = record.get("out")
-    return Ask(query, tuple(record["pool"]), record["decision"], out=None if out is None else tuple(out),
-               drop=record.get("drop", 1), told=tuple((name, value) for name, value in record.get("told", ())))
+    return Ask.recorded(query, record["pool"], record)
 
 
 def paid(reward: list, ask: Ask, completion: Completion) -> float:

@@ -75,22 +75,21 @@ def read(path: Path) -> list[tuple[Ask, str]]:
             candidates = tuple(Candidate(c, t) for c, t in candidates)
             relevance = tuple(map(float, found.get("relevance", [1] * len(candidates))))
             drop, out, shown = found.get("drop", 1), found.get("out"), found.get("shown", len(candidates))
-            told = tuple((name, value) for name, value in found.get("told", ()))
+            asked = Query(query, task, context, candidates, relevance)
+            ask = Ask.recorded(asked, asked.ids[:shown], found)
             texts = [query, task, decision, text, context if isinstance(context, str) else "".join(context),
-                     *(c.id + c.text for c in candidates), *(name + value for name, value in told)]
+                     *(c.id + c.text for c in candidates), *(name + value for name, value in ask.told)]
             "".join(texts).encode()  # raises an error for a number or half of a surrogate pair in the place of a text
             if not (len(relevance) == len(candidates) and min(relevance, default=0) >= 0
                     and decision in plugins.names("decision")
                     and type(shown) is int and 0 < shown <= len(candidates)
-                    and {name for name, _ in told} == {*getattr(plugins.module("decision", decision), "TOLD", ())}
+                    and {name for name, _ in ask.told} == {*getattr(plugins.module("decision", decision), "TOLD", ())}
                     and (out is None or isinstance(out, list) and set(out) < {c.id for c in candidates[:shown]})
                     and type(drop) is int and 0 < drop <= max(shown - len(out or ()), 1)):
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"{path}:{number}: no thought; a training run writes them to thoughts.jsonl in its "
                             "folder") from None
-        asked = Query(query, task, context, candidates, relevance)
-        ask = Ask(asked, asked.ids[:shown], decision, out=None if out is None else tuple(out), drop=drop, told=told)
         examples.append((ask, text))
     if not examples:
         raise UserError(f"{path}: no thoughts in the file")
