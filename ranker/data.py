@@ -179,6 +179,7 @@ class Completion:
     # What training adds:
     cohort: object = field(default=0, compare=False, repr=False)  # completions of one cohort are compared
     behind: "Completion | None" = field(default=None, compare=False, repr=False)  # what it continues, of its group
+    stem: list[int] = field(default_factory=list, compare=False, repr=False)  # between the group's prompt and it
     next: "Completion | None" = field(default=None, compare=False, repr=False)  # what follows it in its episode
     rewards: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # by name; `task`, `total`: sums
     returns: dict[str, float] = field(default_factory=dict, compare=False, repr=False)  # `task`, `total`, to the end

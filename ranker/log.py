@@ -265,7 +265,7 @@ def rollout_means(groups: Sequence[Group]) -> dict[str, float]:
         "parse_rate": sum(c.answer.ok for c in completions) / count,
         "truncated": sum(not c.finished for c in completions) / count,
         "length": sum(len(c.ids) for c in completions) / count,
-        "prompt_length": sum(len(g.prompt) for g in groups) / len(groups),
+        "prompt_length": sum(len(g.prompt) + sum(len(c.stem) for c in g.completions) for g in groups) / len(groups),
         "shortened": sum(g.completions[0].cut is not None for g in groups) / len(groups),
         **({"entropy": sum(surprise) / len(surprise)} if surprise else {}),
         **({"unchanged": sum(copies) / len(copies)} if copies else {})}

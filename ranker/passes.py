@@ -55,10 +55,11 @@ class Batch:
 def rows_of(groups: Sequence[Group], budget: float) -> list[Row]:
     """Return the rows of completions that are alive, at most `budget` tokens each; `keys` are the completions."""
     found = [c for group in groups for c in group.completions]
-    ids = [[c.ids for c in group.completions] for group in groups]
+    ids = [[c.stem + c.ids for c in group.completions] for group in groups]
     rows = pack([group.prompt for group in groups], ids, budget, lambda key: found[key].alive)
     for row in rows:
         row.keys = [found[key] for key in row.keys]
+        row.given = [len(c.stem) for c in row.keys]
         place = {id(c): i for i, c in enumerate(row.keys)}
         if any(c.behind is not None for c in row.keys):  # then all of a group is alive and stands in one row
             row.behind = [place[id(c.behind)] if c.behind is not None else -1 for c in row.keys]

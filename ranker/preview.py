@@ -27,7 +27,8 @@ def rehearse(config: settings.Config, stages: Sequence[Stage], ranker: Plugin, s
             print(words)
     some = (*validation, *map(source.__getitem__, range(config.rollout.prompts_per_step)))
     longest = max(some, key=lambda q: len(str(q.context)) + sum(map(len, q.texts.values())))
-    ask = ranker.sampled_asks(longest, random.Random(0), len(longest.ids))[0]
+    asks = ranker.sampled_asks(longest, random.Random(0), len(longest.ids))
+    ask = max(asks, key=lambda ask: sum(len(longest.texts[c]) for c in ask.pool))
     for stage in stages:
         judged(stage.rewards, ask, llms.right_answer)
     prompter.check(llms.rehearsal(ranker, max(some, key=lambda q: len(q.ids))))

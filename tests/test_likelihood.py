@@ -16,7 +16,7 @@ from ranker import asking, config as settings, drive, losses, passes, plugins, s
 from ranker.config import Rollout
 from ranker.data import Answer, Ask, Candidate, Completion, Query
 from ranker.engine.sampler import Sampler
-from ranker.engine.scoring import Row
+from ranker.engine.scoring import Row, score
 from ranker.errors import UserError
 from ranker.evaluation import ask_log
 from ranker.objectives import plackett_luce
@@ -140,18 +140,19 @@ def test_a_training_list_is_drawn_with_its_positive_and_only_where_it_fits():
             drive.load_ranker({"name": "likelihood"} | wrong)
 
 
-@pytest.mark.parametrize("config", ["smollm2_likelihood", "smollm2_likelihood_rl"])
+@pytest.mark.parametrize("config", ["smollm2_likelihood", "smollm2_likelihood_rl", "smollm2_passages"])
 def test_the_configs_train_and_rank_with_any_model(call, config):  # noqa: F811
-    options = ["--model.name=tiny", "--data.train=world", "--data.tasks=passage-5,rec-movie", "--train.steps=2",
-               "--train.warmup=0", "--rollout.prompts_per_step=4", "--eval.every=1", "--eval.queries=2",
-               "--model.device=cpu"]
+    options = ["--model.name=tiny", "--data.train=world", "--data.test=", "--data.tasks=passage-5,rec-movie",
+               "--train.steps=2", "--train.warmup=0", "--rollout.prompts_per_step=4", "--eval.every=1",
+               "--eval.queries=2", "--model.device=cpu"]
     status, out, err = call(train, ROOT / f"configs/{config}.yaml", *options)
     assert status == 0, err
     steps = records(f"runs/{config}/metrics.jsonl")
     assert math.isfinite(steps[-1]["loss"]) and steps[-1]["grad_norm"] > 0
     status, out, err = call(evaluate, "--ckpt", f"runs/{config}/last", "--limit", 2, "--tasks", "passage-5")
     assert status == 0 and "0.0%" in out, err
-    status, _, err = call(train, ROOT / f"configs/{config}.yaml", *options, "--run.dir=x", "--ranker.score=pmi")
+    status, _, err = call(train, ROOT / f"configs/{config}.yaml", *options, "--run.dir=x", "--ranker.score=pmi",
+                          "--ranker.direction=candidate")
     assert status == 2 and "draw.name=candidates needs ranker.name=likelihood" in err
 
 
@@ -206,3 +207,30 @@ def test_it_is_a_first_stage_and_half_of_a_hybrid(make_policy):
     assert hybrid.order == alone.order
     torch.testing.assert_close(torch.tensor([hybrid.scores[c] for c in hybrid.order]),
                                (values - values.mean()) / values.std(correction=0), atol=1e-4, rtol=1e-4)
+
+
+def test_learning_that_the_query_is_said_is_as_with_a_row_for_each_candidate(make_policy):
+    """The prompts of the candidates begin alike, and what begins alike is computed once: equal scores and gradient."""
+    policy = make_policy()
+    ranker = drive.load_ranker({"name": "likelihood", "direction": "query"})
+    source = SimpleNamespace(take=lambda count, state: [(0, query(context="warm wool"))])
+    sample = SimpleNamespace(ranker=ranker, policy=policy, seed=lambda state: 0,
+                             rollout=Rollout(prompts_per_step=1, max_new_tokens=24))
+    [group] = plugins.load("draw", {"name": "candidates"}).draw(source, sample, lambda groups: groups, {})
+    for c in group.completions:
+        c.alive = True
+    [row] = passes.rows_of([group], math.inf)
+    asks = [Ask(query(context="warm wool"), (c,), "asked") for c in group.ask.pool]
+    assert len(row.prompt) > 5 and row.given == [len(policy.prompter.encode(ask)) - len(row.prompt) for ask in asks]
+
+    def gradient(scores):
+        policy.model.zero_grad()
+        scores.log_softmax(0)[1].backward()
+        return torch.cat([p.grad.flatten() for p in policy.adapter_parameters().values()])
+
+    [batch] = passes.batched(policy, [row], 1.0, 9999)
+    together = gradient(batch.scores)
+    alone = [policy.prompter.scored(ask, 24)[:2] for ask in asks]
+    each = [score(policy, [Row(prompt, texts, [0])], 1.0)[0].mean() for prompt, texts in alone]
+    torch.testing.assert_close(batch.scores.detach(), torch.stack(each).detach(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(together, gradient(torch.stack(each)), atol=1e-5, rtol=1e-3)

@@ -233,6 +233,7 @@ class Plan:
     asks: int  # about a query of a validation
     drawn: int  # asks about a query of a training step
     listed: int = 0  # completions of an ask that are its candidates; 0: it has `rollout.completions_per_prompt`
+    apart: bool = False  # whether each of those has a prompt of its own, in one row
     measured: dict[str, int] = field(default_factory=dict)  # phase -> its peak so far, bytes
     seconds: dict[str, float] = field(default_factory=dict)  # phase -> its seconds so far
 
@@ -279,12 +280,13 @@ class Plan:
 
         whole = plugins.load("objective", config.objective).WHOLE_GROUPS  # in one row, however long
         episodes = plugins.load("draw", config.draw).EPISODES  # every completion of an episode has a prompt of its own
+        lengths, prompts = range(new, 0, -(new // 100 + 1)), {-(-prompt // part) for part in range(1, 5)}
+        filled = [(p + n, 1) if self.apart else (n, p) for n in lengths for p in prompts]
         phases = {"validation": sampling(self.queries, 1,
                                          min(self.queries, rollout.tokens_kept // prompt) if self.asks > 1 else 0),
                   "sampling": sampling(queries * group, 1) if episodes else sampling(queries, group),
                   # Several rows of shorter prompts may fill a batch further than one of the longest.
-                  "learning": highest(moment for length in range(new, 0, -(new // 100 + 1))
-                                      for part in range(1, 5) for moment in learning(length, -(-prompt // part)))}
+                  "learning": highest(moment for length, prompt in filled for moment in learning(length, prompt))}
         return {name: costs.held | items for name, items in phases.items()}
 
     def peaks(self, config: settings.Config) -> dict[str, float]:
@@ -356,9 +358,9 @@ def plan(config: settings.Config, policy: Policy, sampler: Sampler, optimizer: t
     tokens, candidates = len(policy.prompter.encode(longest)), len(longest.query.ids)
     costs = measure(policy, sampler, optimizer, tokens)
     drawn = ranker.sampled_asks(longest.query, random.Random(0), None)  # asks about a query of a training step
-    listed = len(drawn[0].pool) if plugins.load("draw", config.draw).GIVES == "candidates" else 0
+    listed = plugins.load("draw", config.draw).GIVES == "candidates"  # then all asks about a query make one group
     return Plan(costs, config, policy.device, tokens, -(-queries // distributed.size()), ranker.calls(candidates),
-                len(drawn), listed)
+                1 if listed else len(drawn), listed * sum(len(ask.pool) for ask in drawn), listed and len(drawn) > 1)
 
 
 def lowered(config: settings.Config, name: str) -> Iterator[tuple[object, settings.Config]]:

@@ -33,13 +33,15 @@ class Row:
     """Hold a prompt with completions of its group; `keys[i]` is the number of `completions[i]` among all groups.
 
     A completion may continue another one, which stands before it in the row: an answer behind a thought that other
-    answers continue as well.
+    answers continue as well. Its first tokens may be given: of its own prompt, where the prompts of a group begin alike
+    and differ. They are seen and get no log-probability.
     """
 
     prompt: list[int]
     completions: list[list[int]]
     keys: list[int]
     behind: list[int] = field(default_factory=list)  # place of the completion that each continues, -1: none; empty: all
+    given: list[int] = field(default_factory=list)  # how many first tokens of each completion are; empty: none
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.completions))
@@ -82,7 +84,10 @@ def batches(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
 
 
 def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[int], list[int]]:
-    """Return the hidden states [tokens, H] that predict completion tokens, these tokens, and completions' lengths."""
+    """Return the hidden states [tokens, H] that predict completion tokens, these tokens, and how many a completion has.
+
+    Given tokens are not among them.
+    """
     ids, positions, prompts, completions, owner, behind = [], [], [], [], [], []
     places, targets, sizes = [], [], []  # places[i]: where in the packed row the state stands that predicts targets[i]
     for r, row in enumerate(rows):
@@ -91,7 +96,8 @@ def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[
         ids += row.prompt
         positions += range(p)
         first = len(completions)
-        for completion, parent in zip(row.completions, row.behind or [-1] * len(row.completions)):
+        every = len(row.completions)
+        for completion, parent, given in zip(row.completions, row.behind or [-1] * every, row.given or [0] * every):
             start, end = len(ids), len(ids) + len(completion)
             before, length = completions[first + parent] if parent >= 0 else (0, 0)
             ids += completion
@@ -100,9 +106,9 @@ def predicting(policy: Policy, rows: Sequence[Row]) -> tuple[torch.Tensor, list[
             behind.append(first + parent if parent >= 0 else -1)
             owner.append(r)
             last = before + length - 1 if length else prompt_end - 1
-            places += [last, *range(start, end - 1)][:len(completion)]
-            targets += completion
-            sizes.append(len(completion))
+            places += [last, *range(start, end - 1)][given:len(completion)]
+            targets += completion[given:]
+            sizes.append(len(completion) - given)
     tensor = lambda numbers: torch.tensor(numbers, device=policy.device)  # noqa: E731
     policy.taught = taught = tensor(places)
     try:

@@ -36,10 +36,9 @@ def rank(query: Query, rng: random.Random, options: Options) -> Generator[list[A
     """Yield one list of asks, receive their answers, return (candidate id, score) pairs, best first."""
     if len(query.ids) < 2:
         return list(query.ids)
-    if options.direction == "query":
-        asks = [Ask(query, (c,), "asked") for c in query.ids]
-    else:
-        asks = [Ask(query, query.ids, name) for name in ("likely", *(["likely_alone"] * (options.score == "pmi")))]
+    asks = _asks(query, query.ids, options)
+    if options.score == "pmi":
+        asks.append(Ask(query, query.ids, "likely_alone"))
     answers = yield asks
     if not all(answer.ok and answer.scores for answer in answers):  # of somebody who wrote an order instead
         return listwise.completed(answers[0], query.ids) if len(asks[0].pool) > 1 else list(query.ids)
@@ -66,4 +65,10 @@ def calls(n: int, options: Options) -> int:
 def sampled_asks(query: Query, rng: random.Random, size: int | None, options: Options) -> list[Ask]:
     """Return a training state: candidates, a positive among them, in random order."""
     [ask] = listwise.sampled_asks(query, rng, size or options.pool or None, listwise.Options())
-    return [Ask(query, ask.pool, "likely")]
+    return _asks(query, ask.pool, options)
+
+
+def _asks(query: Query, pool: tuple[str, ...], options: Options) -> list[Ask]:
+    if options.direction == "query":
+        return [Ask(query, (c,), "asked") for c in pool]
+    return [Ask(query, pool, "likely")]
