@@ -50,6 +50,7 @@ def test_an_example_has_at_most_25_lines_of_at_most_120_columns():
         assert len(lines) <= 25 and max(map(len, lines)) <= 120, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[2:4]))
 def test_a_command_of_the_page_runs(command, written, call):  # noqa: F811
     script, *words = command

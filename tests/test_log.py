@@ -140,7 +140,8 @@ def test_what_is_announced_fits_an_error_line_and_names_a_setting(capsys):
         assert any(f"{section}." in text for section in ("rollout", "model", "objective", "data"))
 
 
-@pytest.mark.parametrize("temperature", [pytest.param(1.0, marks=pytest.mark.slow), 0.7])
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_entropy_that_is_logged_is_that_of_the_distributions_sampled_from(make_policy, asks, temperature):
     policy = make_policy()
     groups = sample_groups(Sampler(policy, settings.Rollout(max_new_tokens=8)), asks[:2], 400, temperature)

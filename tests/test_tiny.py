@@ -103,6 +103,7 @@ def test_the_teacher_is_right_about_signs_and_wrong_about_decisions(decision):
     assert differ > 10
 
 
+@pytest.mark.slow
 def test_the_builder_is_deterministic_and_its_examples_never_leave_the_training_split(tmp_path, monkeypatch):
     seen = []
     draw = world.draw
