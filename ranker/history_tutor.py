@@ -1,6 +1,6 @@
 """Worked examples for a policy that is to reason about histories, made from training users alone.
 
-    python -m ranker.history_tutor data/movielens.jsonl --out data/traces.jsonl --count 2000
+    python -m ranker.history_tutor data/five.jsonl --out data/traces5.jsonl --count 2000
 
 A trace says what the history has in common (its years, where titles have them), then of each candidate its year, how
 often training users have it (`rare`, `known`, `common`, by thirds of all texts), and how close it is to the history

@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from ranker import config as settings, credit, llms, rewarding
+from ranker import asking, config as settings, credit, llms, rewarding
 from ranker.data import Ask, Completion, Group, Query
 from ranker.engine import distributed, memory
 from ranker.engine.policy import Policy
@@ -59,7 +59,8 @@ def show(config: settings.Config, stage: Stage, policy: Policy, plan: memory.Pla
     for name, write in () if scored else (("right", llms.right_answer), ("wrong", llms.wrong_answer)):
         c = judged(stage.rewards, ask, write)
         shown = "  ".join(f"{part} {value:g}" for part, value in c.rewards.items())
-        print(f"\n--- a {name} completion\n{c.text}\n    "
+        text = c.text if policy.prompter.think else asking.written(policy, policy.prompter.completion(c.text))
+        print(f"\n--- a {name} completion\n{text}\n    "
               f"answer: {c.answer.status} {', '.join(map(str, c.answer.value))}"
               f"\n    reward: {shown}")
     print(f"\n{plan.outlook()}\n\nmeasuring one step (nothing is trained) ...", flush=True)

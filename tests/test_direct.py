@@ -52,7 +52,9 @@ def test_the_config_begins_with_right_answers_and_goes_on_with_samples(call, tmp
     options = ["--model.name=tiny", "--data.train=world", "--data.tasks=passage-5", "--train.steps=3",
                "--train.warmup=0", "--rollout.prompts_per_step=4", "--eval.every=3", "--eval.queries=2",
                "--model.device=cpu"]
-    short = (ROOT / "configs/smollm2_direct.yaml").read_text().replace("steps: 40", "steps: 2")
+    short = (ROOT / "configs/smollm2_direct.yaml").read_text().replace("steps: 50", "steps: 2")
+    status, out, err = call(train, write("smollm2_direct.yaml", short), *options, "--dry_run")
+    assert status == 0 and "<answer>[" in out and "<think>" not in out, err
     status, _, err = call(train, write("smollm2_direct.yaml", short), *options)
     assert status == 0, err
     texts = [r["text"] for r in records("runs/smollm2_direct/completions.jsonl")]
