@@ -98,6 +98,7 @@ def arguments():
     parser.add_argument("--fresh", action="store_true", help="begin anew; an old run folder is moved aside")
     args, overrides = parser.parse_known_args()
     config = settings.load(args.config, overrides)
+    sources.refuse_unmade(sources.names(config), args.config)
     if config.llm.api:
         raise UserError("a server's model can be evaluated, not trained; add --llm.api= --llm.model=")
     return args, config

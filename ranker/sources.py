@@ -10,9 +10,11 @@ import hashlib
 import logging
 import os.path
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 
 from ranker import plugins, world
@@ -213,6 +215,15 @@ def names(config: Config) -> list[str]:
         {"name": name} | {key: value for key, value in entry.items() if key not in ("weight", "tasks")}, "reward")]
     found += [path for lesson in data.lessons for path in plugins.files(lesson, "lesson")]
     return sorted({*filter(None, found)})
+
+
+def refuse_unmade(paths: Sequence[str], config: str) -> None:
+    """Raise UserError for a file that is not there and that the first lines of the config file say how to make."""
+    lines = Path(config).read_text(encoding="utf-8").split("\n")
+    head = re.split(r"[\s,]+", "\n".join(takewhile(lambda line: line.startswith("#"), lines)))
+    for path in paths:
+        if path != "world" and path in head and not os.path.exists(os.path.expanduser(path)):
+            raise UserError(f"{path} is not made yet; the first lines of {config} tell how")
 
 
 def checksum(source: str) -> str:

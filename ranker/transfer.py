@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="at most this many validation queries per task")
     args, overrides = parser.parse_known_args()
     config = settings.load(args.config, overrides)
+    sources.refuse_unmade([config.data.train], args.config)
     if config.data.train == "world":
         raise UserError("the scenarios of the built-in world teach the same; name a file in --data.train")
     tasks: dict[str, list[str]] = {}  # scenario -> its tasks

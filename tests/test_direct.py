@@ -102,3 +102,12 @@ def test_a_rehearsal_knows_the_asks_of_all_roles():
 def test_a_trace_without_an_answer_is_an_error_in_one_line(make_policy):
     with pytest.raises(UserError, match="this one has none: 'c0 it is'"):
         make_policy(think=False).prompter.completion("c0 it is")
+
+
+@pytest.mark.parametrize("name, file", [("smollm2_direct", "data/five.jsonl"), ("zooter", "runs/routing.jsonl")])
+def test_a_file_that_is_made_first_is_refused_with_the_place_that_tells_how(call, name, file):  # noqa: F811
+    config = str(ROOT / f"configs/{name}.yaml")
+    told = f"error: {file} is not made yet; the first lines of {config} tell how\n"
+    assert call(train, config)[0::2] == (2, told) and call(evaluate, "--config", config)[0::2] == (2, told)
+    status, _, err = call(train, config, "--data.train=other.jsonl")  # of which the config says nothing
+    assert status == 2 and err == "error: other.jsonl: No such file or directory\n"
