@@ -3,11 +3,12 @@
     python -m ranker.history_tutor data/five.jsonl --out data/traces5.jsonl --count 2000
 
 A trace says what the history has in common (its years, where titles have them), then of each candidate its year, how
-often training users have it (`rare`, `known`, `common`, by thirds of all texts), and how close it is to the history
-(`far`, `near`, `close`: thirds of the list by the item-kNN's cosines), then the decision: the candidate with the lowest
-sum of the two numbers behind these words, which are finer than the words. The user's own items do not count for their
-own trace, so nothing in it gives the right answer away. Mostly it is right, not always; `objective.keep_above` leaves
-out what a reward does not like.
+often training users have it (`rare`, `known`, `common`, by thirds of all texts), how close it is to the history (`far`,
+`near`, `close`: thirds of the list by the item-kNN's cosines), and a mark from 0 to 9 for both together, then the
+lowest mark and the decision: the first candidate that has it. Each of these steps is small, since a small model that
+was to go from the words to the decision at once named candidates with the best words. The user's own items do not count
+for their own trace, so nothing in it gives the right answer away. Mostly it is right, not always;
+`objective.keep_above` leaves out what a reward does not like.
 
 The counts stand in no prompt. A policy that imitates the traces has to learn them, which is what a ranker learns here.
 """
@@ -72,13 +73,15 @@ class Tutor:
         ranks = sorted(near)
         closeness = [ranks.index(value) / max(len(ranks) - 1, 1) for value in near]  # within the pool
         years = [int(y) for item in query.context for y in YEAR.findall(item)]
-        lines = [f"Mostly around {int(median(years))}."] if years else []
+        lines, marks = [f"Mostly around {int(median(years))}."] if years else [], []
         for k, (text, o, c) in enumerate(zip(texts, often, closeness), 1):
             year = next(iter(YEAR.findall(text)), None)
             said = [*([year] if year else []), third(OFTEN, o), third(NEAR, c)]
-            lines.append(f"[{k}] {', '.join(said)}.")
-        worst = min(range(len(texts)), key=lambda i: (often[i] + closeness[i], i))
-        return f"<think>{' '.join(lines)} Least likely: [{worst + 1}].</think>\n<answer>[{worst + 1}]</answer>"
+            marks.append(min(int(5 * (o + c)), 9))
+            lines.append(f"[{k}] {', '.join(said)}: {marks[-1]}.")
+        lowest = min(marks)
+        worst = marks.index(lowest) + 1
+        return f"<think>{' '.join(lines)} Lowest: {lowest}, so [{worst}].</think>\n<answer>[{worst}]</answer>"
 
 
 def third(words: Sequence[str], share: float) -> str:

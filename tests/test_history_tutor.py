@@ -26,9 +26,10 @@ def test_a_trace_tells_counts_of_other_users_and_decides_by_them():
     tutor = history_tutor.Tutor(TRAIN)
     query = user("new", FILMS[:4], FILMS[4], FILMS[11], FILMS[10])
     text = tutor.trace(Ask(query, query.ids, "eliminate"))
-    assert text.startswith("<think>Mostly around 1991. [1] 1994, common, close. [2] 2001, rare,")
+    assert text.startswith("<think>Mostly around 1991. [1] 1994, common, close: 8. [2] 2001, rare, far: 0. [3] 2000,")
     answer = parse(text, Ask(query, query.ids, "eliminate"))
     assert answer.ok and answer.value == ("new1",)
+    assert text.endswith("far: 0. Lowest: 0, so [2].</think>\n<answer>[2]</answer>")  # the first that has it
     alone = history_tutor.Tutor([*TRAIN, user("only", ["Nobody's (1950)"], "Nobody's too (1951)", FILMS[0])])
     pair = "Nobody's too (1951)", ["Nobody's (1950)"]
     assert alone.near(*pair, alone.of["only"]) == 0.0 and alone.near(*pair, None) == 1.0
