@@ -111,3 +111,5 @@ def test_a_file_that_is_made_first_is_refused_with_the_place_that_tells_how(call
     assert call(train, config)[0::2] == (2, told) and call(evaluate, "--config", config)[0::2] == (2, told)
     status, _, err = call(train, config, "--data.train=other.jsonl")  # of which the config says nothing
     assert status == 2 and err == "error: other.jsonl: No such file or directory\n"
+    status, _, err = call(evaluate, "--config", config, "--data", "other.jsonl")  # ranked without the config's files
+    assert status == 2 and err == "error: other.jsonl: No such file or directory\n"

@@ -50,7 +50,8 @@ def read_config(found: Sequence[Checkpoint], args, overrides: Sequence[str]) -> 
     """
     if args.config:
         config = settings.load(args.config, overrides)
-        sources.refuse_unmade([config.data.train, config.data.test], args.config)
+        if not args.data:  # a file of one's own is ranked without the config's
+            sources.refuse_unmade([config.data.train, config.data.test], args.config)
     elif found:
         config = agreed([c for c in found if c.record], bool(args.data))
         config.data.tasks = []  # not only those that were trained on
