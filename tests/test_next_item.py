@@ -76,6 +76,41 @@ def test_training_users_give_several_queries_and_the_others_their_last(tmp_path,
         assert newest.context[-1] == before.texts[before.positives[0]] and newest.context[:-1] == before.context[1:]
 
 
+@pytest.mark.parametrize("words", [(), ("--distinct",), ("--split", "time", "--held_out", "0.3")])
+def test_the_next_items_are_relevant_for_training_users_alone(tmp_path, monkeypatch, words):
+    words = ("--windows", "all", *words)
+    one, found = (finished(tmp_path, monkeypatch, *words, *more) for more in ((), ("--next", 3)))
+    for split in ("validation", "test"):
+        assert found[split] == one[split] != []
+    assert [q.id for q in found["train"]] == [q.id for q in one["train"]]
+    last = {}  # the next film of a user's later query, by user
+    for before, q in zip(one["train"], found["train"]):  # a user's queries, the last first
+        [film] = [c for c, r in before.rel.items() if r]
+        coming = last[user_of(q)] = [film, *last.get(user_of(q), [])]
+        relevant = [c for c, r in q.rel.items() if r]
+        assert sorted(relevant) == sorted(coming[:3]) and len(q.ids) == 6
+        assert not set(q.context) & {q.texts[c] for c in relevant}
+    assert {sum(q.relevance) for q in found["train"]} == {1, 2, 3}
+
+
+def test_equal_titles_among_the_next_items_are_shown_once(tmp_path):
+    titles = {m: "Twin" if m in (5, 6) else f"Film {m}" for m in range(1, 30)}
+    events = [(u, m, m) for u in (1, 2) for m in range(1, 13)]
+    events += [(3, m, m) for m in range(13, 30)]
+    for words, sizes in ((("--distinct",), 2), ((), 3)):
+        queries, _ = prepare(write(tmp_path / str(sizes), events, titles), "--history", 4, "--candidates", 6,
+                             "--windows", "all", "--next", 3, *words)
+        [q] = [q for q in queries if q.id == "movielens.1@7"]  # films 5, 6 and 7 come next
+        assert sum(q.relevance) == sizes and len(q.ids) == 6
+
+
+def test_more_next_items_than_places_are_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["prepare", "movielens", str(write(tmp_path / "data", events_of())), "--out",
+                                      str(tmp_path / "out.jsonl"), "--candidates", "6", "--next", "6"])
+    assert exit_status(command.main) == 2 and not (tmp_path / "out.jsonl").exists()
+    assert "--next=6 leaves no room" in capsys.readouterr().err
+
+
 def test_windows_stay_in_their_split_whatever_the_seed_of_the_training(tmp_path, monkeypatch):
     finished(tmp_path, monkeypatch, "--windows", 3)
     by_seed = [[q.id for q in sources.held_out(settings.Data(train=str(tmp_path / "out.jsonl"), seed=seed), "test")]
@@ -160,7 +195,7 @@ def test_a_larger_share_of_users_is_held_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [("--held_out", "0"), ("--held_out", "0.9"), ("--windows", "0"),
-                                   ("--windows", "some"), ("--columns", "film=x"), ("--columns", "title")])
+                                   ("--windows", "some"), ("--next", "0"), ("--next", "all"), ("--columns", "film=x"), ("--columns", "title")])
 def test_options_without_sense_are_refused(tmp_path, monkeypatch, capsys, words):
     monkeypatch.setattr(sys, "argv", ["prepare", "movielens", str(tmp_path), "--out", str(tmp_path / "o"), *words])
     assert exit_status(command.main) == 2 and words[0] in capsys.readouterr().err

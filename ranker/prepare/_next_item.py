@@ -5,6 +5,8 @@ Decisions a reader could doubt:
   last N items, with the history before it; users of validation and test keep their last item. All queries of a user are
   one group, whose split is written down with it, so that another data.seed does not mix them. An earlier history that
   is nearly the same as one held out is dropped.
+- With `--next N` the next N items are relevant in a query that is trained on (fewer at the end of a history): the same
+  history teaches N times. Held-out users have their last item alone.
 - `--split time` holds out by time instead of by user. Two moments are taken from the users' last events: the latest
   tenth (`--held_out`) is the test, the tenth before it the validation. Training gets, of every user, the last N items
   before the first moment, with negatives that somebody had touched by then; so nothing it sees happened later than what
@@ -17,7 +19,7 @@ import argparse
 import random
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,11 +40,16 @@ class User(NamedTuple):
     times: list[float] | None = None  # None: only their order is known
 
 
+def count(text: str) -> int:
+    """Read a number from 1. Raise ValueError for other texts."""
+    if int(text) < 1:
+        raise ValueError("expected a number from 1")
+    return int(text)
+
+
 def count_or_all(text: str) -> int | None:
     """Read a number from 1, or `all` as None. Raise ValueError for other texts."""
-    if text != "all" and int(text) < 1:
-        raise ValueError("expected a number from 1, or all")
-    return None if text == "all" else int(text)
+    return None if text == "all" else count(text)
 
 
 def share(text: str) -> float:
@@ -61,6 +68,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                         " as a retriever's: lines of a user, a tab, ids between spaces")
     parser.add_argument("--windows", type=count_or_all, default=1, metavar="N|all",
                         help="queries of a user that is trained on: one for each of the last N items")
+    parser.add_argument("--next", type=count, default=1, metavar="N",
+                        help="relevant items of a query that is trained on: the next N")
     parser.add_argument("--split", choices=("users", "time"), default="users",
                         help="hold out users, or what happened last")
     parser.add_argument("--held_out", type=share, metavar="SHARE",
@@ -91,6 +100,9 @@ def by_time(events: Iterable[tuple[str, str, float]], dropped: Counter) -> list[
 def queries(name: str, task: str, users: list[User], items: dict[str, str], args: argparse.Namespace,
             dropped: Counter) -> Iterator[Query]:
     """Yield the queries of all users, the last item's first. `items` maps ids to titles (empty for none)."""
+    if args.next >= args.candidates:
+        raise UserError(f"--next={args.next} leaves no room for other items; take more --candidates than "
+                        f"{args.candidates}")
     lists = None if args.lists is None else candidate_lists(args.lists, items)
     titles = {item: title for item, title in items.items() if title}
     users = titled(users, titles, dropped)
@@ -107,28 +119,29 @@ def queries(name: str, task: str, users: list[User], items: dict[str, str], args
             continue
         own = lists and pool_of([c for c in lists[user.name] if c in titles], titles, args.distinct)
         seen = set(user.items)
-        for place, split in targets(user, args.windows, moments):
+        for place, end, split in targets(user, args, moments):
             if place < needed:
                 break
             later = len(user.items) - 1 - place
             key = f"{user.name}@{later}" if later else user.name
             rng = random.Random(f"{args.seed}/{name}/{key}")
-            pool, positive = own or pools[split], user.items[place]
-            twin = pool.same.get(titles[positive], positive)
+            pool = own or pools[split]
+            positives = pool_of(user.items[place:end], titles, args.distinct).items
+            barred = seen | {pool.same.get(titles[item], item) for item in positives}
             # The last event's draw is as it was before there were others.
-            lots = [args.candidates - 1 + len(seen) + (twin not in seen)]
-            shown = drawn(pool.items, args.candidates - 1, lambda item: item in seen or item == twin,
-                          [3 * args.candidates, *lots] if later else lots, rng)
+            negatives = args.candidates - len(positives)
+            lots = [negatives + len(barred)]
+            shown = drawn(pool.items, negatives, barred, [3 * args.candidates, *lots] if later else lots, rng)
             if shown is None:
-                dropped[f"users with fewer than {args.candidates - 1} items they never touched to choose from"] += 1
+                dropped[f"users with fewer than {negatives} items they never touched to choose from"] += 1
                 break
-            shown.insert(0, positive)
+            shown = positives + shown
             rng.shuffle(shown)
             group = f"{name}.{ids[user.name]}"
             yield Query(f"{group}@{later}" if later else group, task,
                         tuple(titles[item] for item in user.items[max(place - args.history, 0):place]),
                         tuple(Candidate(ids.get(c, c), titles[c]) for c in shown),
-                        tuple(float(c == positive) for c in shown),
+                        tuple(float(c in positives) for c in shown),
                         in_split(split, group) if split else group if later else "")
 
 
@@ -157,14 +170,19 @@ def cuts(users: list[User], needed: int, args: argparse.Namespace) -> tuple[floa
     return tuple(ends[int(len(ends) * max(1 - held, 0))] if ends else 0.0 for held in (test + HELD_OUT, test))
 
 
-def targets(user: User, windows: int | None, moments: tuple[float, float] | None) -> list[tuple[int, str]]:
-    """Return (place of a next item, the split it is for), the last first; "" leaves the split to the user's hash."""
+def targets(user: User, args: argparse.Namespace, moments: tuple[float, float] | None) -> list[tuple[int, int, str]]:
+    """Return (places of the next items: the first and the one behind them, the split), the last first.
+
+    "" leaves the split to the user's hash.
+    """
     end, held = len(user.items), []
     if moments:
         last, end = user.times[-1], bisect_left(user.times, moments[0])
-        held = [(len(user.items) - 1, "test" if last >= moments[1] else "validation")] if last >= moments[0] else []
-    first = 0 if windows is None else max(end - windows, 0)
-    return held + [(place, "train" if moments else "") for place in range(end - 1, first - 1, -1)]
+        held = [(len(user.items) - 1, len(user.items), "test" if last >= moments[1] else "validation")
+                ] if last >= moments[0] else []
+    first = 0 if args.windows is None else max(end - args.windows, 0)
+    return held + [(place, min(place + args.next, end), "train" if moments else "")
+                   for place in range(end - 1, first - 1, -1)]
 
 
 class Pool(NamedTuple):
@@ -197,15 +215,15 @@ def shared_pools(users: list[User], titles: dict[str, str], moments: tuple[float
     return {"": every, "train": early, "validation": every, "test": every}
 
 
-def drawn(items: list[str], count: int, seen: Callable[[str], bool], lots: list[int],
+def drawn(items: list[str], count: int, barred: set[str], lots: list[int],
           rng: random.Random) -> list[str] | None:
-    """Return `count` items that were not seen, uniformly; None where there are too few.
+    """Return `count` items that are not barred, uniformly; None where there are too few.
 
     The cost does not grow with the items: some more are drawn than needed (`lots`, the last so many that they must
-    suffice), and those that were seen are taken out.
+    suffice), and those that are barred are taken out.
     """
     for lot in lots:
-        found = [item for item in rng.sample(items, min(len(items), lot)) if not seen(item)][:count]
+        found = [item for item in rng.sample(items, min(len(items), lot)) if item not in barred][:count]
         if len(found) == count:
             return found
     return None
