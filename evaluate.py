@@ -4,6 +4,7 @@
     python evaluate.py --ckpt A --ckpt B --data test.jsonl      several checkpoints of one base on your own data
     python evaluate.py --config configs/iranker.yaml            the untrained base alone
     python evaluate.py --ckpt ADAPTER --config CONFIG           a PEFT adapter made elsewhere, ranked as the config says
+    python evaluate.py --ckpt B --base runs/A/eval              the untrained base was ranked before, beside A
     python evaluate.py --ckpt A --prompts checkpoint            with the prompts that A was trained with
     python evaluate.py --ckpt A --thoughts A/thoughts.jsonl     also the base, shown traces of a training run
     python evaluate.py --data FILE.jsonl --baselines            what a model must beat, in seconds, without one
@@ -85,6 +86,9 @@ def evaluate_queries(args: argparse.Namespace, overrides: list[str], names: list
     asked = AskLog(out, inputs.identity(record) | {
         "checkpoint": inputs.adapters(found, config), "orders": args.orders, "queries": len(queries),
         "thoughts": args.thoughts and sha256(args.thoughts)})
+    if args.base:
+        asked.borrow(args.base, report.BASE, inputs.changed_for_base(record))
+        record["base answered in"] = str(args.base)
     rows += table.model_rows(models, ranker, orders, out, asked)
     head = heads.of_queries(args, config, orders, models, table.level, warnings + report.unread(rows))
     base = next(row for row in rows if row.name == (report.BASE if models and not config.llm.api else "input order"))
@@ -213,6 +217,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     add("--ranker", help="another ranker than the config's")
     add("--prompts", help="a folder of prompts like prompts/, or `checkpoint`: those that it was trained with")
     add("--thoughts", type=Path, help="thoughts.jsonl of a training run: also the base, shown its traces")
+    add("--base", type=Path, help="an earlier evaluation: its answers of the untrained base are taken, not asked again")
     add("--metrics", help="names joined by commas, such as ndcg_cut_10,mrr@10,hr@1; rows are compared by the first")
     add("--budget", type=float, help="dollars per 1000 queries that routing may cost: the threshold that keeps them")
     add("--split", choices=sources.SPLITS, default="test", help="of the config's data; train: to make traces from")
@@ -236,6 +241,8 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
             raise UserError(f"{name} must be at least 1, got {value}")
     if args.budget is not None and not args.budget > 0:
         raise UserError(f"--budget must be dollars above 0, got {args.budget}")
+    if args.base and (args.run or not args.ckpt):
+        raise UserError("--base goes with --ckpt: it saves ranking with the untrained base again")
     if args.ranker or args.run and not (args.config or args.ckpt):
         overrides.insert(0, f"--ranker.name={args.ranker or 'sliding'}")
     overrides += [f"--ranker.{name}={value}" for name in ("window", "step", "depth")

@@ -62,6 +62,24 @@ def test_a_trained_ranker_ranks_the_run_of_another_tool_with_and_without_judgeme
     assert status == 2 and "needs --qrels FILE to be judged, or somebody who ranks it again" in error
 
 
+def test_the_untrained_base_is_asked_once_for_two_evaluations(finished_run, call):  # noqa: F811
+    write_queries("two.jsonl", [query("a", (1.0, 0.0, 0.0)), query("b", (0.0, 1.0, 0.0))])
+    words = ["--ckpt", "runs/iranker/best", "--data", "two.jsonl"]
+    assert call(evaluate, *words, "--out", "first")[0] == 0
+    status, out, _ = call(evaluate, *words, "--out", "second", "--base", "first")
+    assert status == 0 and "The untrained base was asked in first." in out
+    lent, taken = ([r for r in map(json.loads, Path(f"{name}/traces.jsonl").read_text().splitlines())
+                    if r["row"] == "untrained base"] for name in ("first", "second"))
+    assert taken == lent != []  # the very seconds too
+    for words, said in ((["--ranker", "listwise", "--base", "first"], "was made with other ranker"),
+                        (["--base", "runs"], "runs is no finished evaluation with a row 'untrained base'")):
+        status, _, error = call(evaluate, "--ckpt", "runs/iranker/best", "--data", "two.jsonl", "--out", "third",
+                                *words)
+        assert status == 2 and said in error and not Path("third").exists()
+    status, _, error = call(evaluate, "--baselines", "--data", "two.jsonl", "--base", "first")
+    assert status == 2 and "--base goes with --ckpt" in error
+
+
 def test_two_files_of_one_name_never_share_a_folder_and_nothing_stale_stays(call):  # noqa: F811
     for folder, names in (("x", "abcdefghij"), ("y", "klmnopqrst")):
         write_queries(Path(folder) / "test.jsonl",

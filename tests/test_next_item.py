@@ -195,7 +195,8 @@ def test_a_larger_share_of_users_is_held_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [("--held_out", "0"), ("--held_out", "0.9"), ("--windows", "0"),
-                                   ("--windows", "some"), ("--next", "0"), ("--next", "all"), ("--columns", "film=x"), ("--columns", "title")])
+                                   ("--windows", "some"), ("--next", "0"), ("--next", "all"),
+                                   ("--columns", "film=x"), ("--columns", "title")])
 def test_options_without_sense_are_refused(tmp_path, monkeypatch, capsys, words):
     monkeypatch.setattr(sys, "argv", ["prepare", "movielens", str(tmp_path), "--out", str(tmp_path / "o"), *words])
     assert exit_status(command.main) == 2 and words[0] in capsys.readouterr().err

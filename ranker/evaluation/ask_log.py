@@ -7,7 +7,7 @@ command that evaluates something else is refused.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ranker import log
@@ -32,7 +32,24 @@ class AskLog:
         self.done = self._finished_asks()
         refuse_read_only(folder)
         refuse_locked(folder)
-        self.found = {(r["row"], r["order"], r["query"], r["ask"]): r for r in self.done}
+        self.found, self.lent = by_key(self.done), {}
+
+    def borrow(self, folder: Path, row: str, differing: Callable[[dict], list[str]]) -> None:
+        """Take over the answers of `row` from the finished evaluation in `folder`; other asks are asked as ever.
+
+        `differing` names what changed since its results.json. Raise UserError where something did, or for a folder
+        without such answers.
+        """
+        try:
+            before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            self.lent = by_key(r for r in log.read(folder / "traces.jsonl") if r["row"] == row)
+            changed = differing(before)
+        except (OSError, ValueError, KeyError, TypeError):
+            self.lent = {}
+        if not self.lent:
+            raise UserError(f"{folder} is no finished evaluation with a row '{row}'")
+        if changed:
+            raise UserError(f"{folder}: the row '{row}' was made with other {', '.join(changed)}; ask it anew")
 
     def begin(self) -> None:
         """Lock the folder and write the log as read, at the first call only; raise UserError if it changed meanwhile.
@@ -81,12 +98,15 @@ class AskLog:
             for ask in asks:
                 keys.append((row, order, ask.query.id, asked[ask.query.id]))
                 asked[ask.query.id] += 1
+            lent = {key: self.lent[key] for key, ask in zip(keys, asks)
+                    if key not in self.found and is_of(self.lent.get(key, {}), ask)}
+            self.found |= lent
             missing = [i for i, key in enumerate(keys) if key not in self.found]
             if len(missing) < len(asks):
                 progress(len(asks) - len(missing))
             fresh = dict(zip(missing, inner([asks[i] for i in missing]) if missing else ()))
             self.begin()
-            log.append(self.path, [record(keys[i], asks[i], *fresh[i]) for i in missing])
+            log.append(self.path, [*lent.values(), *(record(keys[i], asks[i], *fresh[i]) for i in missing)])
             return [fresh[i] if i in fresh else recorded(self.found[key], asks[i], self.path)
                     for i, key in enumerate(keys)]
 
@@ -97,6 +117,16 @@ class AskLog:
         with writing(self.mark):
             self.mark.unlink()
         self.held.close()
+
+
+def by_key(records: Iterable[dict]) -> dict[tuple[str, int, str, int], dict]:
+    """Return (row, order, query id, number of the ask) -> the record of that ask."""
+    return {(r["row"], r["order"], r["query"], r["ask"]): r for r in records}
+
+
+def is_of(record: dict, ask: Ask) -> bool:
+    """Tell whether the record is of this very ask: query, candidates, decision."""
+    return {key: record.get(key) for key in ask.described()} == ask.described()
 
 
 def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, completion: Completion) -> dict:
@@ -112,7 +142,7 @@ def record(key: tuple[str, int, str, int], ask: Ask, prompt_tokens: int, complet
 
 def recorded(record: dict, ask: Ask, path: Path) -> tuple[int, Completion]:
     """Return (prompt tokens, completion) from a line that `record` made; raise UserError when it is of another ask."""
-    if {key: record.get(key) for key in ask.described()} != ask.described():
+    if not is_of(record, ask):
         raise UserError(f"{path}: ask {record['ask']} about query '{record['query']}' was another one; "
                         "delete unfinished.json beside it to begin anew")
     answer = Answer(record["status"], tuple(record["answer"]), scores=tuple(record.get("scores", ())),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -73,12 +73,24 @@ def agreed(found: Sequence[Checkpoint], other_data: bool) -> settings.Config:
     """Return the config of checkpoints. Raise UserError where they differ in what an evaluation depends on."""
     first = found[0]
     for c in found:
-        differing = [key for key in settings.differences(first.record["config"], c.record["config"])
-                     if key in MUST_AGREE or key.startswith("ranker.")
-                     or key.startswith("data.") and key not in OF_TRAINING and not other_data]
+        differing = differences(first.record["config"], c.record["config"], other_data)
         if differing:
             raise UserError(f"{c.folder} and {first.folder} differ in {', '.join(differing)}; evaluate them one by one")
     return settings.build(first.record["config"], str(first.folder / "checkpoint.json"))
+
+
+def differences(one: dict, other: dict, other_data: bool) -> list[str]:
+    """Return the settings that differ among those that an evaluation depends on."""
+    return [key for key in settings.differences(one, other) if key in MUST_AGREE or key.startswith("ranker.")
+            or key.startswith("data.") and key not in OF_TRAINING and not other_data]
+
+
+def changed_for_base(record: dict) -> Callable[[dict], list[str]]:
+    """Return what tells how an earlier evaluation's record differs in what the untrained base answers by."""
+    def differing(before: dict) -> list[str]:
+        found = differences(before["config"], record["config"], other_data=True)  # every ask holds its data
+        return found + ["prompts"] * (before["prompts"] != record["prompts"])
+    return differing
 
 
 def defaults(overrides: Sequence[str]) -> settings.Config:
