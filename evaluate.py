@@ -29,7 +29,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ranker import answers, config as settings, llms, metrics, prompting, sources, thoughts, trec_files
+from ranker import answers, config as settings, llms, metrics, sources, templates, thoughts, trec_files
 from ranker.asking import load_roles
 from ranker.data import Query
 from ranker.drive import Models, load_ranker, run as rank
@@ -55,7 +55,7 @@ def evaluate_queries(args: argparse.Namespace, overrides: list[str], names: list
     config = inputs.read_config(found, args, overrides)
     if config.llm.api and args.ckpt:
         raise UserError("a server's model takes no checkpoint: name --ckpt or --llm.api, one evaluation for each")
-    prompting.use(args.prompts, [c.record for c in found if c.record])
+    templates.use(args.prompts, [c.record for c in found if c.record])
     prompter = load_prompter(config.model) if (args.ckpt or args.config) and not config.llm.api else None
     chat = prompter.chat.version if prompter else ""
     files = args.data or [config.data.test or config.data.train]
@@ -107,7 +107,7 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str], names: list[str
         [(config.llm.model or report.BASE, None, None, ())] if config.llm.model or args.config else [])
     ranked_by = [name for name, *_ in models]
     inputs.refuse_missing(args, ranked_by)
-    prompting.use(args.prompts, [c.record for c in found if c.record])
+    templates.use(args.prompts, [c.record for c in found if c.record])
     ranker = load_ranker(config.ranker, args.config or "command line")
     qrels = trec_files.read_qrels(args.qrels) if args.qrels else None
     run = trec_files.read_run(args.run, args.ties, qrels)

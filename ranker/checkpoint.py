@@ -21,8 +21,8 @@ from ranker import config as settings, sources
 from ranker.errors import UserError
 from ranker.files import LOCK, lock, refuse_locked, refuse_read_only, write_bytes, write_text, writing
 from ranker.engine.policy import Policy, save_adapter
-from ranker.prompting import changed_prompts, prompt_texts, prompt_versions
 from ranker.provenance import interpreter
+from ranker.templates import changed_prompts, prompt_texts, prompt_versions
 
 RECORD = {"step": int, "base_model": str, "prompts": dict, "scores": dict, "data": dict, "config": dict,
           "notes": list, "state": dict}  # of checkpoint.json

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ranker import config as settings, sources
-from ranker.prompting import prompt_versions
+from ranker.templates import prompt_versions
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "numpy")
 

@@ -23,7 +23,7 @@ from ranker.data import Query, read_queries
 from ranker.engine import distributed
 from ranker.errors import UserError, nearest
 from ranker.files import sha256
-from ranker.prompting import wording
+from ranker.templates import wording
 
 HELD_OUT = 0.1
 SPLITS = ("train", "validation", "test")

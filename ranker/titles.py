@@ -10,7 +10,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from ranker.prompting import harmless, wordings
+from ranker.prompting import harmless
+from ranker.templates import wordings
 
 LONGEST_TITLE = 300  # characters; longer texts are not compared by spelling
 _MARKER = re.compile(r"\s*(?:[-*•>]|(\d{1,3})[.)]\s)\s*")

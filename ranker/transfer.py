@@ -17,7 +17,7 @@ from ranker.errors import Parser, UserError, exit_status
 from ranker.evaluation.report import BASE, markdown
 from ranker.files import write_text
 from ranker.lessons.curriculum import MOST, Transfer
-from ranker.prompting import wording
+from ranker.templates import wording
 
 ROOT = Path(__file__).resolve().parent.parent
 

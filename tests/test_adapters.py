@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import evaluate
 import train
-from ranker import plugins, prompting
+from ranker import plugins, templates
 from ranker.engine import policy as policies
 from ranker.errors import UserError
 from test_train import ROOT, SHORT, call, finished_run, train_short  # noqa: F401  fixtures
@@ -63,10 +63,10 @@ def test_an_adapter_without_a_record_is_ranked_with_as_a_config_says(finished_ru
 @pytest.mark.slow
 def test_a_checkpoint_can_be_ranked_with_the_prompts_it_was_trained_with(finished_run, call, tmp_path,  # noqa: F811
                                                                           monkeypatch, caplog):
-    shutil.copytree(prompting.FOLDER, tmp_path / "changed")
+    shutil.copytree(templates.FOLDER, tmp_path / "changed")
     (tmp_path / "changed/eliminate.txt").write_text("{context}\nDrop one.\n{pool}\n")
     whole = call(evaluate, "--ckpt", "runs/iranker/last", *FEW, "--out", "whole")
-    monkeypatch.setattr(prompting, "FOLDER", tmp_path / "changed")
+    monkeypatch.setattr(templates, "FOLDER", tmp_path / "changed")
     for words, out, warned in (((), "now", True), (("--prompts", "checkpoint"), "own", False)):
         caplog.clear()
         assert call(evaluate, "--ckpt", "runs/iranker/last", *FEW, *words, "--out", out)[0] == whole[0] == 0
@@ -75,7 +75,7 @@ def test_a_checkpoint_can_be_ranked_with_the_prompts_it_was_trained_with(finishe
     assert rows("now")["runs/iranker/last"]["cost"] != rows("whole")["runs/iranker/last"]["cost"]
     status, _, error = call(evaluate, "--ckpt", "runs/iranker/last", *FEW, "--prompts", "nowhere")
     assert status == 2 and "nowhere is no folder with prompts" in error
-    prompting.use(None)
+    templates.use(None)
 
 
 def without_seconds(found):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import prepared
 
-from ranker import prompting
+from ranker import templates
 from ranker.data import read_queries
 from ranker.errors import UserError
 from ranker.prepare import __main__ as command, amazon
@@ -116,7 +116,7 @@ def test_a_product_that_a_history_repeats_is_shown_once_and_the_next_one_not_at_
 
 
 def test_every_task_has_a_wording_and_marks_the_ids(tmp_path):
-    assert set(amazon.TASKS) <= set(prompting.wordings())
+    assert set(amazon.TASKS) <= set(templates.wordings())
     folder = write_reviews(tmp_path)
     for task, name in (("rec-music", "amazon-music.A1"), ("rank", "amazon-rank.A1")):
         (one, _), _ = prepare(folder, "--task", task)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from ranker import answers, naming, prompting, titles
+from ranker import answers, naming, templates, titles
 from ranker.answers import parse, place, span
 from ranker.data import STATUSES, Ask, Candidate, Query
 
@@ -201,13 +201,13 @@ def test_the_nouns_of_the_users_own_tasks_are_read(tmp_path, monkeypatch):
     question = ask("order", ["red", "green", "blue"])
     text = "<answer>Grape variety 3 > grape variety 1 > grape variety 2</answer>"
     assert not parse(text, question).ok
-    tasks = (prompting.FOLDER / "tasks.yaml").read_text()
+    tasks = (templates.FOLDER / "tasks.yaml").read_text()
     (tmp_path / "tasks.yaml").write_text(tasks.replace("noun: album\n", "noun: grape variety\n"))
     try:
-        prompting.use(str(tmp_path))
+        templates.use(str(tmp_path))
         assert parse(text, question).ok
     finally:
-        prompting.use(None)
+        templates.use(None)
     assert not parse(text, question).ok
 
 

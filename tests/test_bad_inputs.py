@@ -15,7 +15,7 @@ from test_prompting import forget
 
 import evaluate
 import train
-from ranker import config as settings, prompting
+from ranker import config as settings, templates
 from ranker.errors import exit_status
 
 HERE = Path(__file__).parent / "bad_inputs"
@@ -87,9 +87,9 @@ def place(case: str, monkeypatch) -> tuple[str, str]:
     """Put the broken file where it would stand; its kind and the name it then has."""
     kind, _, name = case.partition("/")
     if kind == "prompts":  # such as eliminate-without-pool.txt: a prompts/eliminate.txt
-        shutil.copytree(prompting.FOLDER, "prompts")
+        shutil.copytree(templates.FOLDER, "prompts")
         shutil.copy(HERE / case, f"prompts/{name.partition('-')[0]}{Path(name).suffix}")
-        monkeypatch.setattr(prompting, "FOLDER", Path("prompts"))
+        monkeypatch.setattr(templates, "FOLDER", Path("prompts"))
     elif name.startswith("resumed-"):
         shutil.copytree(HERE / case, "runs/kept/checkpoints/step_2")
         os.symlink("checkpoints/step_2", "runs/kept/last")

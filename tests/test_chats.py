@@ -16,7 +16,8 @@ from ranker import chats, config as settings
 from ranker.data import Ask, Candidate, Query
 from ranker.decisions import score
 from ranker.errors import UserError
-from ranker.prompting import Prompter, messages, template
+from ranker.prompting import Prompter, messages
+from ranker.templates import template
 from ranker.tiny import tokenizer as tiny_tokenizer
 from test_models import GQA, HEAD, is_exact, load, save
 

@@ -11,7 +11,7 @@ import pytest
 
 import evaluate
 import train
-from ranker import plugins, prompting
+from ranker import plugins, templates
 from test_train import ROOT, SHORT, call  # noqa: F401  `call` is a fixture
 
 TEXT = (ROOT / "docs/extending.md").read_text()
@@ -31,12 +31,12 @@ def written(tmp_path, monkeypatch):
         monkeypatch.setattr(package, "__path__",
                             [*package.__path__, str(tmp_path / package.__name__.replace(".", "/"))])
     plugins.module.cache_clear()
-    shutil.copytree(prompting.FOLDER, tmp_path / "prompts", dirs_exist_ok=True)
-    monkeypatch.setattr(prompting, "FOLDER", tmp_path / "prompts")
-    prompting.use(None)
+    shutil.copytree(templates.FOLDER, tmp_path / "prompts", dirs_exist_ok=True)
+    monkeypatch.setattr(templates, "FOLDER", tmp_path / "prompts")
+    templates.use(None)
     yield
     monkeypatch.undo()
-    prompting.use(None)
+    templates.use(None)
     plugins.module.cache_clear()
     for name in set(sys.modules) - before:
         if name.rpartition(".")[0] in PACKAGES:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import prepared
 
-from ranker import prompting
+from ranker import templates
 from ranker.data import read_queries, write_queries
 from ranker.errors import UserError
 from ranker.prepare import movielens
@@ -88,7 +88,7 @@ def test_the_target_is_the_last_movie_and_the_history_the_twenty_before_it_oldes
     (one, two), _ = prepare(write_csv(tmp_path, default_events()))
     assert one.context == tuple(TITLES[str(m)] for m in range(5, 25)) and one.positives == ("25",)
     assert two.context == tuple(TITLES[str(m)] for m in range(50, 30, -1)) and two.positives == ("30",)
-    assert one.task == two.task == "rec-movie" in prompting.wordings()
+    assert one.task == two.task == "rec-movie" in templates.wordings()
 
 
 def test_negatives_are_distinct_movies_that_the_user_never_rated_and_somebody_did(tmp_path):

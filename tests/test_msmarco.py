@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import prepared
 
-from ranker import prompting
+from ranker import templates
 from ranker.data import read_queries
 from ranker.errors import UserError
 from ranker.prepare import __main__ as command, msmarco
@@ -97,7 +97,7 @@ def test_a_query_holds_all_passages_and_the_selected_one_is_its_positive(tmp_pat
     queries, _ = prepare(write(tmp_path / "x.jsonl", map(lists, rows)))
     for one, query in zip(rows, queries):
         assert query.id == f"msmarco.{one['query_id']}" and query.context == one["query"]
-        assert query.task == f"passage-{len(one['passages'])}" in prompting.wordings()
+        assert query.task == f"passage-{len(one['passages'])}" in templates.wordings()
         assert query.ids == tuple(f"p{i}" for i in range(1, len(query.ids) + 1))
         assert sorted(query.texts.values()) == sorted(text for _, text in one["passages"])
         assert [query.texts[c] for c in query.positives] == [text for flag, text in one["passages"] if flag]

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from ranker import plugins, prompting, world
+from ranker import plugins, prompting, templates, world
 from ranker.data import Ask, Candidate, Query
 from ranker.decisions import range as ranges
 from ranker.errors import UserError
@@ -154,10 +154,10 @@ def test_each_task_speaks_its_own_language(prompter, task, noun, words):
 
 
 def test_every_built_in_task_has_a_wording_and_no_two_routing_objectives_share_one():
-    assert set(world.TASKS) <= set(prompting.wordings())
-    criteria = [prompting.wording(f"router-{name}")["criterion"] for name in ("performance", "balance", "cost")]
+    assert set(world.TASKS) <= set(templates.wordings())
+    criteria = [templates.wording(f"router-{name}")["criterion"] for name in ("performance", "balance", "cost")]
     assert len(set(criteria)) == 3
-    scenarios = {prompting.wording(task)["scenario"] for task in world.TASKS}
+    scenarios = {templates.wording(task)["scenario"] for task in world.TASKS}
     assert scenarios == {"recommendation", "routing", "passages"}
 
 
@@ -254,15 +254,15 @@ def test_a_hopeless_budget_names_the_query_and_the_setting(tokenizer):
 
 
 def forget() -> None:
-    for read in (prompting.files, prompting.template, prompting.wordings):
+    for read in (templates.files, templates.template, templates.wordings):
         read.cache_clear()
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A copy of the prompts that a test may change; what was read before and after is forgotten."""
-    shutil.copytree(prompting.FOLDER, tmp_path / "prompts")
-    monkeypatch.setattr(prompting, "FOLDER", tmp_path / "prompts")
+    shutil.copytree(templates.FOLDER, tmp_path / "prompts")
+    monkeypatch.setattr(templates, "FOLDER", tmp_path / "prompts")
     forget()
     yield tmp_path / "prompts"
     forget()
@@ -284,32 +284,32 @@ def test_no_identifier_that_the_parser_would_read_is_left_in_a_title(text):
 def test_broken_task_wordings_end_in_one_line_with_the_path(folder, content):
     (folder / "tasks.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match="tasks.yaml"):
-        prompting.wordings()
+        templates.wordings()
 
 
 def test_a_changed_template_is_named_and_new_files_and_tasks_are_no_change(folder):
-    before = prompting.prompt_versions()
-    assert prompting.changed_prompts(before) == []
+    before = templates.prompt_versions()
+    assert templates.changed_prompts(before) == []
     for path in sorted(folder.glob("*.txt")):
         original = path.read_bytes()
         path.write_bytes(original + b" ")
-        assert prompting.changed_prompts(before) == []  # what this process asks has not changed
+        assert templates.changed_prompts(before) == []  # what this process asks has not changed
         forget()
-        assert prompting.changed_prompts(before) == [path.name]
+        assert templates.changed_prompts(before) == [path.name]
         path.write_bytes(original)
-        forget(), prompting.files()
+        forget(), templates.files()
     (folder / ".pick.txt.swp").write_text("x"), (folder / "mine.txt").write_text("x")
     with (folder / "tasks.yaml").open("a", encoding="utf-8") as file:
         file.write("\nrec-book: {scenario: x, heading: h, noun: book, nouns: books, criterion: c}\n")
     forget()
-    assert prompting.changed_prompts(before) == []
+    assert templates.changed_prompts(before) == []
     text = (folder / "tasks.yaml").read_text(encoding="utf-8")
     (folder / "tasks.yaml").write_text(text.replace("to be watched next", "to be seen next"), encoding="utf-8")
     forget()
-    assert prompting.changed_prompts(before) == ["tasks.yaml rec-movie"]
+    assert templates.changed_prompts(before) == ["tasks.yaml rec-movie"]
     (folder / "pick.txt").unlink()
     forget()
-    assert "pick.txt" in prompting.changed_prompts(before)
+    assert "pick.txt" in templates.changed_prompts(before)
 
 
 def test_a_new_task_is_an_entry_in_the_yaml(folder, prompter):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ranker import prompting
+from ranker import templates
 from ranker.data import read_queries
 from ranker.errors import UserError
 from ranker.prepare import __main__ as command, ranking_bench
@@ -97,7 +97,7 @@ def loaded(monkeypatch):
 def test_the_nine_tasks_have_the_names_of_our_wordings():
     makers = {"Rec": rec, "Router": router, "Passage": passage}
     found = [query(makers[name.split("-")[0]](task=name)).task for name in NAMES]
-    assert found == [name.lower() for name in NAMES] and sorted(found) == sorted(prompting.wordings().keys() - {"rank"})
+    assert found == [name.lower() for name in NAMES] and sorted(found) == sorted(templates.wordings().keys() - {"rank"})
 
 
 def python_list(titles) -> str:

@@ -11,7 +11,7 @@ from ranker import llms, rewarding
 from ranker.answers import parse
 from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
 from ranker.errors import UserError
-from ranker.prompting import template
+from ranker.templates import template
 from rewards import format as form, top1_hit
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import prepared
 
-from ranker import prompting
+from ranker import templates
 from ranker.data import read_queries
 from ranker.errors import UserError
 from ranker.evaluation import cost_quality
@@ -113,7 +113,7 @@ def test_relevance_is_the_utility_above_the_worst_model(tmp_path):
     queries, _ = prepare(write_wide(tmp_path / "wide.csv", rows))  # normalised costs 1, 0, 0.25, 0.5
     assert [q.id for q in queries] == [f"routing.{o}.{name}" for o in ("performance", "balance", "cost")]
     assert [q.task for q in queries] == ["router-performance", "router-balance", "router-cost"]
-    assert {q.task for q in queries} <= prompting.wordings().keys()
+    assert {q.task for q in queries} <= templates.wordings().keys()
     assert all(q.group == name and q.context == "Why?" for q in queries)
     expected = [(1, 0, 0.5, 1), (0, 0, 0.125, 0.25), (0, 0.6, 0.5, 0.4)]  # utilities less 0, 0 and -0.6
     for query, values in zip(queries, expected):

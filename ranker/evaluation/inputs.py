@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ranker import api, checkpoint, config as settings, plugins, prompting, sources
+from ranker import api, checkpoint, config as settings, plugins, sources, templates
 from ranker.data import Query
 from ranker.errors import UserError, one_line
 from ranker.files import sha256
@@ -105,7 +105,7 @@ def warnings_of(found: Sequence[Checkpoint], chat: str, config: settings.Config)
     """Return what speaks against the numbers of checkpoints: other prompts than now, a ranker that they do not fit, and
     notes of their training."""
     known = [c for c in found if c.record]
-    changed = {c.folder: prompting.changed_prompts(c.record["prompts"], chat) for c in known}
+    changed = {c.folder: templates.changed_prompts(c.record["prompts"], chat) for c in known}
     return [f"{folder} was trained with other prompts: {', '.join(names)} changed since "
             "(--prompts=checkpoint ranks with"
             " its own)" for folder, names in changed.items() if names] + [

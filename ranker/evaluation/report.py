@@ -22,7 +22,7 @@ from ranker.evaluation import baselines, cost_quality, places, stats
 from ranker.data import STATUSES, Query
 from ranker.drive import Cost, Ranking
 from ranker.files import write_text, writing
-from ranker.prompting import wording
+from ranker.templates import wording
 
 BASE = "untrained base"  # the name of the row that gains are measured against
 REMEDIES = {  # status -> the remedy where it is the most frequent status of answers that could not be read

@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from ranker.data import Query
 from ranker.errors import UserError, nearest
 from ranker.plugins import setting
-from ranker.prompting import wording
 from ranker.reading import open_text
 from ranker.sources import Source
+from ranker.templates import wording
 
 MOST = 8  # scenarios whose orders are all looked at
 

@@ -27,8 +27,8 @@ from tqdm import tqdm
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
 from ranker.prepare import _options
-from ranker.prompting import wording
 from ranker.reading import an_id, field, json_file, json_lines, parquet, usable
+from ranker.templates import wording
 from ranker.trec_files import read_qrels, read_run
 
 FLAGS = {"0": 0.0, "1": 1.0, "0.0": 0.0, "1.0": 1.0, "False": 0.0, "True": 1.0}  # of is_selected, as text

@@ -20,8 +20,8 @@ from ranker.data import Candidate, Query
 from ranker.errors import UserError
 from ranker.files import open_whole
 from ranker.prepare import _options
-from ranker.prompting import wording
 from ranker.reading import an_id, clean, json_lines, usable
+from ranker.templates import wording
 
 TEXTS = ("contents", "text", "segment", "passage", "body")
 

@@ -34,9 +34,9 @@ from ranker.data import Candidate, Query
 from ranker.errors import UserError, nearest
 from ranker.prepare import _options
 from ranker.prepare._groups import merged
-from ranker.prompting import wording
 from ranker.reading import columns, finite, json_file, number, place, rows, short_ids, usable, words
 from ranker.sources import split_of
+from ranker.templates import wording
 
 COST = "|total_cost"
 OTHER = ("sample_id", "eval_name", "prompt", "split", "oracle_model_to_route_to")  # columns that are no model

@@ -28,8 +28,8 @@ from tqdm import tqdm
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
 from ranker.prepare import _options
-from ranker.prompting import wording
 from ranker.reading import clean, finite, parquet, place, rows, short_ids, usable
+from ranker.templates import wording
 
 WORDS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
 

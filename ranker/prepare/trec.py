@@ -18,8 +18,8 @@ from ranker import trec_files
 from ranker.data import Query
 from ranker.evaluation import foreign
 from ranker.prepare import _options
-from ranker.prompting import wording
 from ranker.reading import usable
+from ranker.templates import wording
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

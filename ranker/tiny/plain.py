@@ -10,7 +10,7 @@ import random
 import re
 
 from ranker.data import Candidate, Query
-from ranker.prompting import wordings
+from ranker.templates import wordings
 from ranker.world import GENRES, MOODS, TITLES, Reading
 
 ONSETS = "b c d f g h j k l m n p r s t v w br ch cl cr dr fl fr gr ph pl pr qu sh sl sp st str th tr wh".split()
