@@ -174,7 +174,7 @@ def test_damaged_and_unknown_files_end_in_one_line_and_leave_nothing(tmp_path):
     made(path)
     whole = path.read_bytes()
     for name, content in {"cut": whole[:-5000], "short": whole[:200], "text": b"no model", "empty": b"",
-                          "swapped": b"XXXX" + whole[4:]}.items():
+                          "foreign": b"XXXX" + whole[4:]}.items():
         other = tmp_path / f"{name}.gguf"
         other.write_bytes(content)
         with pytest.raises(UserError, match=f"{name}.gguf cannot be read as a GGUF model") as error:
