@@ -140,7 +140,8 @@ def test_a_training_list_is_drawn_with_its_positive_and_only_where_it_fits():
             drive.load_ranker({"name": "likelihood"} | wrong)
 
 
-@pytest.mark.parametrize("config", [pytest.param("smollm2_likelihood", marks=pytest.mark.slow),
+@pytest.mark.parametrize("config", [*(pytest.param(name, marks=pytest.mark.slow)
+                                      for name in ("smollm2_likelihood", "smollm2_next5")),
                                     "smollm2_likelihood_rl", "smollm2_passages"])
 def test_the_configs_train_and_rank_with_any_model(call, config):  # noqa: F811
     options = ["--model.name=tiny", "--data.train=world", "--data.test=", "--data.tasks=passage-5,rec-movie",
