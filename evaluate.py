@@ -87,7 +87,7 @@ def evaluate_queries(args: argparse.Namespace, overrides: list[str], names: list
         "checkpoint": inputs.adapters(found, config), "orders": args.orders, "queries": len(queries),
         "thoughts": args.thoughts and sha256(args.thoughts)})
     if args.base:
-        asked.borrow(args.base, report.BASE, inputs.changed_for_base(record))
+        asked.borrow(args.base, report.BASE, lambda before: inputs.changed_for_base(before, record))
         record["base answered in"] = str(args.base)
     rows += table.model_rows(models, ranker, orders, out, asked)
     head = heads.of_queries(args, config, orders, models, table.level, warnings + report.unread(rows))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -85,12 +85,10 @@ def differences(one: dict, other: dict, other_data: bool) -> list[str]:
             or key.startswith("data.") and key not in OF_TRAINING and not other_data]
 
 
-def changed_for_base(record: dict) -> Callable[[dict], list[str]]:
-    """Return what tells how an earlier evaluation's record differs in what the untrained base answers by."""
-    def differing(before: dict) -> list[str]:
-        found = differences(before["config"], record["config"], other_data=True)  # every ask holds its data
-        return found + ["prompts"] * (before["prompts"] != record["prompts"])
-    return differing
+def changed_for_base(before: dict, now: dict) -> list[str]:
+    """Return what differs between two evaluations' records of that by which the untrained base answers an ask."""
+    found = differences(before["config"], now["config"], other_data=True)  # every ask holds its data
+    return found + ["prompts"] * (before["prompts"] != now["prompts"])
 
 
 def defaults(overrides: Sequence[str]) -> settings.Config:
