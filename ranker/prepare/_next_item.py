@@ -41,21 +41,21 @@ class User(NamedTuple):
 
 
 def count(text: str) -> int:
-    """Read a number from 1. Raise ValueError for other texts."""
-    if int(text) < 1:
-        raise ValueError("expected a number from 1")
+    """Read a number from 1. Raise ArgumentTypeError for other texts."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, got '{text}'")
     return int(text)
 
 
 def count_or_all(text: str) -> int | None:
-    """Read a number from 1, or `all` as None. Raise ValueError for other texts."""
+    """Read a number from 1, or `all` as None. Raise ArgumentTypeError for other texts."""
     return None if text == "all" else count(text)
 
 
 def share(text: str) -> float:
-    """Read a share that leaves something to train on. Raise ValueError for other texts."""
+    """Read a share that leaves something to train on. Raise ArgumentTypeError or ValueError for other texts."""
     if not 0 < float(text) <= 0.8:
-        raise ValueError("expected a share above 0, at most 0.8")
+        raise argparse.ArgumentTypeError(f"expected a share above 0, at most 0.8, got {text}")
     return float(text)
 
 
