@@ -85,10 +85,9 @@ def evaluate_queries(args: argparse.Namespace, overrides: list[str], names: list
     record |= {"checkpoints": args.ckpt, "queries": len(queries), "orders": args.orders}
     asked = AskLog(out, inputs.identity(record) | {
         "checkpoint": inputs.adapters(found, config), "orders": args.orders, "queries": len(queries),
-        "thoughts": args.thoughts and sha256(args.thoughts)})
-    if args.base:
-        asked.borrow(args.base, report.BASE, lambda before: inputs.changed_for_base(before, record))
-        record["base answered in"] = str(args.base)
+        "thoughts": args.thoughts and sha256(args.thoughts)},
+        lent=inputs.answers_of(report.BASE, args.base, record) if args.base else ())
+    record["base answered in"] = args.base and str(args.base)
     rows += table.model_rows(models, ranker, orders, out, asked)
     head = heads.of_queries(args, config, orders, models, table.level, warnings + report.unread(rows))
     base = next(row for row in rows if row.name == (report.BASE if models and not config.llm.api else "input order"))

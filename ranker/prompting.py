@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 
-from ranker import plugins
+from ranker import plugins, templates
 from ranker.chats import ChatTemplate
 from ranker.data import Ask, Cut
 from ranker.errors import UserError
-from ranker.templates import FOLDER, template, wording
+from ranker.templates import template, wording
 
 TAIL = 80  # characters of a prompt that decide how a text behind it is tokenized
 LETTERS = "ABCDEFGHIJKLMNOPQRST"
@@ -125,7 +125,7 @@ def _question(ask: Ask, pool: str, shown: Callable[[str], str], history: int | N
         question = template(name, getattr(decision, "TOLD", ()), getattr(decision, "SHOWS", ("context", "pool"))
                             ).format_map(fields)
     except (ValueError, KeyError) as error:  # the template wants a conversion or a format that texts do not have
-        raise UserError(f"{FOLDER / name}.txt: a field cannot be filled ({error})") from None
+        raise UserError(f"{templates.FOLDER / name}.txt: a field cannot be filled ({error})") from None
     if ask.out is not None:
         question += ("\n" + template("out")
                      .replace("{out}", ", ".join(f"[{ask.pool.index(c) + 1}]" for c in ask.out) or "none"))

@@ -1,4 +1,4 @@
-"""What `prompts/` holds: a template for every decision, and the wording of every task, with versions of both.
+"""Read what `prompts/` holds: a template for every decision, the wording of every task, and versions of both.
 
 A run reads the folder once. Its checkpoints record the texts, so that they can be used again in the folder's place.
 """

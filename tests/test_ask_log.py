@@ -1,6 +1,7 @@
 """An evaluation that was killed goes on where it stood: no finished ask is asked again, and its result is that of one
 that never stopped."""
 
+import json
 import os
 import random
 
@@ -9,6 +10,7 @@ import pytest
 from ranker import drive, files, llms
 from ranker.data import Candidate, Query
 from ranker.errors import UserError
+from ranker.evaluation import inputs
 from ranker.evaluation.ask_log import AskLog
 
 RANKER = drive.load_ranker({"name": "elimination"})
@@ -93,25 +95,29 @@ def test_a_ranker_that_asks_otherwise_than_before_is_noticed(tmp_path):
 def test_answers_of_an_earlier_evaluation_are_taken_where_the_ask_is_the_same(tmp_path):
     whole, asked = [], []
     expected = evaluate(tmp_path / "earlier", whole)
-    (tmp_path / "earlier/results.json").write_text("{}")
     lines = (tmp_path / "earlier/traces.jsonl").read_text().splitlines(keepends=True)
     of_q0 = [line for line in lines if '"base"' in line and '"q0"' in line]
     for line in of_q0[-1:]:  # an ask of other data
         lines[lines.index(line)] = line.replace('"c0"', '"c9"')
     (tmp_path / "earlier/traces.jsonl").write_text("".join(lines))
 
-    log = AskLog(tmp_path / "later", {"checkpoint": "b"})
-    log.borrow(tmp_path / "earlier", "base", lambda before: [])
+    record = {"config": {"roles": {}, "ranker": {"name": "elimination"}}, "prompts": {"out.txt": "1"}}
+    (tmp_path / "earlier/results.json").write_text(json.dumps(record))
+    log = AskLog(tmp_path / "later", {"checkpoint": "b"}, lent=inputs.answers_of("base", tmp_path / "earlier", record))
     found = [drive.run(RANKER, queries(), log.models(row, 0, model(asked))) for row in ("base", "policy")]
     log.finish()
     assert found == expected and len(asked) == 1 + 16  # that ask, and the row that was not lent
     assert len((tmp_path / "later/traces.jsonl").read_text().splitlines()) == 32
 
-    for folder, row, changed, said in (("earlier", "base", ["ranker.name"], "made with other ranker.name"),
-                                       ("earlier", "gone", [], "no finished evaluation with a row 'gone'"),
-                                       ("nowhere", "base", [], "nowhere is no finished evaluation")):
+    other = record | {"config": record["config"] | {"ranker": {"name": "first"}, "roles": {"judge": {}}}, "prompts": {}}
+    for folder, row, now, said in (("earlier", "base", other, "made with other ranker.name, roles, prompts; ask it"),
+                                   ("earlier", "gone", record, "no finished evaluation with a row 'gone'"),
+                                   ("nowhere", "base", record, "nowhere is no finished evaluation")):
         with pytest.raises(UserError, match=said):
-            AskLog(tmp_path / "third", {}).borrow(tmp_path / folder, row, lambda before: changed)
+            inputs.answers_of(row, tmp_path / folder, now)
+    (tmp_path / "earlier/unfinished.json").write_text("{}")  # another one was begun in the folder since
+    with pytest.raises(UserError, match="is no finished evaluation"):
+        inputs.answers_of("base", tmp_path / "earlier", record)
 
 
 def test_two_evaluations_do_not_write_to_one_folder(tmp_path):

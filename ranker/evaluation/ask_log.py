@@ -2,12 +2,12 @@
 
 An ask is written as soon as it is answered. As long as the evaluation is unfinished, `unfinished.json` beside the log
 says what is evaluated. The same command, started again, takes the answered asks from the log and asks only the rest; a
-command that evaluates something else is refused.
+command that evaluates something else is refused. Answers that another evaluation has may be lent to this one.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ranker import log
@@ -20,11 +20,12 @@ from ranker.files import lock, refuse_locked, refuse_read_only, write_text, writ
 class AskLog:
     """The log of the asks of the evaluation in `folder`; its method `models` wraps the models that answer a row."""
 
-    def __init__(self, folder: Path, evaluation: dict, anew: bool = False):
+    def __init__(self, folder: Path, evaluation: dict, anew: bool = False, lent: Iterable[dict] = ()):
         """Read the log in `folder` of the evaluation that the dict `evaluation` describes; write nothing yet.
 
-        With `anew` the log is not used and everything is asked again. Raise UserError when the folder holds an
-        unfinished evaluation of something else, is read-only, or is in use by another process.
+        With `anew` the log is not used and everything is asked again. `lent` are records of another evaluation, each
+        taken where its ask comes up here as it was. Raise UserError when the folder holds an unfinished evaluation of
+        something else, is read-only, or is in use by another process.
         """
         self.path, self.mark = folder / "traces.jsonl", folder / "unfinished.json"
         self.evaluation = json.loads(json.dumps(evaluation))  # as json gives it back from the file
@@ -32,24 +33,7 @@ class AskLog:
         self.done = self._finished_asks()
         refuse_read_only(folder)
         refuse_locked(folder)
-        self.found, self.lent = by_key(self.done), {}
-
-    def borrow(self, folder: Path, row: str, differing: Callable[[dict], list[str]]) -> None:
-        """Take over the answers of `row` from the finished evaluation in `folder`; other asks are asked as ever.
-
-        `differing` names what changed since its results.json. Raise UserError where something did, or for a folder
-        without such answers.
-        """
-        try:
-            before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-            self.lent = by_key(r for r in log.read(folder / "traces.jsonl") if r["row"] == row)
-            changed = differing(before)
-        except (OSError, ValueError, KeyError, TypeError):
-            self.lent = {}
-        if not self.lent:
-            raise UserError(f"{folder} is no finished evaluation with a row '{row}'")
-        if changed:
-            raise UserError(f"{folder}: the row '{row}' was made with other {', '.join(changed)}; ask it anew")
+        self.found, self.lent = by_key(self.done), by_key(lent)
 
     def begin(self) -> None:
         """Lock the folder and write the log as read, at the first call only; raise UserError if it changed meanwhile.

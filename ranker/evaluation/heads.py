@@ -13,10 +13,9 @@ def of_queries(args, config, orders: Sequence[Sequence[Query]], models, level: f
     how = f"{config.ranker['name']}, {decoding}, " if models else ""
     strict = " Strict: a query with an answer that could not be read counts 0." if models else ""
     unlabelled = sum(not q.labelled for q in orders[0])
-    lent = f"The untrained base was asked in {args.base}.\n" if args.base else ""
     said = f"{len(orders[0])} queries of {source}; {how}{args.orders} candidate order(s), seed {config.run.seed}.\n"
     said += f"{unlabelled} of them have no labels: they are ranked and not measured.\n" if unlabelled else ""
-    said += lent
+    said += f"The untrained base was asked in {args.base}.\n" if args.base else ""
     if unlabelled == len(orders[0]):
         return said.rstrip() + warned(warnings)
     return (f"{said}{relevance_words(level)}; nDCG has linear gain, its ideal over the query's candidates.\n"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ranker import api, checkpoint, config as settings, plugins, sources, templates
+from ranker import api, checkpoint, config as settings, log, plugins, sources, templates
 from ranker.data import Query
 from ranker.errors import UserError, one_line
 from ranker.files import sha256
@@ -85,10 +85,25 @@ def differences(one: dict, other: dict, other_data: bool) -> list[str]:
             or key.startswith("data.") and key not in OF_TRAINING and not other_data]
 
 
-def changed_for_base(before: dict, now: dict) -> list[str]:
-    """Return what differs between two evaluations' records of that by which the untrained base answers an ask."""
-    found = differences(before["config"], now["config"], other_data=True)  # every ask holds its data
-    return found + ["prompts"] * (before["prompts"] != now["prompts"])
+def answers_of(row: str, folder: Path, now: dict) -> list[dict]:
+    """Return the log's records of a row of the finished evaluation in `folder`, to be lent to the one of record `now`.
+
+    Raise UserError where it answered by other settings or prompts, and for a folder without such records. (The data may
+    be others: every record holds its ask.)
+    """
+    try:
+        before = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        found = [r for r in log.read(folder / "traces.jsonl") if r["row"] == row]
+        changed = differences(before["config"], now["config"], other_data=True)
+        changed += ["roles"] * (before["config"]["roles"] != now["config"]["roles"])
+        changed += ["prompts"] * (before["prompts"] != now["prompts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        found = []
+    if not found or (folder / "unfinished.json").exists():
+        raise UserError(f"{folder} is no finished evaluation with a row '{row}'")
+    if changed:
+        raise UserError(f"{folder}: the row '{row}' was made with other {', '.join(changed)}; ask it anew")
+    return found
 
 
 def defaults(overrides: Sequence[str]) -> settings.Config:

@@ -128,9 +128,8 @@ def queries(name: str, task: str, users: list[User], items: dict[str, str], args
             pool = own or pools[split]
             positives = pool_of(user.items[place:end], titles, args.distinct).items
             barred = seen | {pool.same.get(titles[item], item) for item in positives}
-            # The last event's draw is as it was before there were others.
             negatives = args.candidates - len(positives)
-            lots = [negatives + len(barred)]
+            lots = [negatives + len(barred)]  # the last event's draw is as it was before there were others
             shown = drawn(pool.items, negatives, barred, [3 * args.candidates, *lots] if later else lots, rng)
             if shown is None:
                 dropped[f"users with fewer than {negatives} items they never touched to choose from"] += 1
@@ -178,8 +177,8 @@ def targets(user: User, args: argparse.Namespace, moments: tuple[float, float] |
     end, held = len(user.items), []
     if moments:
         last, end = user.times[-1], bisect_left(user.times, moments[0])
-        held = [(len(user.items) - 1, len(user.items), "test" if last >= moments[1] else "validation")
-                ] if last >= moments[0] else []
+        if last >= moments[0]:
+            held = [(len(user.items) - 1, len(user.items), "test" if last >= moments[1] else "validation")]
     first = 0 if args.windows is None else max(end - args.windows, 0)
     return held + [(place, min(place + args.next, end), "train" if moments else "")
                    for place in range(end - 1, first - 1, -1)]
