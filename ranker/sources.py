@@ -45,6 +45,7 @@ class Source:
     tasks: tuple[str, ...] = ()  # of its queries
     unlabelled: tuple[str, ...] = ()  # those with queries without labels
     planned: int = 0  # how many queries the run will take
+    held_out: Callable[[], set[str]] = set  # ids of the queries that the run may not learn from
     shuffled: tuple[int, list] = field(default=(-1, ()), init=False)  # the number of an epoch, and its items
 
     def __getitem__(self, position: int) -> object:
@@ -70,10 +71,11 @@ def training(data: Data, seed: int, planned: int = 0) -> Source:
     if data.train == "world":
         tasks = world_tasks(data.tasks)
         return Source("queries", item=lambda i: world.query(tasks[i % len(tasks)], "train", i // len(tasks), data.seed),
-                      tasks=tuple(tasks), planned=planned)
+                      tasks=tuple(tasks), planned=planned, held_out=lambda: held_out_ids(data))
     queries = held_out(data, "train")
     source = Source("queries", queries, str(seed), tasks=tuple(dict.fromkeys(q.task for q in queries)),
-                    unlabelled=tuple(dict.fromkeys(q.task for q in queries if not q.labelled)), planned=planned)
+                    unlabelled=tuple(dict.fromkeys(q.task for q in queries if not q.labelled)), planned=planned,
+                    held_out=lambda: held_out_ids(data))
     for section in data.lessons:
         if source.items is None:
             raise UserError(f"data.lessons: behind {source.name} there is no list of queries for '{section['name']}';"
@@ -100,8 +102,7 @@ def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]
         return [q for task in world_tasks(data.tasks) for q in world.queries(task, split, per_task or 50, data.seed)]
     queries = read_files([source], data.tasks)
     if source == data.train:
-        queries = [q for q in queries if split_of(q.group or q.id, data.seed, bool(data.validation), bool(data.test))
-                   == split]
+        queries = [q for q in queries if _split_in(q, data) == split]
         if not queries:
             raise UserError(f"{source} is too small to hold out queries for {split}; name a file in data.{split}")
     else:
@@ -111,6 +112,23 @@ def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]
     if split == "train" and per_task:  # the first of a file may be those of a few users
         queries = random.Random("limit").sample(queries, len(queries))
     return first_of_each_task(queries, per_task)
+
+
+def held_out_ids(data: Data) -> set[str]:
+    """Return the ids of the queries for validation and test. Raise UserError for a file that cannot be read."""
+    ids = set()
+    for split in SPLITS[1:]:
+        source = getattr(data, split) or data.train
+        queries = held_out(data, split) if source == "world" else read_files([source], data.tasks)
+        if source == data.train != "world":
+            queries = [q for q in queries if _split_in(q, data) == split]
+        ids.update(q.id for q in queries)
+    return ids
+
+
+def _split_in(query: Query, data: Data) -> str:
+    """Return the split of a query of the training file."""
+    return split_of(query.group or query.id, data.seed, bool(data.validation), bool(data.test))
 
 
 def labelled(queries: Sequence[Query], where: str) -> list[Query]:

@@ -9,7 +9,7 @@ is refused.
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,9 +96,16 @@ def read(path: Path) -> list[tuple[Ask, str]]:
     return examples
 
 
-def drawn(path: Path, decisions: set[str], seed: int) -> Source:
-    """Return an endless source of traces of these decisions, to be imitated. Raise UserError where one has none."""
+def drawn(path: Path, decisions: set[str], seed: int, held_out: Set[str] = frozenset()) -> Source:
+    """Return an endless source of traces of these decisions, to be imitated.
+
+    Raise UserError where one has none, and for traces about queries that are `held_out` (ids).
+    """
     examples = [example for example in read(path) if example[0].decision in decisions]
+    refused = [ask.query.id for ask, _ in examples if ask.query.id in held_out]
+    if refused:
+        raise UserError(f"{path}: {len(refused)} of its {len(examples)} traces are about queries for validation or"
+                        f" test, such as '{refused[0]}'; make traces of training queries alone")
     for decision in sorted(decisions - {ask.decision for ask, _ in examples}):
         raise UserError(f"{path}: it holds no trace of the decision '{decision}', which the ranker asks for")
     return Source(str(path), examples, f"{seed}/traces")

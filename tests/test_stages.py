@@ -1,6 +1,7 @@
 """Stages of a run, what supervised fine-tuning imitates, and the three ways of drawing what it learns from."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from ranker import asking, config as settings, log, plugins, thoughts, world
+from ranker import asking, config as settings, log, plugins, sources, thoughts, world
 from ranker.asking import Sample, answer_mask
-from ranker.data import Answer, Ask, Candidate, Completion, Group, Query
+from ranker.data import Answer, Ask, Candidate, Completion, Group, Query, write_queries
 from ranker.drive import load_ranker
 from ranker.engine.sampler import Sampler
 from ranker.errors import UserError
@@ -181,6 +182,27 @@ def test_a_ranker_that_asks_two_decisions_imitates_traces_of_both(tmp_path):
     draw = plugins.load("draw", {"name": "recorded", "traces": str(tmp_path / "traces.jsonl")})
     source = draw.source(Source("queries", item=lambda i: query), load_ranker({"name": "valued"}), 0)
     assert {ask.decision for ask, _ in (source[0], source[1])} == {"values", "order"}
+
+
+def test_traces_about_queries_for_validation_or_test_are_refused(tmp_path):
+    """In the built-in world, in a file that all splits are held out from, and in files of their own."""
+    found = {split: world.queries("passage-5", split, 40) for split in ("train", "validation", "test")}
+    for split, queries in found.items():
+        write_queries(tmp_path / split, [replace(q, group=f"{split}::{q.id}") for q in queries])
+    whole, alone = tmp_path / "whole", {split: str(tmp_path / split) for split in found}
+    whole.write_text("".join((tmp_path / split).read_text() for split in found))
+    draw = plugins.load("draw", {"name": "recorded", "traces": str(tmp_path / "traces.jsonl")})
+    ranker = load_ranker({"name": "elimination"})
+    for data in (settings.Data(tasks=["passage-5"]), settings.Data(train=str(whole)), settings.Data(**alone),
+                 settings.Data(train=alone["train"], validation="world", test="world", tasks=["passage-5"])):
+        for split, queries in found.items():
+            records = [thoughts.record(Ask(q, q.ids, "eliminate"), "") for q in (*found["train"][:2], queries[-1])]
+            (tmp_path / "traces.jsonl").write_text("\n".join(map(json.dumps, records)))
+            if split == "train":
+                assert draw.source(sources.training(data, 0), ranker, 0)[0]
+            else:
+                with pytest.raises(UserError, match=rf"1 of its 3 traces are about .* '{queries[-1].id}'; make traces"):
+                    draw.source(sources.training(data, 0), ranker, 0)
 
 
 def test_refills_go_on_until_enough_groups_have_unlike_rewards_or_the_draws_are_spent(monkeypatch):

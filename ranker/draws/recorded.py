@@ -24,10 +24,10 @@ class Options:
 
 
 def source(source: Source, ranker, seed: int, options: Options) -> Source:
-    """Return the traces of the decisions that the ranker asks for in training."""
+    """Return the traces of the decisions that the ranker asks for in training. Raise UserError for held-out queries."""
     [(_, query)] = source.take(1, {})
     decisions = {ask.decision for k in range(SEEDS) for ask in ranker.sampled_asks(query, random.Random(k), None)}
-    return thoughts.drawn(Path(options.traces).expanduser(), decisions, seed)
+    return thoughts.drawn(Path(options.traces).expanduser(), decisions, seed, source.held_out())
 
 
 def draw(source: Source, sample, judge: Callable, state: dict, options: Options) -> list[Group]:
