@@ -19,6 +19,7 @@ from ranker.errors import UserError, nearest
 Model = Callable[[Sequence[Ask]], Sequence[tuple[int, Completion]]]
 """Asks -> (number of prompt tokens, completion) for each."""
 Models = Model | Mapping[str, Model]  # of all roles; a single model plays the policy
+SEEDS = 64  # of asks about one query, to see which decisions there are
 
 
 @dataclass
@@ -60,6 +61,17 @@ class Ranking(Cost):
 def load_ranker(section: dict, where: str = "config") -> plugins.Plugin:
     """Return the ranker of a config's `ranker` section. Raise UserError."""
     return plugins.load("ranker", section, where)
+
+
+def decisions(ranker: plugins.Plugin, query: Query, size: int | None = None) -> dict[str, Ask]:
+    """Return the decisions that a ranker learns, each with an ask about the query, of those drawn that with most text.
+
+    `size`: how many candidates are asked about; None: as in training.
+    """
+    asks = [ask for seed in range(SEEDS) for ask in ranker.sampled_asks(query, random.Random(seed), size)]
+    length = lambda ask: sum(len(query.texts[c]) for c in ask.pool)  # noqa: E731
+    return {decision: max((ask for ask in asks if ask.decision == decision), key=length)
+            for decision in dict.fromkeys(ask.decision for ask in asks)}
 
 
 class Driver:

@@ -1,11 +1,12 @@
 """What can be known before a run: that its asks, rewards and prompts fit together, what it will look like and take."""
 
+import itertools
 import math
-import random
 from collections.abc import Callable, Sequence
 
 from ranker import asking, config as settings, credit, llms, rewarding
 from ranker.data import Ask, Completion, Group, Query
+from ranker.drive import decisions
 from ranker.engine import distributed, memory
 from ranker.engine.policy import Policy
 from ranker.evaluation import report
@@ -17,7 +18,7 @@ from ranker.stages import Stage
 
 def rehearse(config: settings.Config, stages: Sequence[Stage], ranker: Plugin, source: Source,
              validation: Sequence[Query], prompter: Prompter) -> Ask:
-    """Return an ask about the longest query of some. Raise UserError for what would fail at step 500.
+    """Return the longest ask about the longest query of some. Raise UserError for what would fail at step 500.
 
     Rewards that do not fit the asks, identifiers that are several tokens; texts that the tokenizer does not know are
     told.
@@ -27,12 +28,11 @@ def rehearse(config: settings.Config, stages: Sequence[Stage], ranker: Plugin, s
             print(words)
     some = (*validation, *map(source.__getitem__, range(config.rollout.prompts_per_step)))
     longest = max(some, key=lambda q: len(str(q.context)) + sum(map(len, q.texts.values())))
-    asks = ranker.sampled_asks(longest, random.Random(0), len(longest.ids))
-    ask = max(asks, key=lambda ask: sum(len(longest.texts[c]) for c in ask.pool))
-    for stage in stages:
+    asks = list(decisions(ranker, longest, len(longest.ids)).values())
+    for stage, ask in itertools.product(stages, asks):
         judged(stage.rewards, ask, llms.right_answer)
     prompter.check(llms.rehearsal(ranker, max(some, key=lambda q: len(q.ids))))
-    return ask
+    return max(asks, key=lambda ask: len(prompter.encode(ask)))
 
 
 def judged(rewards: Sequence[rewarding.Part], ask: Ask, write: Callable[[Ask], str]) -> Completion:
@@ -47,22 +47,24 @@ def judged(rewards: Sequence[rewarding.Part], ask: Ask, write: Callable[[Ask], s
 
 def show(config: settings.Config, stage: Stage, policy: Policy, plan: memory.Plan, ranker: Plugin,
          validation: Sequence[Query], take_step: Callable) -> None:
-    """Print one prompt, a right and a wrong completion with their rewards, and estimates from one real step.
+    """Print a prompt of each decision, with a right and a wrong completion, and estimates from one real step.
 
     Nothing is trained.
     """
-    ask = ranker.sampled_asks(validation[0], random.Random(f"{config.run.seed}/ask/0"), None)[0]
-    print(policy.tokenizer.decode(policy.prompter.encode(ask)))
-    scored = scored_texts(ask)  # nothing is written
-    if scored:
-        print("\n--- scored behind it\n" + "\n".join(scored))
-    for name, write in () if scored else (("right", llms.right_answer), ("wrong", llms.wrong_answer)):
-        c = judged(stage.rewards, ask, write)
-        shown = "  ".join(f"{part} {value:g}" for part, value in c.rewards.items())
-        text = c.text if policy.prompter.think else asking.written(policy, policy.prompter.completion(c.text))
-        print(f"\n--- a {name} completion\n{text}\n    "
-              f"answer: {c.answer.status} {', '.join(map(str, c.answer.value))}"
-              f"\n    reward: {shown}")
+    for number, ask in enumerate(decisions(ranker, validation[0]).values()):
+        if number:
+            print("\n--- another decision")
+        print(policy.tokenizer.decode(policy.prompter.encode(ask)))
+        scored = scored_texts(ask)  # nothing is written
+        if scored:
+            print("\n--- scored behind it\n" + "\n".join(scored))
+        for name, write in () if scored else (("right", llms.right_answer), ("wrong", llms.wrong_answer)):
+            c = judged(stage.rewards, ask, write)
+            shown = "  ".join(f"{part} {value:g}" for part, value in c.rewards.items())
+            text = c.text if policy.prompter.think else asking.written(policy, policy.prompter.completion(c.text))
+            print(f"\n--- a {name} completion\n{text}\n    "
+                  f"answer: {c.answer.status} {', '.join(map(str, c.answer.value))}"
+                  f"\n    reward: {shown}")
     print(f"\n{plan.outlook()}\n\nmeasuring one step (nothing is trained) ...", flush=True)
     seconds = dict(plan.seconds)
     groups, _ = take_step(stage, stage.config.train.steps, {}, plan, optimizer=None)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import evaluate
@@ -163,6 +164,18 @@ def test_a_dry_run_shows_a_prompt_both_rewards_and_estimates_and_leaves_nothing(
     for text in ("Which passage below is the least likely", "a right completion", "top1_hit 1", "a wrong completion",
                  "top1_hit 0", "steps      4", "time ", "planned peak", "measured peak"):
         assert text in out
+
+
+def test_each_decision_of_a_ranker_is_shown_and_must_fit_the_rewards(call):
+    config = yaml.safe_load((ROOT / "configs/rarl.yaml").read_text())
+    del config["stages"]
+    short = [option for option in SHORT if "tasks" not in option]
+    Path("valued.yaml").write_text(yaml.safe_dump(config))
+    status, out, err = call(train, "valued.yaml", *short, "--dry_run")
+    assert status == 0 and out.count("a right completion") == 2 and out.count("another decision") == 1, err
+    Path("valued.yaml").write_text(yaml.safe_dump(config | {"reward": {"ndcg": {"weight": 1.0}}}))
+    status, _, err = call(train, "valued.yaml", *short)
+    assert status == 2 and "reward 'ndcg' judges asks to order two candidates or more" in err
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 Their log-probabilities are unknown: NaN.
 """
 
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,11 @@ from pathlib import Path
 from ranker import thoughts
 from ranker.asking import imitated
 from ranker.data import Group
+from ranker.drive import decisions
 from ranker.plugins import setting
 from ranker.sources import Source
 
 GIVES, EPISODES = "texts", False
-SEEDS = 64  # of asks about one query, to see which decisions there are
 
 
 @dataclass
@@ -26,8 +25,8 @@ class Options:
 def source(source: Source, ranker, seed: int, options: Options) -> Source:
     """Return the traces of the decisions that the ranker asks for in training. Raise UserError for held-out queries."""
     [(_, query)] = source.take(1, {})
-    decisions = {ask.decision for k in range(SEEDS) for ask in ranker.sampled_asks(query, random.Random(k), None)}
-    return thoughts.drawn(Path(options.traces).expanduser(), decisions, seed, source.held_out())
+    wanted = set(decisions(ranker, query))
+    return thoughts.drawn(Path(options.traces).expanduser(), wanted, seed, source.held_out())
 
 
 def draw(source: Source, sample, judge: Callable, state: dict, options: Options) -> list[Group]:
