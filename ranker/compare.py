@@ -1,14 +1,17 @@
-"""Compare two evaluations query by query: `python -m ranker.compare RESULTS RESULTS [--row NAME ...] [--metric NAME]`.
+"""Compare evaluations query by query: `python -m ranker.compare RESULTS RESULTS [RESULTS ...] [--row NAME ...]`.
 
-RESULTS is the folder that evaluate.py wrote, or the results.json in it. The last row of each (the last checkpoint) is
-taken unless `--row` names another, once for both or once for each. Evaluations that differ in their queries, data,
-candidate orders or relevance level are refused: their difference would say nothing about the rankers.
+RESULTS is the folder that evaluate.py wrote, or the results.json in it. The first is compared with the second, or with
+the mean of all others, query by query, such as the seeds of one config. The last row of each (the last checkpoint) is
+taken unless `--row` names another, once for all or once for each; the same folder may stand there several times.
+Evaluations that differ in their queries, data, candidate orders or relevance level are refused: their difference would
+say nothing about the rankers.
 """
 
 import csv
 import json
 import sys
 from pathlib import Path
+from statistics import fmean, stdev
 
 from ranker import metrics
 from ranker.evaluation import report, stats
@@ -17,34 +20,46 @@ from ranker.errors import Parser, UserError, exit_status, nearest
 
 def main() -> None:
     parser = Parser(prog="python -m ranker.compare", description=__doc__)
-    parser.add_argument("results", type=Path, nargs=2)
+    parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--row", action="append", default=[], help="the row to take (default: the last)")
     parser.add_argument("--metric", help="default: the first of the evaluation")
     args = parser.parse_args()
-    if len(args.row) > 2:
-        raise UserError("--row names one row for both evaluations, or one for each")
     folders = [path.parent if path.is_file() else path for path in args.results]
-    one, two = (load(folder) for folder in folders)
+    if len(folders) < 2:
+        raise UserError("name two evaluations, or more: the first is compared with the mean of all others")
+    if len(args.row) not in (0, 1, len(folders)):
+        raise UserError(f"--row names one row for all {len(folders)} evaluations, or one for each; {len(args.row)} are"
+                        " named")
+    found = [load(folder) for folder in folders]
+    for folder, results in zip(folders[1:], found[1:]):
+        refuse_unlike(folders[0], found[0], folder, results)
+    metric = metrics.canonical(args.metric) if args.metric else found[0]["metrics"][0]
+    names = [args.row[i % len(args.row)] if args.row else list(results["rows"])[-1] for i, results in enumerate(found)]
+    values = [per_query(*row, metric) for row in zip(folders, found, names)]
+    for folder, other in zip(folders, values):
+        if other.keys() != values[0].keys():
+            raise UserError(f"{folders[0]} and {folder} ranked different queries, "
+                            f"such as '{min(other.keys() ^ values[0].keys())}'")
+    first, *others = values
+    means = [fmean(v.values()) for v in values]
+    rows = [[f"{folder}: {name}", f"{mean:.4f}"] for folder, name, mean in zip(folders, names, means)]
+    if len(others) > 1:
+        rows.append([f"mean of the last {len(others)} (deviation {stdev(means[1:]):.4f})", f"{fmean(means[1:]):.4f}"])
+    gains = stats.compare([fmean(other[q] for other in others) - first[q] for q in first])
+    print(f"{metric}, {gains['queries']} queries\n\n{report.markdown(['', metric], rows)}\n\n"
+          f"gain {gains['gain']:+.4f}, 95% interval {gains['low']:+.4f} to {gains['high']:+.4f}, "
+          f"p = {gains['p']:.4f} (paired randomization); "
+          f"better {gains['wins']}, same {gains['ties']}, worse {gains['losses']}")
+
+
+def refuse_unlike(folder: Path, results: dict, other: Path, others: dict) -> None:
+    """Raise UserError where two evaluations differ in what their difference would come from."""
     for what, known in {"data": data_of, "queries": lambda r: r.get("queries"),
                         "candidate orders": lambda r: (r.get("orders"), r["config"]["run"]["seed"]),
                         "relevance level": lambda r: r["config"]["eval"]["relevance_level"]}.items():
-        if known(one) != known(two):
-            raise UserError(f"{folders[0]} and {folders[1]} differ in their {what} ({shown(known(one))} and "
-                            f"{shown(known(two))}); evaluate both alike")
-    metric = metrics.canonical(args.metric) if args.metric else one["metrics"][0]
-    names = [args.row[i % len(args.row)] if args.row else list(r["rows"])[-1] for i, r in enumerate((one, two))]
-    values = [per_query(folder, results, name, metric) for folder, results, name in zip(folders, (one, two), names)]
-    if values[0].keys() != values[1].keys():
-        raise UserError(f"{folders[0]} and {folders[1]} ranked different queries, "
-                        f"such as '{min(values[0].keys() ^ values[1].keys())}'")
-    found = stats.compare([values[1][q] - values[0][q] for q in values[0]])
-    means = [sum(v.values()) / len(v) for v in values]
-    print(f"{metric}, {found['queries']} queries\n")
-    print(report.markdown(["", metric],
-                          [[f"{folder}: {name}", f"{mean:.4f}"] for folder, name, mean in zip(folders, names, means)]))
-    print(f"\ngain {found['gain']:+.4f}, 95% interval {found['low']:+.4f} to {found['high']:+.4f}, "
-          f"p = {found['p']:.4f} (paired randomization); "
-          f"better {found['wins']}, same {found['ties']}, worse {found['losses']}")
+        if known(results) != known(others):
+            raise UserError(f"{folder} and {other} differ in their {what} ({shown(known(results))} and "
+                            f"{shown(known(others))}); evaluate both alike")
 
 
 def load(folder: Path) -> dict:

@@ -1,8 +1,11 @@
 """The rows a model must beat, the routing plane, and the comparison of two evaluations, against hand-made cases."""
 
+import csv
 import json
 import math
 import random
+import re
+import statistics
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -207,7 +210,20 @@ def test_two_evaluations_are_compared_query_by_query_and_unlike_ones_refused(cal
     gains = json.loads(Path("one/results.json").read_text())["gains"]["kNN"]["all"]
     assert (f"gain {gains['gain']:+.4f}" in out and f"p = {gains['p']:.4f}" in out
             and f"better {gains['wins']}, same {gains['ties']}" in out)
-    for arguments, words in ((["one", "shuffled"], "differ in their candidate orders"),
+    status, out, _ = call(compare, "one", *["two"] * 3, *(word for name in ("input order", "kNN", "BM25", "input order")
+                                                          for word in ("--row", name)))
+    metric = json.loads(Path("one/results.json").read_text())["metrics"][0]
+    with open("one/per_query.csv", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line["measure"] == metric]
+    order, knn, bm25 = (statistics.fmean(float(line["value"]) for line in lines if line["name"] == name)
+                        for name in ("input order", "kNN", "BM25"))
+    mean, deviation = statistics.fmean((knn, bm25, order)), statistics.stdev((knn, bm25, order))
+    assert status == 0 and re.search(rf"mean of the last 3 \(deviation {deviation:.4f}\) *\| +{mean:.4f}", out)
+    assert f"gain {mean - order:+.4f}" in out  # queries are paired with the mean of their three values
+    for arguments, words in ((["one"], "name two evaluations, or more"),
+                             (["one", "two", "two", "--row", "a", "--row", "b"], "one for each; 2 are named"),
+                             (["one", "two", "shuffled"], "differ in their candidate orders"),
+                             (["one", "shuffled"], "differ in their candidate orders"),
                              (["one", "other"], "differ in their data"),
                              (["one", "two", "--row", "knn"], "has no row 'knn' (known: BM25"),
                              (["one", "two", "--metric", "P@3"], "no metric 'P@3'"),
