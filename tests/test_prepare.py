@@ -259,8 +259,23 @@ def test_requests_and_candidates_without_a_text_are_left_out_and_counted(tmp_pat
         assert words in out
 
 
+def test_retrieved_passages_are_requests_in_their_order_cut_at_the_depth(tmp_path, monkeypatch, capsys):
+    hits = [{"content": text, "qid": 7, "docid": d} for d, text in (("b", "y"), ("c", " "), ("a", "x"), ("d", "z"))]
+    (tmp_path / "r.json").write_text(json.dumps([{"query": "what", "hits": hits},
+                                                 {"query": " ", "hits": [hits[0] | {"qid": 8}]}]))
+    (tmp_path / "qrels").write_text("7 0 a 2\n7 0 d 1\n8 0 b 1\n")
+    monkeypatch.setattr("sys.argv", ["prepare", "requests", str(tmp_path / "r.json"), str(tmp_path / "qrels"),
+                                     "--depth", "2", "--out", str(tmp_path / "q.jsonl")])
+    assert exit_status(prepare.main) == 0
+    [query] = read_queries(tmp_path / "q.jsonl")
+    assert (query.id, query.context, query.ids, query.relevance) == ("7", "what", ("b", "a"), (0, 2))
+    out = capsys.readouterr().out
+    assert "dropped 1: passages without a text" in out and "dropped 1: questions without a text" in out
+
+
 @pytest.mark.parametrize("text, words", [
-    ("[1]\n", "expected a JSON object"), ('{"query": "x"}\n', ":1: a request needs"),
+    ("[1]\n", "question 1: expected {query, hits"), ("1\n", "expected a JSON object"),
+    ('{"query": "x"}\n', ":1: a request needs"),
     (request(1, ("a", "x")) + request(1, ("a", "x")), "r.jsonl:2: qid '1' stood in"),
     (request("a b", ("a", "x")), "r.jsonl:1: 'qid' must be an id without spaces"),
     (request(1, ("a b", "x")), "r.jsonl:1: candidate 1: 'docid' must be an id without spaces"),
