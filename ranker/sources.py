@@ -100,13 +100,11 @@ def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]
         if split == "train":
             raise ValueError("the world's training queries have no end")
         return [q for task in world_tasks(data.tasks) for q in world.queries(task, split, per_task or 50, data.seed)]
-    queries = read_files([source], data.tasks)
-    if source == data.train:
-        queries = [q for q in queries if _split_in(q, data) == split]
-        if not queries:
-            raise UserError(f"{source} is too small to hold out queries for {split}; name a file in data.{split}")
-    else:
+    queries = _in_file(data, split, source)
+    if source != data.train:
         refuse_shared(queries, data, f"data.{split} {source}")
+    elif not queries:
+        raise UserError(f"{source} is too small to hold out queries for {split}; name a file in data.{split}")
     if split == "validation" or split == "train" and not data.unlabelled:
         queries = labelled(queries, f"{source}, {split}")
     if split == "train" and per_task:  # the first of a file may be those of a few users
@@ -116,19 +114,18 @@ def held_out(data: Data, split: str, per_task: int | None = None) -> list[Query]
 
 def held_out_ids(data: Data) -> set[str]:
     """Return the ids of the queries for validation and test. Raise UserError for a file that cannot be read."""
-    ids = set()
-    for split in SPLITS[1:]:
-        source = getattr(data, split) or data.train
-        queries = held_out(data, split) if source == "world" else read_files([source], data.tasks)
-        if source == data.train != "world":
-            queries = [q for q in queries if _split_in(q, data) == split]
-        ids.update(q.id for q in queries)
-    return ids
+    files = {split: getattr(data, split) or data.train for split in SPLITS[1:]}
+    return {q.id for split, source in files.items()
+            for q in (held_out(data, split) if source == "world" else _in_file(data, split, source))}
 
 
-def _split_in(query: Query, data: Data) -> str:
-    """Return the split of a query of the training file."""
-    return split_of(query.group or query.id, data.seed, bool(data.validation), bool(data.test))
+def _in_file(data: Data, split: str, source: str) -> list[Query]:
+    """Return the queries of a split in its file: all, or those that the training file holds out for it."""
+    queries = read_files([source], data.tasks)
+    if source != data.train:
+        return queries
+    own = bool(data.validation), bool(data.test)
+    return [q for q in queries if split_of(q.group or q.id, data.seed, *own) == split]
 
 
 def labelled(queries: Sequence[Query], where: str) -> list[Query]:
